@@ -1,0 +1,43 @@
+# make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
+# make test    every check: lint, format, types, tests
+# make setup   the environment alone, in .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A copy of Tiny Shakespeare beside the repository saves the download.
+SHAKESPEARE := $(wildcard ../shared/data/tinyshakespeare/input.txt)
+
+.PHONY: setup demo test lint types bench clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: setup
+	@if $(BIN)/python data/shakespeare_char/prepare.py $(if $(SHAKESPEARE),--input=$(SHAKESPEARE)); then \
+	  data=shakespeare_char; \
+	else \
+	  echo "Shakespeare cannot be downloaded: the demo trains on Python's own help texts instead."; \
+	  data=pydocs_char; $(BIN)/python data/pydocs_char/prepare.py; \
+	fi && \
+	$(BIN)/python train.py config/demo.py --dataset=$$data && \
+	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
+	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
+	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='ROMEO:', and README.md."
+
+test: lint types
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) out-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

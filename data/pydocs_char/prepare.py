@@ -1,0 +1,38 @@
+"""Python's own help texts by characters, from the standard library: needs no network. Run:
+
+python data/pydocs_char/prepare.py
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # works in a plain clone, without installation
+
+from nanobackpack import cli, prepare  # noqa: E402
+from nanobackpack.tokenizers import build  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Python's help texts by characters."""
+
+    out: str = ""
+    """Folder to write to; empty: the folder of this script."""
+
+
+def main(settings: Settings) -> None:
+    text = "\n".join(topics[name] for name in sorted(topics))
+    source = f"pydoc_data.topics of Python {platform.python_version()}"
+    out = Path(settings.out or HERE)
+    meta = prepare.write_dataset(out, text, build("char", text), val_fraction=0.1, source=source)
+    print(prepare.summary(meta, out))
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings)

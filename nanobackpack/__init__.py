@@ -1,0 +1,20 @@
+"""nanobackpack: train, sample, read and steer Backpack language models."""
+
+from nanobackpack.backpack import BackpackLM
+from nanobackpack.checkpoint import load_model
+from nanobackpack.config import InputError, ModelConfig, SampleConfig, TrainConfig
+from nanobackpack.gpt import GPT
+from nanobackpack.senses import Senses
+from nanobackpack.trainer import train
+
+__all__ = [
+    "GPT",
+    "BackpackLM",
+    "InputError",
+    "ModelConfig",
+    "SampleConfig",
+    "Senses",
+    "TrainConfig",
+    "load_model",
+    "train",
+]

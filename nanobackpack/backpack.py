@@ -1,0 +1,191 @@
+"""The Backpack language model (Hewitt et al. 2023, arXiv 2305.16765).
+
+    logits[b,i] = E · Σ_j≤i Σ_l  α[b,l,i,j] · C(x[b,j])[l]
+
+C, the sense network, gives each token K vectors that depend on the token alone. α, the contextualization
+weights, come from a Transformer that decides how much each sense of each earlier token counts. E is the
+embedding, tied to the input. The prediction is linear in the senses: that is what makes them readable.
+
+Letters: B batch, T time (positions), S cached positions, D width, K senses, V vocabulary, U unique ids.
+
+Two sense networks exist. They differ in their residuals and norms, in the scale of α, and in whether the
+sense network counts as a layer:
+    nano   nanoBackpackLM: joint LayerNorm over a token's K senses; α = softmax(q·k), not scaled; no bias
+           on q and k; dropout on α; n_layer - 1 blocks
+    paper  backpack-gpt2: no norm at the end; α = softmax(q·k / sqrt(D/K)); n_layer blocks
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanobackpack.config import ModelConfig
+from nanobackpack.layers import (
+    MLP,
+    KVCache,
+    LanguageModel,
+    Output,
+    check_ids,
+    cross_entropy,
+    init_weights,
+)
+from nanobackpack.sense_sum import weighted_sum
+
+
+class NanoSenses(nn.Module):
+    """C of nanoBackpackLM: two MLPs, then one LayerNorm over all K·D numbers of a token, so that a
+    large sense shrinks its siblings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, K = config.n_embd, config.n_sense_vector
+        self.n_sense = K
+        self.ff_1 = MLP(D, 4 * D, D, config)
+        self.ln_1 = nn.LayerNorm(D, bias=config.bias)
+        self.ff_2 = MLP(D, 4 * D, K * D, config)
+        self.ln_2 = nn.LayerNorm(K * D, bias=config.bias)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Embeddings (..., D) → senses (..., K, D)."""
+        u = self.ln_1(e + self.ff_1(e))
+        w = self.ff_2(u).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
+        w = self.ln_2((w + u.unsqueeze(-2)).flatten(-2))  # (..., K·D)
+        return w.unflatten(-1, (self.n_sense, -1))  # (..., K, D)
+
+
+class PaperSenses(nn.Module):
+    """C of backpack-gpt2: a residual block, then an MLP to K·D without norm (paper, appendix A.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, K = config.n_embd, config.n_sense_vector
+        self.n_sense, self.dropout = K, config.dropout
+        self.ln_0 = nn.LayerNorm(D, bias=config.bias)
+        self.ln_1 = nn.LayerNorm(D, bias=config.bias)
+        self.ln_2 = nn.LayerNorm(D, bias=config.bias)
+        self.mlp = MLP(D, 4 * D, D, config)
+        self.final_mlp = MLP(D, 4 * D, K * D, config)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Embeddings (..., D) → senses (..., K, D)."""
+        r = self._drop(e)
+        r = self._drop(self.ln_0(r)) + r  # the embedding's own norm is added to it (sic, A.1)
+        r = self._drop(self.mlp(self.ln_1(r))) + r
+        return self.final_mlp(self.ln_2(r)).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class SenseWeights(nn.Module):
+    """α: for each sense an attention pattern of its own, one softmax over the positions each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, K = config.n_embd, config.n_sense_vector
+        nano = config.sense_network == "nano"
+        self.n_sense = K
+        self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
+        self.dropout = config.dropout if nano else 0.0
+        self.c_attn = nn.Linear(D, 2 * D, bias=config.bias and not nano)
+
+    def queries_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Contextual vectors (B, T, D) → queries and keys, each (B, K, T, D/K)."""
+        q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)
+        return q, k
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, T, D) → α (B, K, T, T): rows sum to 1, nothing above the diagonal. No dropout here."""
+        q, k = self.queries_keys(h)
+        scores = (q @ k.transpose(2, 3)).float() * self.scale  # (B, K, T, T)
+        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=h.device).triu(1)
+        return scores.masked_fill(future, -math.inf).softmax(dim=3).to(q.dtype)
+
+
+class BackpackLM(LanguageModel):
+    """Backpack language model: context network → α, sense network → C, weighted sum, tied head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.alpha = SenseWeights(config)
+        nano = config.sense_network == "nano"
+        self.senses: nn.Module = NanoSenses(config) if nano else PaperSenses(config)
+        init_weights(self, config.n_layer)
+
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Output:
+        """Logits (B, T, V) for input_ids (B, T); with targets (B, T), -1 ignored, also the loss.
+
+        Raises: ValueError for ids of the wrong shape, type, length or range.
+        """
+        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        alpha = self.alpha(self.context(self.wte(input_ids)))  # (B, K, T, T)
+        alpha = F.dropout(alpha, self.alpha.dropout, self.training)
+        o = weighted_sum(alpha, self._senses_at(input_ids))  # (B, T, D)
+        logits = F.linear(o, self.wte.weight).float()  # (B, T, V)
+        return Output(logits, None if targets is None else cross_entropy(logits, targets))
+
+    def _senses_at(self, ids: Tensor) -> Tensor:
+        """C of each position, (B, K, T, D): computed once per token *type*, then looked up.
+
+        With dropout each position needs masks of its own, so there it is computed per position."""
+        if self.training and self.config.dropout:
+            return self.senses(self.wte(ids)).transpose(1, 2)  # (B, K, T, D)
+        if self.config.vocab_size <= ids.numel():
+            types, index = self.wte.weight, ids  # (V, D)
+        else:
+            unique, index = ids.unique(return_inverse=True)  # (U), (B, T)
+            types = self.wte(unique)  # (U, D)
+        table = self.senses(types).flatten(1)  # (U, K·D)
+        at = F.embedding(index, table)  # (B, T, K·D)
+        return at.unflatten(2, (self.config.n_sense_vector, -1)).transpose(1, 2)  # (B, K, T, D)
+
+    def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
+        h = self.context(self.wte(input_ids), cache)  # (B, T, D)
+        q, k = self.alpha.queries_keys(h)  # (B, K, T, D/K)
+        senses = self._senses_at(input_ids)  # (B, K, T, D)
+        if cache is not None:
+            k, senses = cache.append(self.config.n_block, k, senses)  # (B, K, S, ·)
+            cache.length += input_ids.size(1)
+        scores = (q[:, :, -1:] @ k.transpose(2, 3)).float() * self.alpha.scale  # (B, K, 1, S)
+        o = weighted_sum(scores.softmax(dim=3).to(senses.dtype), senses)  # (B, 1, D)
+        return F.linear(o[:, 0], self.wte.weight).float()  # (B, V)
+
+    @torch.no_grad()
+    def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:
+        """C as a table: (V, K, D), padded ids included, or (N, K, D) for N ids.
+
+        Raises: ValueError for ids outside the vocabulary. `chunk` bounds the memory used on the way.
+        """
+        device = self.wte.weight.device
+        if ids is None:
+            ids = torch.arange(self.config.vocab_size)
+        ids = torch.as_tensor(ids, dtype=torch.int64)
+        if ids.dim() != 1 or ((ids < 0) | (ids >= self.config.vocab_size)).any():
+            raise ValueError(f"ids must be a list of numbers from 0 to {self.config.vocab_size - 1}")
+        was_training = self.training
+        self.eval()
+        try:
+            parts = [self.senses(self.wte(part)) for part in ids.to(device).split(chunk)]
+        finally:
+            self.train(was_training)
+        return torch.cat(parts)  # (N, K, D)
+
+    @torch.no_grad()
+    def contextualization(self, input_ids: Tensor) -> Tensor:
+        """α (B, K, T, T) of input_ids (B, T): α[b,l,i,j] weighs sense l of token j at position i.
+
+        Raises: ValueError for ids of the wrong shape, type, length or range.
+        """
+        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        was_training = self.training
+        self.eval()
+        try:
+            return self.alpha(self.context(self.wte(input_ids)))
+        finally:
+            self.train(was_training)

@@ -1,0 +1,175 @@
+"""Checkpoints: one self-contained file, written whole or not at all, opened without running anything.
+
+A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM's:
+    format          "nanobackpack 1"
+    model           tensors by parameter name
+    model_args      ModelConfig
+    config          TrainConfig of the run
+    tokenizer       the tokenizer's JSON, or None
+    optimizer, scaler, iter_num (steps done), best_val_loss
+All randomness of a step follows from (seed, step), so these are the whole state of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanobackpack import compat
+from nanobackpack.backpack import BackpackLM
+from nanobackpack.config import InputError, ModelConfig
+from nanobackpack.data import read_tokenizer
+from nanobackpack.files import replacing
+from nanobackpack.gpt import GPT
+from nanobackpack.layers import LanguageModel
+from nanobackpack.tokenizers import Tokenizer
+
+FORMAT = "nanobackpack 1"
+
+
+def build(config: ModelConfig) -> BackpackLM | GPT:
+    """A model with fresh weights."""
+    return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
+
+
+def save(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint: temporary name, flushed to disk, then renamed over the old one."""
+    with replacing(path) as f:
+        torch.save({"format": FORMAT, **checkpoint}, f)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint file as a dict: tensors and plain values, whatever else it holds is refused.
+
+    Raises: InputError if it is missing, damaged, or would have to run code.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"no checkpoint {path}: train one with python train.py, or name its folder in --out_dir"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as e:
+        raise InputError(
+            f"{path} is refused: it holds more than tensors and plain values, or is damaged ({_first(e)})"
+        ) from e
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+        raise InputError(f"{path} cannot be read as a checkpoint: {_first(e)}") from e
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} holds a {type(checkpoint).__name__}, a checkpoint is a dict")
+    return checkpoint
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
+
+
+def find(path: Path) -> Path:
+    """The checkpoint file that `path` stands for: a file, or a run's folder.
+
+    A folder stands for its last state, ckpt.pt, or with always_save_checkpoint=False for its best.
+    """
+    if not path.is_dir():
+        return path
+    best, last = path / "best.pt", path / "ckpt.pt"
+    if not best.is_file() or not last.is_file():
+        return best if best.is_file() else last
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        keep_last = settings.get("always_save_checkpoint", True)
+    except (OSError, ValueError, AttributeError):
+        keep_last = True
+    return last if keep_last else best
+
+
+def load_model(path: str | Path) -> BackpackLM | GPT:
+    """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
+
+    `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), or a folder with
+    config.json and weights (backpack-gpt2, GPT-2). Nothing found in a file is ever executed.
+    Raises: InputError with one line if there is nothing there or it cannot be used.
+    """
+    path = Path(path)
+    file = find(path)
+    if file.is_file():
+        model = model_from(read(file), file)
+    elif (path / "config.json").is_file():
+        model = _load_hugging_face(path)
+    elif path.is_dir():
+        raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
+    else:
+        raise InputError(f"no model at {path}: train one with python train.py, or give the path of another")
+    return model.eval()
+
+
+def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
+    """The model a checkpoint read by `read` holds.
+
+    Raises: InputError if its settings or tensors do not fit together.
+    """
+    if checkpoint.get("format") != FORMAT:
+        if "format" in checkpoint:
+            raise InputError(
+                f"{source}: format {checkpoint['format']!r} is unknown here: this version reads {FORMAT!r}"
+            )
+        config, state, layout = compat.read_nano(checkpoint, str(source))
+        model = build(config)
+        compat.import_state(model, state, layout, str(source))
+        model.tokenizer = _beside(checkpoint.get("config"))
+        return model
+    args = checkpoint.get("model_args")
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    if not isinstance(args, dict) or not known >= args.keys():
+        raise InputError(f"{source}: model_args are not those of this version")
+    model = build(ModelConfig(**args))
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as e:
+        raise InputError(f"{source}: the tensors do not fit its model_args ({_first(e)})") from e
+    if checkpoint.get("tokenizer"):
+        model.tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
+    return model
+
+
+def _beside(config: object) -> Tokenizer | None:
+    """The tokenizer of the data a nanoBackpackLM checkpoint was trained on, if the data is still here."""
+    name = config.get("dataset") if isinstance(config, dict) else None
+    if not isinstance(name, str) or Path(name).name != name:  # a foreign name must not lead elsewhere
+        return None
+    return read_tokenizer(Path("data") / name)
+
+
+def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputError(f"{folder / 'config.json'} is not JSON: {e}") from e
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state: dict[str, Any] = load_file(weights)
+        except SafetensorError as e:
+            raise InputError(f"{weights} cannot be read: {e}") from e
+    else:
+        weights = folder / "pytorch_model.bin"
+        if not weights.is_file():
+            raise InputError(
+                f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin"
+            )
+        state = read(weights)
+    config, state, layout = compat.read_hugging_face(settings, state, str(folder))
+    model: LanguageModel = build(config)
+    compat.import_state(model, state, layout, str(weights))
+    if (folder / "tokenizer.json").is_file():
+        model.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return model  # type: ignore[return-value]

@@ -1,0 +1,339 @@
+"""Settings: what a model is made of, how it is trained, how it is sampled.
+
+Frozen dataclasses with one help line per field; `cli.py` turns them into flags and `--help`.
+The names and defaults are nanoBackpackLM's, except where its default fails on a plain machine:
+device, dtype and compile are "auto". Nothing here knows about files, devices or the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used: one line with the value, what is allowed, and the way out.
+
+    The command line prints it and exits with status 2; every other exception is a bug of ours.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The shape of the network: what `ModelConfig` and `TrainConfig` have in common."""
+
+    model_name: Literal["backpack-lm", "gpt2"] = "backpack-lm"
+    """backpack-lm: the Backpack; gpt2: the Transformer baseline of the same layout."""
+    n_layer: int = 12
+    """Layers; the nano Backpack has n_layer - 1 Transformer blocks, its sense network is the other."""
+    n_head: int = 12
+    """Attention heads of each block; must divide n_embd."""
+    n_embd: int = 768
+    """Width D of embeddings, blocks and sense vectors."""
+    block_size: int = 1024
+    """Longest context, in tokens."""
+    n_sense_vector: int = 16
+    """Sense vectors K of each token; must divide n_embd."""
+    sense_network: Literal["nano", "paper"] = "nano"
+    """nano: nanoBackpackLM's sense network; paper: that of the Backpack paper (backpack-gpt2)."""
+    dropout: float = 0.0
+    """Dropout probability: 0 for pretraining, 0.1 to 0.2 on small data."""
+    bias: bool = False
+    """Biases in linear layers and LayerNorms."""
+
+    def check_architecture(self) -> None:
+        for name in ("n_head", "n_embd", "block_size", "n_sense_vector"):
+            at_least(self, name, 1)
+        at_least(self, "n_layer", 0 if self.model_name == "gpt2" else 1)
+        within(self, "dropout", 0.0, 1.0, open_end=True)
+        divides(self, "n_head", "n_embd")
+        if self.model_name == "backpack-lm":
+            divides(self, "n_sense_vector", "n_embd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Architecture):
+    """All that is needed to build a model; stored in each checkpoint."""
+
+    vocab_size: int = 50304
+    """Rows V of the embedding, padding included."""
+    vocab_used: int = 0
+    """Ids below this one are real tokens, the rest padding that is never listed or sampled (0: all)."""
+    scale_attn_by_inverse_layer_idx: bool = False
+    """Divide the attention scores of block i by i + 1, as backpack-gpt2 does."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.check_architecture()
+        at_least(self, "vocab_size", 1)
+        within(self, "vocab_used", 0, self.vocab_size)
+
+    @property
+    def n_block(self) -> int:
+        """Transformer blocks: nanoBackpackLM counts the sense network as one layer."""
+        nano = self.model_name == "backpack-lm" and self.sense_network == "nano"
+        return self.n_layer - 1 if nano else self.n_layer
+
+    @property
+    def n_token(self) -> int:
+        """Number of real tokens, padding excluded."""
+        return self.vocab_used or self.vocab_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Architecture):
+    """A training run."""
+
+    out_dir: str = "out"
+    """Folder for checkpoints, metrics.jsonl, config.json and loss.png."""
+    init_from: str = "scratch"
+    """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped."""
+    eval_interval: int = 2000
+    """Evaluate and save every so many steps."""
+    eval_iters: int = 200
+    """Batches per split in an evaluation; the same windows each time."""
+    eval_only: bool = False
+    """Evaluate once, train nothing."""
+    log_interval: int = 1
+    """Steps between lines of the log."""
+    always_save_checkpoint: bool = True
+    """out_dir stands for its last state (True) or for its best one (False); both are kept."""
+    backup_checkpoint_step: int = 5000
+    """Keep a copy ckpt_STEP.pt every so many steps (0: never)."""
+
+    dataset: str = "openwebtext"
+    """Folder under data/, or the path of a folder with train.bin and val.bin."""
+    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Type of the ids in the .bin files; auto: what meta.json says, else uint16."""
+    tokenizer_name: str = "auto"
+    """auto: the tokenizer stored with the data."""
+    huge_pack_dir: str = ""
+    """Folder of sharded languages."""
+    xlm_alpha: float = 0.3
+    """Exponent of the language mixture."""
+
+    batch_size: int = 12
+    """Sequences in a micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per step; their gradients are averaged."""
+    max_iters: int = 600000
+    """Optimizer steps in all."""
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    decay_lr: bool = True
+    """Warm up, then decay along a cosine; False: constant."""
+    warmup_iters: int = 2000
+    """Steps of linear warm-up."""
+    lr_decay_iters: int = 600000
+    """Step at which the decay reaches min_lr."""
+    min_lr: float = 6e-5
+    """Learning rate at the end of the decay."""
+    weight_decay: float = 0.1
+    """AdamW weight decay, on the weights of linear layers only."""
+    beta1: float = 0.9
+    """AdamW decay of the mean of gradients."""
+    beta2: float = 0.95
+    """AdamW decay of the mean of squared gradients."""
+    grad_clip: float = 1.0
+    """Largest gradient norm (0: no clipping)."""
+
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda, cuda:1, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the model; auto: on CUDA where a compiler is found."""
+    backend: str = "nccl"
+    """Communication between processes."""
+    seed: int = 1337
+    """Start of all randomness."""
+
+    wandb_log: bool = False
+    """Log to Weights & Biases."""
+    wandb_project: str = "owt"
+    """Project name there."""
+    wandb_run_name: str = "gpt2"
+    """Run name there."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.check_architecture()
+        for name in (
+            "eval_interval", "eval_iters", "log_interval", "batch_size",
+            "gradient_accumulation_steps", "lr_decay_iters",
+        ):  # fmt: skip
+            at_least(self, name, 1)
+        for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):
+            at_least(self, name, 0)
+        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):
+            at_least(self, name, 0.0)
+        for name in ("beta1", "beta2"):
+            within(self, name, 0.0, 1.0, open_end=True)
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise InputError(
+                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
+                "lower --min_lr, or keep the rate constant with --decay_lr=False"
+            )
+        not_yet(self, "init_from", "scratch", "resume")
+        not_yet(self, "tokenizer_name", "auto", "char")
+        not_yet(self, "huge_pack_dir", "")
+        not_yet(self, "xlm_alpha", 0.3)
+        not_yet(self, "wandb_log", False)
+        not_yet(self, "wandb_project", "owt")
+        not_yet(self, "wandb_run_name", "gpt2")
+        not_yet(self, "backend", "nccl")
+
+    def model_config(self, vocab_size: int, vocab_used: int = 0) -> ModelConfig:
+        """The model this run trains, for a vocabulary of that size."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Architecture)}
+        return ModelConfig(vocab_size=vocab_size, vocab_used=vocab_used, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """Which model to open and where to run it: shared by every program that reads a model."""
+
+    init_from: str = "resume"
+    """resume: the model in out_dir; or the path of a checkpoint, a run's folder or a model folder."""
+    out_dir: str = "out"
+    """Folder of a training run."""
+    seed: int = 1337
+    """Start of all randomness."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda, cuda:1, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the model; auto: no."""
+    tokenizer_name: str = "auto"
+    """auto: the tokenizer stored in the checkpoint or beside its data."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, "seed", 0)
+        not_yet(self, "tokenizer_name", "auto", "char")
+
+    @property
+    def model_path(self) -> str:
+        return self.out_dir if self.init_from == "resume" else self.init_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(LoadConfig):
+    """Text from a model."""
+
+    start: str = "\n"
+    """The prompt, or FILE:prompt.txt to read it from a file."""
+    num_samples: int = 10
+    """Number of samples."""
+    max_new_tokens: int = 500
+    """Tokens to add to the prompt in each sample."""
+    temperature: float = 0.8
+    """1: the model's own distribution, below 1: more cautious, 0: always the likeliest token."""
+    top_k: int = 200
+    """Choose among the k likeliest tokens (0: all)."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "num_samples", 1)
+        at_least(self, "max_new_tokens", 1)
+        at_least(self, "temperature", 0.0)
+        at_least(self, "top_k", 0)
+        within(self, "top_p", 0.0, 1.0, open_start=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenseConfig(LoadConfig):
+    """What the senses of some words predict."""
+
+    words: tuple[str, ...] = ("a", "e", "c", "s", "t")
+    """Words to look at."""
+    k: int = 5
+    """Top tokens to list for each sense."""
+    strict: bool = True
+    """Accepted for nanoBackpackLM's command; unknown weights are refused either way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "k", 1)
+        if not self.words:
+            raise InputError("words is empty: give at least one, as in --words a e c")
+
+
+# --- Checks: each raises one clear line -------------------------------------------------------
+
+
+def at_least(config: Any, name: str, low: float) -> None:
+    value = getattr(config, name)
+    if not value >= low or value == float("inf"):  # `not >=` also refuses NaN
+        raise InputError(f"{name}={value} is out of range: it must be a number from {low} up")
+
+
+def within(
+    config: Any,
+    name: str,
+    low: float,
+    high: float,
+    *,
+    open_start: bool = False,
+    open_end: bool = False,
+) -> None:
+    value = getattr(config, name)
+    above = value > low if open_start else value >= low
+    below = value < high if open_end else value <= high
+    if not (above and below):
+        start, end = "above" if open_start else "from", "below" if open_end else "up to"
+        raise InputError(f"{name}={value} is out of range: it must be {start} {low} {end} {high}")
+
+
+def divides(config: Any, divisor: str, number: str) -> None:
+    d, n = getattr(config, divisor), getattr(config, number)
+    if n % d:
+        choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
+        raise InputError(f"{divisor}={d} does not divide {number}={n}: take a divisor such as {choices}")
+
+
+def not_yet(config: Any, name: str, *works: object) -> None:
+    """Refuse a setting of nanoBackpackLM whose function is still to come, rather than ignore it."""
+    value = getattr(config, name)
+    if value not in works:
+        allowed = " or ".join(repr(w) for w in works)
+        raise InputError(f"{name}={value!r} is not supported yet: leave it at {allowed}")
+
+
+def check_types(config: Any) -> None:
+    """Refuse values of the wrong type (config files are Python and may hold anything)."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not fits(value, hint):
+            raise InputError(f"{name}={value!r} has the wrong type: it must be {describe(hint)}")
+        if hint is float:  # an int is fine for a float
+            object.__setattr__(config, name, float(value))
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value may stand in a field of that type; True and False are no numbers."""
+    if get_origin(hint) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(v, get_args(hint)[0]) for v in value)
+    if get_origin(hint) is not None:  # a union
+        return any(fits(value, part) for part in get_args(hint))
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def describe(hint: Any) -> str:
+    """A type in words, for error messages."""
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    if get_origin(hint) is Literal:
+        return " or ".join(str(choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of " + describe(get_args(hint)[0])
+    if get_origin(hint) is not None:
+        return " or ".join(describe(part) for part in get_args(hint))
+    return words[hint]

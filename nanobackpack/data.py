@@ -1,0 +1,208 @@
+"""Token files on disk: opened once, checked, and cut into windows for training and evaluation.
+
+A data set is a folder with train.bin and val.bin (raw little-endian ids), meta.json and
+tokenizer.json. nanoBackpackLM's folders, with meta.pkl or with the two .bin alone, are read too.
+Shapes: B batch, T time (positions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanobackpack.config import InputError
+from nanobackpack.files import replacing, shown
+from nanobackpack.tokenizers import Tokenizer, prepare_command
+
+SPLITS = ("train", "val")
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What meta.json says about a data set."""
+
+    vocab_size: int
+    dtype: str  # of the ids in the .bin files: uint16 or uint32
+    tokens: dict[str, int]  # of each split
+    chars: dict[str, int]  # of each split, in Unicode characters
+    tokenizer: str  # file name, in the same folder
+    source: str  # where the text came from, for people
+    sha256: dict[str, str]  # of each .bin file, in hex
+
+    @classmethod
+    def load(cls, path: Path) -> Meta:
+        """Reads a meta.json. Raises InputError if it is missing, malformed or of another kind."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        except ValueError as error:
+            problem = f"is not JSON ({error})"
+        else:
+            problem = _problem(values)
+            if not problem:
+                return cls(**values)
+        raise InputError(f"{shown(path)} {problem}: {prepare_command(path.parent)}")
+
+    def save(self, path: Path) -> None:
+        """Writes a meta.json, atomically."""
+        with replacing(path) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
+
+
+def _problem(values: Any) -> str:
+    """What is wrong with the content of a meta.json, "" if nothing is."""
+    if not isinstance(values, dict):
+        return "is not a JSON object"
+    names = {field.name for field in dataclasses.fields(Meta)}
+    if unknown := sorted(values.keys() - names):
+        return f"has an unknown entry {unknown[0]!r}"
+    if missing := sorted(names - values.keys()):
+        return f"has no entry {missing[0]!r}"
+
+    def counts(value: Any) -> bool:
+        return isinstance(value, dict) and all(type(value.get(s)) is int for s in SPLITS)
+
+    hashes, size = values["sha256"], values["vocab_size"]
+    valid = {
+        "vocab_size": type(size) is int and size > 0,
+        "dtype": isinstance(values["dtype"], str) and values["dtype"] in DTYPES,
+        "tokens": counts(values["tokens"]),
+        "chars": counts(values["chars"]),
+        "tokenizer": isinstance(values["tokenizer"], str) and values["tokenizer"] != "",
+        "source": isinstance(values["source"], str),
+        "sha256": isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values()),
+    }
+    return next((f"has a wrong {name!r}" for name, ok in valid.items() if not ok), "")
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a data set, None if the folder is not there or does not have one.
+
+    Raises InputError if its meta.json, meta.pkl or tokenizer.json cannot be used.
+    """
+    if (folder / "meta.json").exists():
+        return Tokenizer.load(folder / Meta.load(folder / "meta.json").tokenizer)
+    if not (folder / "meta.pkl").exists():
+        return None
+    from nanobackpack.compat import read_legacy_meta  # rarely needed, so loaded on demand
+
+    meta = read_legacy_meta(folder / "meta.pkl")
+    tokenizer = Tokenizer.from_symbols([meta["itos"][i] for i in range(len(meta["itos"]))])
+    if meta.get("vocab_size") != tokenizer.vocab_size:
+        raise InputError(
+            f"{shown(folder / 'meta.pkl')} says vocab_size {meta.get('vocab_size')}, "
+            f"but names {tokenizer.vocab_size} characters"
+        )
+    return tokenizer
+
+
+class TokenData:
+    """An opened data set: `splits["train"]` and `splits["val"]` are memory-mapped ids (N,).
+
+    `meta`, `tokenizer` and `vocab_size` are None where the folder does not tell. Raises InputError
+    if a file is missing, malformed, or contradicts the others or the given `dtype`.
+    """
+
+    def __init__(self, folder: Path | str, dtype: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.name = self.folder.resolve().name
+        for path in (self.folder, *(self.folder / f"{split}.bin" for split in SPLITS)):
+            if not path.exists():
+                raise InputError(f"{shown(path)} does not exist: {prepare_command(self.folder)}")
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        meta_path = self.folder / "meta.json"
+        self.meta = Meta.load(meta_path) if meta_path.exists() else None
+        if self.meta and dtype not in (None, self.meta.dtype):
+            raise InputError(
+                f"dtype={dtype!r} contradicts {shown(meta_path)}, which says {self.meta.dtype!r}: "
+                "leave it out"
+            )
+        self.dtype = self.meta.dtype if self.meta else dtype or "uint16"
+        self.tokenizer = read_tokenizer(self.folder)
+        self.vocab_size = self.tokenizer.vocab_size if self.tokenizer else None
+        if self.meta and self.meta.vocab_size != self.vocab_size:
+            raise InputError(
+                f"{shown(meta_path)} says vocab_size {self.meta.vocab_size}, but "
+                f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
+            )
+        self.splits = {split: self._open(split) for split in SPLITS}
+
+    def _open(self, split: str) -> np.ndarray:
+        path, dtype = self.folder / f"{split}.bin", DTYPES[self.dtype]
+        n_bytes, again = path.stat().st_size, prepare_command(self.folder)
+        if not n_bytes or n_bytes % dtype.itemsize:
+            raise InputError(
+                f"{shown(path)} has {n_bytes:,} bytes, which is no sequence of {self.dtype} ids: {again}"
+            )
+        # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
+        tokens = np.asarray(np.memmap(path, dtype, mode="r"))
+        if self.meta and len(tokens) != self.meta.tokens[split]:
+            raise InputError(
+                f"{shown(path)} has {len(tokens):,} tokens, but meta.json says "
+                f"{self.meta.tokens[split]:,}: {again}"
+            )
+        if self.vocab_size and self.vocab_size < 1 << 8 * dtype.itemsize:
+            for start in range(0, len(tokens), _SCAN_TOKENS):
+                highest = int(tokens[start : start + _SCAN_TOKENS].max())
+                if highest >= self.vocab_size:
+                    raise InputError(
+                        f"{shown(path)} holds the id {highest}, but the vocabulary has only "
+                        f"{self.vocab_size} (ids 0 to {self.vocab_size - 1}): {again}"
+                    )
+        return tokens
+
+    def check_length(self, split: str, block_size: int) -> None:
+        """Raises InputError unless the split holds a window: block_size + 1 tokens."""
+        n = len(self.splits[split])
+        if n < block_size + 1:
+            raise InputError(
+                f"{shown(self.folder / f'{split}.bin')} has {n:,} tokens, too few for "
+                f"block_size={block_size}, which needs {block_size + 1}: "
+                "use a smaller --block_size or more text"
+            )
+
+    def batch(
+        self, split: str, batch_size: int, block_size: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random windows x and the tokens y that follow each position: (B, T) int64, on the CPU."""
+        self.check_length(split, block_size)
+        tokens = self.splits[split]
+        starts = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator)
+        rows = starts.numpy()[:, None] + np.arange(block_size + 1)  # (B, T+1)
+        window = torch.from_numpy(tokens[rows].astype(np.int64))  # (B, T+1)
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()  # (B, T) each
+
+    def windows(
+        self, split: str, batch_size: int, block_size: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All of a split in order, so that each token but the first is predicted exactly once.
+
+        Yields x and y, (b, T) int64 with b <= batch_size, then what is left as one (1, t), t < T.
+        """
+        tokens = self.splits[split]
+        n_windows, left = divmod(len(tokens) - 1, block_size)
+        for first in range(0, n_windows, batch_size):
+            b = min(batch_size, n_windows - first)
+            yield self._cut(tokens, first * block_size, b, block_size)
+        if left:
+            yield self._cut(tokens, n_windows * block_size, 1, left)
+
+    @staticmethod
+    def _cut(tokens: np.ndarray, start: int, b: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        piece = torch.from_numpy(tokens[start : start + b * t + 1].astype(np.int64))  # (b*t + 1,)
+        return piece[:-1].view(b, t), piece[1:].view(b, t)
+
+    def chars_per_token(self, split: str) -> float | None:
+        """Characters of text for each token, None if not known."""
+        return self.meta.chars[split] / self.meta.tokens[split] if self.meta else None

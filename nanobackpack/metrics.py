@@ -1,0 +1,112 @@
+"""What a run reports: lines for people, metrics.jsonl for programs, and the curve as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nanobackpack.files import replacing
+
+
+class Log:
+    """The console and metrics.jsonl of one run; a progress bar where someone is watching.
+
+    `step` counts finished optimizer steps. A resumed run keeps the lines up to its step, so that the
+    file reads as if the run had never stopped.
+    """
+
+    def __init__(self, out_dir: Path, step: int, total_steps: int) -> None:
+        self.path = out_dir / "metrics.jsonl"
+        kept = [r for r in read_metrics(self.path) if _before(r, step)] if step else []
+        with replacing(self.path) as f:
+            f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not on_terminal)
+
+    def record(self, **values: Any) -> None:
+        """Append one JSON line."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+
+def _before(record: dict[str, Any], step: int) -> bool:
+    """Whether a record stays when a run goes on from `step`, where it evaluates anew."""
+    if "event" in record:
+        return False
+    return record["step"] < step or ("val_loss" not in record and record["step"] == step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, [] if there is none; a line cut short by a crash is left out."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+def describe(config: Any) -> str:
+    """The settings that differ from their defaults, as flags would set them, wrapped for a terminal."""
+    changed = [
+        f"{f.name}={getattr(config, f.name)}"
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    ]
+    lines = [""]
+    for item in changed or ["all at their defaults"]:
+        if len(lines[-1]) + len(item) > 96:
+            lines.append("")
+        lines[-1] += "  " + item
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """12s, 3m05s, 2h07m."""
+    s = int(seconds)
+    if s < 60:
+        return f"{s}s"
+    return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+def plot_losses(metrics: Path, picture: Path) -> None:
+    """Draw the losses of a metrics.jsonl over the steps."""
+    import matplotlib.figure  # slow to import, needed once a run
+
+    records = read_metrics(metrics)
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (
+        ("train_loss", "training batch", {"color": "0.8", "linewidth": 0.8}),
+        ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
+        ("val_loss", "validation split", {"color": "C1", "marker": "."}),
+    ):
+        points = [(r["step"], r[key]) for r in records if key in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.resolve().parent.name)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    with replacing(picture) as f:
+        figure.savefig(f, format="png", dpi=120)

@@ -1,0 +1,80 @@
+"""Where and how things run: device, number type, compilation, and where randomness comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from typing import Literal
+
+import numpy as np
+import torch
+
+from nanobackpack.config import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes cuda, else mps, else cpu.
+
+    Raises: InputError if this machine has no such device.
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found[0:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(found[0])
+    if name not in found:
+        raise InputError(
+            f"device={name!r} is not here: this machine has {', '.join(found)} (or --device=auto)"
+        )
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products; "auto" takes bfloat16 on GPUs with hardware for it, else float32.
+
+    Raises: InputError for float16 away from CUDA, where it has no gradient scaling.
+    """
+    cuda = device.type == "cuda"
+    if name == "auto":
+        has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float32
+    if name == "float16" and not cuda:
+        raise InputError(f"dtype=float16 needs a CUDA device, not {device}: take --dtype=float32 or auto")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Run matrix products in `dtype`; nothing to do for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
+    """Whether to compile; "auto" does on CUDA where Triton is installed.
+
+    Raises: InputError if compilation is asked for and its compiler is missing.
+    """
+    if setting is False or (setting == "auto" and device.type != "cuda"):
+        return False
+    if device.type == "cuda":
+        missing = "" if torch.utils._triton.has_triton() else "Triton"
+    else:
+        compilers = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
+        missing = "" if any(map(shutil.which, compilers)) else "a C++ compiler"
+    if missing and setting is True:
+        raise InputError(f"compile=True needs {missing}, not found here: take --compile=False")
+    return not missing
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed from a few numbers such as (seed, purpose, step): a different one for each key."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator of its own for the draw that `key` names, independent of all other draws."""
+    return torch.Generator().manual_seed(seed_of(*key))

@@ -1,0 +1,11 @@
+"""Sample text from a trained model.
+
+python sample.py --out_dir=out-shakespeare-char
+python sample.py --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_samples=5
+python sample.py --help
+"""
+
+from nanobackpack import cli, config, generate
+
+if __name__ == "__main__":
+    cli.run(generate.sample, config.SampleConfig)
