@@ -1,6 +1,6 @@
 """The Backpack of `make demo`: a small character model that a laptop trains in about three minutes.
 
-    python train.py config/demo.py --dataset=shakespeare_char
+python train.py config/demo.py --dataset=shakespeare_char
 """
 
 out_dir = "out-demo"

@@ -98,6 +98,9 @@ GPT2 = Layout(
 # Buffers that hold the causal mask. The leading dot matters: `attn.c_attn.bias` is a real parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
 
+# Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
+PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
+
 
 def import_state(model: LanguageModel, state: State, layout: Layout, source: str) -> None:
     """Fill model with foreign tensors.
@@ -152,7 +155,8 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
     if missing := [n for n in names if n not in args]:
         raise InputError(f"{source}: model_args has no {missing[0]}")
     model_name: Any = "backpack-lm" if backpack else "gpt2"
-    config = ModelConfig(model_name=model_name, **{n: args[n] for n in names})
+    used = PADDED.get(args["vocab_size"], 0)
+    config = ModelConfig(model_name=model_name, vocab_used=used, **{n: args[n] for n in names})
     return config, state, NANO if backpack else NANO_GPT
 
 
@@ -196,7 +200,7 @@ def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tupl
         n_embd=config["n_embd"],
         block_size=config["n_positions"],
         vocab_size=config["vocab_size"],
-        vocab_used=50257 if config["vocab_size"] == 50264 else 0,  # GPT-2's ids, padded to eights
+        vocab_used=PADDED.get(config["vocab_size"], 0),
         bias=True,
         dropout=config.get("resid_pdrop", 0.0),
         scale_attn_by_inverse_layer_idx=config.get("scale_attn_by_inverse_layer_idx", False),

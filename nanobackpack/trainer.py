@@ -85,7 +85,6 @@ class Trainer:
         self.forward = torch.compile(self.model) if compiled else self.model
 
         self.tokenizer_json = tokenizer_json
-        self.tokenizer_json = tokenizer_json
         self.saved_step = self.step
         # First step whose loss was not finite (-1: none). On the device: looking at it would stall it.
         self.bad_step = torch.tensor(-1, device=self.device)
@@ -104,7 +103,7 @@ class Trainer:
         self.log = log = Log(self.out_dir, self.step, config.max_iters)
         self.introduce()
         start_s = mark_s = time.perf_counter()
-        first_step = mark_step = self.step
+        mark_step = self.step
         try:
             with self.signals():
                 while not config.eval_only and self.step < config.max_iters:
@@ -116,7 +115,7 @@ class Trainer:
                     self.step += 1
                     log.advance()
                     self.check_stop()
-                    if self.step % config.log_interval == 0 or self.step == first_step + 1:
+                    if self.step % config.log_interval == 0 or self.step == 1:
                         self.check_finite()
                         ms = 1000 * (time.perf_counter() - mark_s) / (self.step - mark_step)
                         self.report(loss.item(), lr, ms)

@@ -6,16 +6,14 @@ python data/pydocs_char/prepare.py
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # works in a plain clone, without installation
+from nanobackpack import cli, prepare
+from nanobackpack.tokenizers import build
 
-from nanobackpack import cli, prepare  # noqa: E402
-from nanobackpack.tokenizers import build  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, kw_only=True)

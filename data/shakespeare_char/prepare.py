@@ -6,17 +6,14 @@ python data/shakespeare_char/prepare.py --input FILE        # any text of yours 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanobackpack import cli, prepare
+from nanobackpack.files import shown
+from nanobackpack.tokenizers import build
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # works in a plain clone, without installation
-
-from nanobackpack import cli, prepare  # noqa: E402
-from nanobackpack.files import shown  # noqa: E402
-from nanobackpack.tokenizers import build  # noqa: E402
-
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SIZE_BYTES = 1_115_394

@@ -6,17 +6,15 @@ python data/textfiles/prepare.py notes.txt essays/ --tokenizer=char --name=mine 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(DATA.parent))  # works in a plain clone, without installation
+from nanobackpack import cli, prepare
+from nanobackpack.config import InputError
+from nanobackpack.files import shown
+from nanobackpack.tokenizers import build
 
-from nanobackpack import cli, prepare  # noqa: E402
-from nanobackpack.config import InputError  # noqa: E402
-from nanobackpack.files import shown  # noqa: E402
-from nanobackpack.tokenizers import build  # noqa: E402
+DATA = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
