@@ -34,7 +34,7 @@ from nanobackpack.layers import (
     cross_entropy,
     init_weights,
 )
-from nanobackpack.sense_sum import weighted_sum
+from nanobackpack.sense_sum import TokenTypes, sense_sum, token_types, weighted_sum
 
 
 class NanoSenses(nn.Module):
@@ -95,15 +95,15 @@ class SenseWeights(nn.Module):
         self.c_attn = nn.Linear(D, 2 * D, bias=config.bias and not nano)
 
     def queries_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Contextual vectors (B, T, D) → queries and keys, each (B, K, T, D/K)."""
+        """Contextual vectors (B, T, D) → scaled queries and keys, each (B, K, T, D/K)."""
         q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)
-        return q, k
+        return q if self.scale == 1 else q * self.scale, k
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, T, D) → α (B, K, T, T): rows sum to 1, nothing above the diagonal. No dropout here."""
-        q, k = self.queries_keys(h)
-        scores = (q @ k.transpose(2, 3)).float() * self.scale  # (B, K, T, T)
-        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=h.device).triu(1)
+    @staticmethod
+    def weights(q: Tensor, k: Tensor) -> Tensor:
+        """α (B, K, T, T): rows sum to 1, nothing above the diagonal. No dropout here."""
+        scores = (q @ k.transpose(2, 3)).float()  # (B, K, T, T)
+        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
         return scores.masked_fill(future, -math.inf).softmax(dim=3).to(q.dtype)
 
 
@@ -123,38 +123,35 @@ class BackpackLM(LanguageModel):
         Raises: ValueError for ids of the wrong shape, type, length or range.
         """
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
-        alpha = self.alpha(self.context(self.wte(input_ids)))  # (B, K, T, T)
-        alpha = F.dropout(alpha, self.alpha.dropout, self.training)
-        o = weighted_sum(alpha, self._senses_at(input_ids))  # (B, T, D)
-        logits = F.linear(o, self.wte.weight).float()  # (B, T, V)
+        logits = F.linear(self.hidden(input_ids), self.wte.weight).float()  # (B, T, V)
         return Output(logits, None if targets is None else cross_entropy(logits, targets))
 
-    def _senses_at(self, ids: Tensor) -> Tensor:
-        """C of each position, (B, K, T, D): computed once per token *type*, then looked up.
-
-        With dropout each position needs masks of its own, so there it is computed per position."""
+    def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+        """o (B, T, D), the weighted sum of senses that E turns into logits."""
+        if types is None:
+            types = token_types(input_ids, self.config.vocab_size)
+        e = self.wte(types.types)  # (U, D)
+        x = F.embedding(types.rows, e)  # (B, T, D)
+        q, k = self.alpha.queries_keys(self.context(x))  # (B, K, T, D/K)
         if self.training and self.config.dropout:
-            return self.senses(self.wte(ids)).transpose(1, 2)  # (B, K, T, D)
-        if self.config.vocab_size <= ids.numel():
-            types, index = self.wte.weight, ids  # (V, D)
-        else:
-            unique, index = ids.unique(return_inverse=True)  # (U), (B, T)
-            types = self.wte(unique)  # (U, D)
-        table = self.senses(types).flatten(1)  # (U, K·D)
-        at = F.embedding(index, table)  # (B, T, K·D)
-        return at.unflatten(2, (self.config.n_sense_vector, -1)).transpose(1, 2)  # (B, K, T, D)
+            # Each position has dropout masks of its own, in its senses and in α.
+            alpha = F.dropout(self.alpha.weights(q, k), self.alpha.dropout)  # (B, K, T, T)
+            return weighted_sum(alpha, self.senses(x).transpose(1, 2))  # (B, T, D)
+        return sense_sum(q, k, self.senses(e), types.rows)  # (B, T, D)
 
     def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
         q, k = self.alpha.queries_keys(h)  # (B, K, T, D/K)
-        senses = self._senses_at(input_ids)  # (B, K, T, D)
+        types = token_types(input_ids, self.config.vocab_size)
+        table = self.senses(self.wte(types.types))  # (U, K, D)
+        senses = table[types.rows].transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, senses = cache.append(self.config.n_block, k, senses)  # (B, K, S, ·)
             cache.length += input_ids.size(1)
-        scores = (q[:, :, -1:] @ k.transpose(2, 3)).float() * self.alpha.scale  # (B, K, 1, S)
-        o = weighted_sum(scores.softmax(dim=3).to(senses.dtype), senses)  # (B, 1, D)
-        return F.linear(o[:, 0], self.wte.weight).float()  # (B, V)
+        alpha = (q[:, :, -1:] @ k.transpose(2, 3)).float().softmax(dim=3)  # (B, K, 1, S)
+        o = weighted_sum(alpha.to(senses.dtype), senses)[:, 0]  # (B, D)
+        return F.linear(o, self.wte.weight).float()  # (B, V)
 
     @torch.no_grad()
     def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:
@@ -186,6 +183,7 @@ class BackpackLM(LanguageModel):
         was_training = self.training
         self.eval()
         try:
-            return self.alpha(self.context(self.wte(input_ids)))
+            h = self.context(self.wte(input_ids))  # (B, T, D)
+            return self.alpha.weights(*self.alpha.queries_keys(h))
         finally:
             self.train(was_training)

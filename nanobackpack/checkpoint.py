@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,13 @@ def read(path: Path) -> dict[str, Any]:
             f"no checkpoint {path}: train one with python train.py, or name its folder in --out_dir"
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mmap = zipfile.is_zipfile(path)  # all but files of torch before 1.6
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as e:
         raise InputError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged ({_first(e)})"
         ) from e
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+    except Exception as e:  # a damaged file can raise nearly anything
         raise InputError(f"{path} cannot be read as a checkpoint: {_first(e)}") from e
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, a checkpoint is a dict")

@@ -68,16 +68,14 @@ def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
         _tyro(config_type, ["--help"], prog)
     fields = {f.name: f for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     flags, positional = _split(argv, fields)
-    given: dict[str, list[str]] = {}
+    settings: dict[str, Any] = {}
     if "paths" in fields:
-        if positional:
-            given["paths"] = positional
+        settings["paths"] = tuple(positional)
     else:
         for file in positional:
-            given |= read_config_file(file, fields)
-    given |= flags
+            settings |= read_config_file(file, fields)
     args = {
-        name: [f"--{name}", *v] if _many(fields[name]) else [f"--{name}={v[0]}"] for name, v in given.items()
+        name: [f"--{name}", *v] if _many(fields[name]) else [f"--{name}={v[0]}"] for name, v in flags.items()
     }
     # tyro would turn the messages of __post_init__ into its own; so it only parses, and we construct.
     plain = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
@@ -91,13 +89,10 @@ def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
                 with quiet:
                     _tyro(plain, arg, prog)
             except SystemExit:
-                given_text, kind = (
-                    " ".join(given[name]),
-                    describe(get_type_hints(config_type)[name]),
-                )
-                raise InputError(f"{name}={given_text!r} has the wrong type: it must be {kind}") from None
+                text, kind = " ".join(flags[name]), describe(get_type_hints(config_type)[name])
+                raise InputError(f"{name}={text!r} has the wrong type: it must be {kind}") from None
         raise
-    return config_type(**{name: getattr(values, name) for name in fields})
+    return config_type(**settings | {name: getattr(values, name) for name in flags})
 
 
 def _tyro(config_type: type, args: Sequence[str], prog: str) -> Any:
@@ -151,8 +146,8 @@ def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
     return f": did you mean {close[0]}?" if close else ": --help lists the settings"
 
 
-def read_config_file(file: str, fields: dict[str, Any]) -> dict[str, list[str]]:
-    """Run a config file in a namespace of its own; return the settings it names, as text.
+def read_config_file(file: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Run a config file in a namespace of its own; return the settings it names.
 
     Config files are the user's own Python and may compute; names with a leading underscore are theirs.
     Raises: InputError if the file is missing, fails, or sets an unknown name.
@@ -167,13 +162,14 @@ def read_config_file(file: str, fields: dict[str, Any]) -> dict[str, list[str]]:
     except Exception as e:
         line = e.lineno if isinstance(e, SyntaxError) else _line_in(e, file)
         raise InputError(f"config file {file}, line {line}: {type(e).__name__}: {e}") from e
-    given: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
     for name, value in namespace.items():
-        if name.startswith("_") or isinstance(value, types.ModuleType) or callable(value):
-            continue
-        if name not in fields:
+        if name in fields:
+            if _many(fields[name]) and isinstance(value, list):
+                value = tuple(value)
+            given[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        elif not (name.startswith("_") or isinstance(value, types.ModuleType) or callable(value)):
             raise InputError(f"config file {file} sets the unknown name {name}{nearest(name, fields)}")
-        given[name] = [str(v) for v in value] if isinstance(value, tuple | list) else [str(value)]
     return given
 
 

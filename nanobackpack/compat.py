@@ -113,10 +113,10 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
         key = layout.key(name)
         if key not in state:
             raise InputError(f"{source}: no tensor {key} for a {layout.title} model")
-        t = layout.reorder(name, state.pop(key), model.config, inward=True)
-        if t.shape != p.shape:
-            raise InputError(f"{source}: {key} gives shape {tuple(t.shape)}, the model has {tuple(p.shape)}")
-        ours[name] = t
+        t, wanted = state.pop(key), layout.reorder(name, p.detach().to("meta"), model.config, inward=False)
+        if t.shape != wanted.shape:
+            raise InputError(f"{source}: {key} has shape {tuple(t.shape)}, it must be {tuple(wanted.shape)}")
+        ours[name] = layout.reorder(name, t, model.config, inward=True)
     for name, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):
         for key in copies:
             if key in state and not torch.equal(state.pop(key), ours[name]):
@@ -137,6 +137,12 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
     return state
 
 
+def check_tensors(state: dict[Any, Any], source: str) -> None:
+    """Raises InputError unless state maps names to tensors."""
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{source}: these are no weights, which would map names to tensors")
+
+
 def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, State, Layout]:
     """A nanoBackpackLM (or nanoGPT) ckpt.pt as loaded: what it is, and its tensors.
 
@@ -147,8 +153,7 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
         raise InputError(
             f"{source}: no checkpoint of nanobackpack or nanoBackpackLM: model, model_args are missing"
         )
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{source}: `model` must map names to tensors")
+    check_tensors(state, source)
     backpack = any("sense_vector_layer." in k for k in state)
     names = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
     names += ["n_sense_vector"] * backpack
@@ -165,6 +170,7 @@ def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tupl
 
     Raises: InputError if it is another kind of model or has a setting we do not implement.
     """
+    check_tensors(state, source)
     backpack = any(k.startswith("backpack.") for k in state)
     if not backpack and config.get("model_type") != "gpt2":
         raise InputError(

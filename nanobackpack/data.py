@@ -137,6 +137,8 @@ class TokenData:
                 f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
             )
         self.splits = {split: self._open(split) for split in SPLITS}
+        if self.vocab_size:
+            self.check_ids(self.vocab_size)
 
     def _open(self, split: str) -> np.ndarray:
         path, dtype = self.folder / f"{split}.bin", DTYPES[self.dtype]
@@ -152,15 +154,18 @@ class TokenData:
                 f"{shown(path)} has {len(tokens):,} tokens, but meta.json says "
                 f"{self.meta.tokens[split]:,}: {again}"
             )
-        if self.vocab_size and self.vocab_size < 1 << 8 * dtype.itemsize:
+        return tokens
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises InputError if a file holds an id that is not below vocab_size."""
+        for split, tokens in self.splits.items():
             for start in range(0, len(tokens), _SCAN_TOKENS):
                 highest = int(tokens[start : start + _SCAN_TOKENS].max())
-                if highest >= self.vocab_size:
+                if highest >= vocab_size:
                     raise InputError(
-                        f"{shown(path)} holds the id {highest}, but the vocabulary has only "
-                        f"{self.vocab_size} (ids 0 to {self.vocab_size - 1}): {again}"
+                        f"{shown(self.folder / f'{split}.bin')} holds the id {highest}, but the vocabulary "
+                        f"has only {vocab_size} (ids 0 to {vocab_size - 1}): {prepare_command(self.folder)}"
                     )
-        return tokens
 
     def check_length(self, split: str, block_size: int) -> None:
         """Raises InputError unless the split holds a window: block_size + 1 tokens."""

@@ -37,7 +37,7 @@ def stream(
     Raises: ValueError for ids, temperature, top_k or top_p out of range.
     """
     size = model.config.block_size
-    check_ids(input_ids[:, -size:], model.config.vocab_size, size)
+    check_ids(input_ids[..., -size:], model.config.vocab_size, size)
     was_training = model.training
     model.eval()
     try:
@@ -68,13 +68,14 @@ def choose(
     reaches top_p (Holtzman et al. 2020). None switches either off.
     Raises: ValueError for a temperature below 0, top_k below 1, top_p outside (0, 1].
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1):  # `not >=` also refuses NaN
         raise ValueError(f"temperature {temperature} must be >= 0 and top_k {top_k} >= 1 or None")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} must be above 0 and at most 1")
     if temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits / temperature
+    # The likeliest at 0, so that a tiny temperature cannot make it infinite.
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.size(1):
         kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class Trainer:
         # Without meta.json the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
         known = self.data.vocab_size
         model_config = config.model_config(known or 50304, 0 if known else 50257)
+        if not known:
+            self.data.check_ids(model_config.vocab_size)
 
         self.step = 0  # optimizer steps done
         self.best_val_loss = math.inf
@@ -85,7 +88,8 @@ class Trainer:
         self.forward = torch.compile(self.model) if compiled else self.model
 
         self.tokenizer_json = tokenizer_json
-        self.saved_step = self.step
+        self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
+        self.stop_signal = 0  # the signal that asked the run to end
         # First step whose loss was not finite (-1: none). On the device: looking at it would stall it.
         self.bad_step = torch.tensor(-1, device=self.device)
 
@@ -114,7 +118,6 @@ class Trainer:
                     loss = self.train_step(lr)
                     self.step += 1
                     log.advance()
-                    self.check_stop()
                     if self.step % config.log_interval == 0 or self.step == 1:
                         self.check_finite()
                         ms = 1000 * (time.perf_counter() - mark_s) / (self.step - mark_step)
@@ -123,15 +126,18 @@ class Trainer:
                     every = config.backup_checkpoint_step
                     if every and self.step % every == 0:
                         self.save(f"ckpt_{self.step}.pt")
+                    self.check_stop()
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
         except Stopped:
-            self.check_finite()
-            self.save("ckpt.pt")
-            log.say(
-                f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
-                "go on with the same command and --init_from=resume"
-            )
+            if config.eval_only:
+                log.say("stopped")
+            else:
+                self.save("ckpt.pt")
+                log.say(
+                    f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
+                    "go on with the same command and --init_from=resume"
+                )
         finally:
             log.close()
             plot_losses(log.path, self.out_dir / "loss.png")
@@ -169,7 +175,7 @@ class Trainer:
 
     def save_and_evaluate(self) -> None:
         """Save first, since an evaluation can take long; then keep the state if it is the best yet."""
-        if self.step > 0 and self.step != self.saved_step:
+        if self.step > 0 and self.step != self.saved_step and not self.config.eval_only:
             self.save("ckpt.pt")
         train, val = (self.estimate(split) for split in SPLITS)
         note = ""
@@ -237,7 +243,13 @@ class Trainer:
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def save(self, name: str) -> None:
-        """Write the whole state of the run to out_dir/name."""
+        """Write the whole state of the run to out_dir/name.
+
+        Raises: InputError, and keeps what is there, if a loss or a weight is not a finite number.
+        """
+        self.check_finite()
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            self.fail(f"step {self.step - 1} left weights that are not finite numbers", self.step - 1)
         state = {
             "model": self.model.state_dict(),
             "model_args": dataclasses.asdict(self.model.config),
@@ -248,7 +260,6 @@ class Trainer:
             "iter_num": self.step,
             "best_val_loss": self.best_val_loss,
         }
-        self.check_finite()
         checkpoint.save(self.out_dir / name, state)
         if name == "ckpt.pt":
             self.saved_step = self.step
@@ -279,18 +290,20 @@ class Trainer:
     def check_finite(self) -> None:
         step = int(self.bad_step)
         if step >= 0:
-            good = self.out_dir / "ckpt.pt"
-            kept = f"{good} holds step {self.saved_step}" if good.exists() else "nothing was saved yet"
-            raise InputError(
-                f"the loss of step {step} is not a finite number (learning rate "
-                f"{learning_rate(step, self.config):g}, seed {self.config.seed}); {kept}: "
-                "lower --learning_rate or --grad_clip"
-            )
+            self.fail(f"the loss of step {step} is not a finite number", step)
+
+    def fail(self, what: str, step: int) -> NoReturn:
+        """End the run for numbers that went astray. Raises: InputError, always."""
+        last = f"{self.out_dir / 'ckpt.pt'} holds step {self.saved_step}"
+        raise InputError(
+            f"{what} (learning rate {learning_rate(step, self.config):g}, seed {self.config.seed}); "
+            f"{last if self.saved_step >= 0 else 'nothing was saved yet'}: "
+            "lower --learning_rate or --grad_clip"
+        )
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Let SIGINT and SIGTERM end the run between two steps; a second Ctrl-C ends it at once."""
-        self.stop_signal = 0
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return

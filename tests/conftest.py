@@ -1,0 +1,74 @@
+"""Tiny models with large random weights, so that α is far from uniform and logits far from 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nanobackpack import GPT, BackpackLM, ModelConfig
+from nanobackpack.checkpoint import build
+from nanobackpack.tokenizers import Tokenizer
+
+torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
+
+TINY: dict[str, Any] = {
+    "n_layer": 3, "n_head": 2, "n_embd": 16, "block_size": 12, "n_sense_vector": 4,
+    "vocab_size": 23, "vocab_used": 19,
+}  # fmt: skip
+PAPER = {"sense_network": "paper", "n_layer": 2}
+
+BACKPACKS: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "nano-bias": {"bias": True},
+    "nano-k1": {"n_sense_vector": 1},
+    "nano-k16": {"n_sense_vector": 16},  # K = D: one number per query and key
+    "nano-1-layer": {"n_layer": 1},  # no Transformer block at all
+    "paper": PAPER | {"bias": True, "scale_attn_by_inverse_layer_idx": True},
+    "paper-no-bias": PAPER,
+    "paper-k1": PAPER | {"n_sense_vector": 1},
+    "paper-k16": PAPER | {"n_sense_vector": 16, "bias": True},
+}
+GPTS: dict[str, dict[str, Any]] = {
+    "gpt": {"model_name": "gpt2"},
+    "gpt-bias": {"model_name": "gpt2", "bias": True},
+}
+
+
+def tiny_model(seed: int = 0, **settings: Any) -> BackpackLM | GPT:
+    """A tiny model in eval mode whose every weight matters: matrices ±0.25, norms 1 ± 0.25, biases too."""
+    model = build(ModelConfig(**TINY | settings)).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) / 4 + (p.dim() == 1) * p)
+    return model
+
+
+@pytest.fixture(params=BACKPACKS)
+def backpack(request: pytest.FixtureRequest) -> BackpackLM:
+    """Each kind of tiny Backpack in turn."""
+    return tiny_model(**BACKPACKS[request.param])
+
+
+@pytest.fixture(params=BACKPACKS | GPTS)
+def model(request: pytest.FixtureRequest) -> BackpackLM | GPT:
+    """Each kind of tiny model in turn, Backpacks and GPTs."""
+    return tiny_model(**(BACKPACKS | GPTS)[request.param])
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Token ids (3, 12) with repeats: more positions than the vocabulary has ids."""
+    return torch.randint(
+        TINY["vocab_size"], (3, TINY["block_size"]), generator=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.fixture
+def speller() -> BackpackLM:
+    """A Backpack trained on nothing that knows 8 characters and has 3 padded ids."""
+    model = tiny_model(vocab_size=11, vocab_used=8)
+    model.tokenizer = Tokenizer.char("abcdefg\n")
+    return model

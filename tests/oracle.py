@@ -1,0 +1,82 @@
+"""The plain formula, computed as the original computes it: slowly, and with nothing clever in it.
+
+    o[b,i] = Σ_l Σ_j  α[b,l,i,j] · C(x[b,j])[l]        logits[b,i] = E · o[b,i]
+
+Every fast path of the package must agree with these functions. They take a model's own weights and
+submodules but do all the Backpack's arithmetic themselves, can be differentiated, and drop out in training
+mode where nanoBackpackLM does. For a GPT they give E · h.
+
+Letters: B batch, T time (positions), D width, K senses, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanobackpack import GPT
+from nanobackpack.layers import LanguageModel
+
+
+def plain_alpha(model: LanguageModel, ids: Tensor) -> Tensor:
+    """α (B, K, T, T) of ids (B, T), one sense at a time: softmax over j ≤ i of q[l,i] · k[l,j]."""
+    nano, K = model.config.sense_network == "nano", model.config.n_sense_vector
+    T, width = ids.size(1), model.config.n_embd // K
+    queries, keys = model.alpha.c_attn(model.context(model.wte(ids))).chunk(2, dim=2)  # (B, T, D) each
+    future = torch.ones(T, T, device=ids.device).triu(diagonal=1).bool()  # (T, T)
+    rows = []
+    for q, k in zip(queries.split(width, dim=2), keys.split(width, dim=2), strict=True):
+        scores = torch.einsum("bic,bjc->bij", q, k)  # (B, T, T)
+        if not nano:  # nanoBackpackLM does not scale
+            scores = scores / width**0.5
+        rows.append(scores.masked_fill(future, float("-inf")).softmax(dim=2))
+    alpha = torch.stack(rows, dim=1)  # (B, K, T, T)
+    return F.dropout(alpha, model.config.dropout, model.training) if nano else alpha
+
+
+def plain_senses(model: LanguageModel, ids: Tensor) -> Tensor:
+    """C of the token at every position, (B, K, T, D), computed again for each position."""
+    return model.senses(model.wte(ids)).transpose(1, 2)
+
+
+def plain_logits(model: LanguageModel, ids: Tensor) -> Tensor:
+    """Logits (B, T, V) of ids (B, T)."""
+    if isinstance(model, GPT):
+        o = model.context(model.wte(ids))  # (B, T, D)
+    else:
+        per_sense = plain_alpha(model, ids) @ plain_senses(model, ids)  # (B, K, T, D)
+        o = per_sense.sum(dim=1)  # (B, T, D)
+    return o @ model.wte.weight.T
+
+
+def plain_loss(model: LanguageModel, ids: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats over the targets (B, T) that are not -1."""
+    log_p = plain_logits(model, ids).log_softmax(dim=2)  # (B, T, V)
+    kept = targets != -1
+    return -log_p.gather(2, targets.clamp(min=0)[..., None])[..., 0][kept].mean()
+
+
+@torch.no_grad()
+def plain_generate(
+    model: LanguageModel,
+    ids: Tensor,
+    n: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continue ids (B, T) by n tokens, recomputing the last block_size positions for each of them."""
+    for _ in range(n):
+        window = ids[:, -model.config.block_size :]
+        logits = plain_logits(model, window)[:, -1, : model.config.n_token]  # (B, V)
+        if temperature == 0:
+            new = logits.argmax(dim=1, keepdim=True)  # (B, 1)
+        else:
+            logits = logits / temperature
+            if top_k is not None:
+                least = logits.sort(dim=1, descending=True).values[:, :top_k][:, -1:]  # (B, 1)
+                logits = logits.masked_fill(logits < least, float("-inf"))
+            new = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)  # (B, 1)
+        ids = torch.cat([ids, new], dim=1)
+    return ids

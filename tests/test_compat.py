@@ -1,0 +1,525 @@
+"""Checkpoints of other programs: read exactly, written back exactly, refused where wrong, never executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BACKPACKS, GPTS, TINY, tiny_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanobackpack import GPT, BackpackLM, InputError, ModelConfig, load_model
+from nanobackpack.checkpoint import build
+from nanobackpack.compat import (
+    GPT2,
+    NANO,
+    NANO_GPT,
+    PAPER,
+    Layout,
+    export_state,
+    import_state,
+    read_hugging_face,
+    read_legacy_meta,
+    read_nano,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+ALPHA = "backpack.contextualization_layer."
+BLOCK = ALPHA + "transformer.h.0."
+
+
+def nano(kind: str = "") -> dict[str, Any]:
+    """A checkpoint nanoBackpackLM wrote, as it loads."""
+    return torch.load(GOLDEN / f"nano_checkpoint{kind}" / "ckpt.pt", weights_only=True)
+
+
+def written(folder: Path, checkpoint: Any) -> Path:
+    torch.save(checkpoint, folder / "ckpt.pt")
+    return folder
+
+
+def golden_error(model: BackpackLM, name: str) -> float:
+    """How far a model is from what the original computes with these weights."""
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    return (model(expected["input_ids"]).logits - expected["logits"]).abs().max().item()
+
+
+def error_of(path: Path) -> str:
+    """The one-line message with which load_model refuses a path."""
+    with pytest.raises(InputError) as error:
+        load_model(path)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# --- nanoBackpackLM ---------------------------------------------------------------------------
+
+
+def test_nano_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ckpt.pt opens by its own path and by its folder's, in eval mode, with its settings."""
+    monkeypatch.chdir(tmp_path)  # away from data/, where its tokenizer may be
+    model = load_model(GOLDEN / "nano_checkpoint" / "ckpt.pt")
+    assert same_weights(model, load_model(str(GOLDEN / "nano_checkpoint")))
+    assert isinstance(model, BackpackLM)
+    assert not model.training
+    assert model.tokenizer is None
+    assert model.config == ModelConfig(**nano()["model_args"])
+    assert model.config.sense_network == "nano"
+
+
+def mask(T: int = 16) -> Tensor:
+    return torch.ones(T, T).tril().view(1, 1, T, T)
+
+
+def compiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"_orig_mod." + key: t for key, t in state.items()}
+
+
+def with_all_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    blocks = {f"{ALPHA}transformer.h.{i}.attn.bias": mask() for i in range(2)}
+    return state | {ALPHA + "bias": mask()} | blocks
+
+
+def without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: t for key, t in state.items() if key != ALPHA + "bias"}
+
+
+@pytest.mark.parametrize("kind", ["", "_bias"])
+@pytest.mark.parametrize("change", [compiled, with_all_masks, without_masks])
+@pytest.mark.parametrize("then_compiled", [False, True])
+def test_nano_variants(tmp_path: Path, kind: str, change: Any, then_compiled: bool):
+    """A compiled model's prefix and mask buffers, there or not, change nothing in what is computed."""
+    checkpoint = nano(kind)
+    checkpoint["model"] = change(checkpoint["model"])
+    if then_compiled:
+        checkpoint["model"] = compiled(without_masks(checkpoint["model"]))
+        checkpoint["model"] = {
+            k.replace("_orig_mod._orig_mod.", "_orig_mod."): t for k, t in checkpoint["model"].items()
+        }
+    assert golden_error(load_model(written(tmp_path, checkpoint)), f"nano_checkpoint{kind}") < 1e-5
+
+
+def test_attention_biases_are_no_mask(tmp_path: Path):
+    """`attn.c_attn.bias` is a parameter, for all that its name ends like the mask's: it must be read."""
+    checkpoint = nano("_bias")
+    key = BLOCK + "attn.c_attn.bias"
+    model = load_model(written(tmp_path, checkpoint))
+    assert checkpoint["model"][key].abs().max() > 0
+    assert torch.equal(model.context.h[0].attn.c_attn.bias, checkpoint["model"][key])
+    del checkpoint["model"][key]
+    assert key in error_of(written(tmp_path, checkpoint))
+
+
+@pytest.mark.parametrize("dataset", ["shakespeare_char", "../elsewhere", "", 3])
+def test_nano_dataset_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any):
+    """The tokenizer of the data is found by its name under data/ only, and may be missing."""
+    for folder in ("data/shakespeare_char", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        meta = {"vocab_size": 65, "itos": {i: chr(40 + i) for i in range(65)}}
+        (tmp_path / folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    monkeypatch.chdir(tmp_path)
+    model = load_model(written(tmp_path, nano() | {"config": {"dataset": dataset}}))
+    if dataset == "shakespeare_char":
+        assert model.tokenizer is not None
+        assert model.tokenizer.decode([25, 26]) == "AB"
+    else:
+        assert model.tokenizer is None
+
+
+def change_args(**changes: Any) -> Any:
+    def change(checkpoint: dict[str, Any]) -> None:
+        checkpoint["model_args"] |= changes
+
+    return change
+
+
+def change_tensor(key: str, value: Tensor | None) -> Any:
+    def change(checkpoint: dict[str, Any]) -> None:
+        if value is None:
+            del checkpoint["model"][key]
+        else:
+            checkpoint["model"][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_tensor("wte.weight", None), "no tensor wte.weight"),
+        (change_tensor(BLOCK + "ln_1.weight", None), BLOCK + "ln_1.weight"),
+        (change_tensor(BLOCK + "ln_9.weight", torch.ones(32)), "unknown tensor .*ln_9.weight"),
+        (change_tensor(ALPHA + "c_attn.bias", torch.zeros(64)), "unknown tensor .*c_attn.bias"),
+        (change_tensor(BLOCK + "ln_1.weight", torch.ones(31)), r"ln_1.weight .*\(31,\).*\(32,\)"),
+        (change_tensor("wte.weight", torch.zeros(64, 32)), r"wte.weight .*\(64, 32\).*\(65, 32\)"),
+        (change_tensor("backpack.sense_vector_layer.ln_2.weight", torch.ones(127)), "ln_2.weight .*127"),
+        (change_tensor("backpack.sense_vector_layer.ln_2.weight", torch.tensor(1.0)), "ln_2.weight"),
+        (change_tensor("backpack.logit_layer.lm_head.weight", torch.zeros(65, 32)), "lm_head.weight .*tied"),
+        (change_tensor("backpack.sense_vector_layer.wte.weight", torch.zeros(65, 32)), "tied"),
+        (change_tensor(ALPHA + "transformer.wte.weight", torch.zeros(65, 32)), "tied"),
+        (change_args(n_layer=2), r"unknown tensor .*\.h\.1\."),
+        (change_args(n_layer=4), r"no tensor .*\.h\.2\."),
+        (change_args(n_embd="32"), "n_embd='32'"),
+        (change_args(n_sense_vector=5), "n_sense_vector=5"),
+        (lambda c: c["model_args"].pop("block_size"), "no block_size"),
+        (lambda c: c.pop("model"), "model"),
+        (lambda c: c.pop("model_args"), "model_args"),
+        (lambda c: c.update(model=[1, 2]), "model"),
+        (lambda c: c["model"].update({"wte.weight": 3}), "tensors"),
+        (lambda c: c.update(format="nanobackpack 99"), "nanobackpack 99"),
+    ],
+)
+def test_nano_refused(tmp_path: Path, change: Any, message: str):
+    """A missing, left-over, misshapen or untied tensor, or odd settings: one line that names it."""
+    checkpoint = nano()
+    change(checkpoint)
+    with pytest.raises(InputError, match=message):
+        load_model(written(tmp_path, checkpoint))
+
+
+# --- nanoGPT and GPT-2 ------------------------------------------------------------------------
+
+GPT2_TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 16, "vocab_size": 61}
+
+
+def gpt2(kind: str = "GPT2LMHeadModel", **settings: Any) -> Any:
+    """A random GPT-2 of the transformers library, in eval mode, its weights large enough to matter."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(**GPT2_TINY | {"bos_token_id": 0, "eos_token_id": 0} | settings)
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) / 5)
+    return model
+
+
+def some_ids() -> Tensor:
+    return torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def assert_same_logits(model: GPT, reference: Any) -> None:
+    expected = reference(some_ids()).logits
+    assert expected.std() > 0.5
+    assert isinstance(model, GPT)
+    assert (model(some_ids()).logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gpt2_folder(tmp_path: Path, inverse: bool):
+    """A GPT-2 saved by transformers gives its logits, block scales 1 / (i + 1) included."""
+    reference = gpt2(scale_attn_by_inverse_layer_idx=inverse)
+    reference.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert_same_logits(model, reference)
+    assert model.config.bias
+    assert model.config.block_size == 16
+
+
+def test_gpt2_without_head(tmp_path: Path):
+    """Saved from GPT2Model, tensors have no prefix and there is no head: E is the head."""
+    reference = gpt2()
+    reference.transformer.save_pretrained(tmp_path)
+    assert "wte.weight" in load_file(tmp_path / "model.safetensors")
+    assert_same_logits(load_model(tmp_path), reference)
+
+
+def test_gpt2_old_bin(tmp_path: Path):
+    """An old pytorch_model.bin holds the head once more, and mask buffers in every block."""
+    reference = gpt2()
+    reference.config.save_pretrained(tmp_path)
+    state = dict(reference.state_dict())
+    for i in range(2):
+        state[f"transformer.h.{i}.attn.bias"] = mask()
+        state[f"transformer.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    assert "lm_head.weight" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same_logits(load_model(tmp_path), reference)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_nanogpt(tmp_path: Path, prefix: str):
+    """nanoGPT's ckpt.pt, GPT-2 with linear weights as (out, in), opens as a GPT with the same logits."""
+    reference = gpt2()
+    state = {}
+    for key, t in reference.state_dict().items():
+        conv1d = ".c_" in key and key.endswith(".weight")
+        state[prefix + key] = t.t().contiguous() if conv1d else t
+    args = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 61}
+    args |= {"bias": True, "dropout": 0.0}
+    assert_same_logits(load_model(written(tmp_path, {"model": state, "model_args": args})), reference)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_function": "relu"},
+        {"layer_norm_epsilon": 1e-6},
+        {"n_inner": 64},
+        {"scale_attn_weights": False},
+        {"tie_word_embeddings": False},
+    ],
+)
+def test_gpt2_settings_we_do_not_have(tmp_path: Path, changes: dict[str, Any]):
+    """A setting that would change the numbers is refused by name, not ignored."""
+    save_gpt2_folder(tmp_path, **changes)
+    name = next(iter(changes))
+    assert name in error_of(tmp_path)
+
+
+def save_gpt2_folder(folder: Path, **changes: Any) -> None:
+    """A folder in GPT-2's layout, written without transformers."""
+    settings = {"model_type": "gpt2", **GPT2_TINY} | changes
+    model = tiny_model(model_name="gpt2", n_layer=2, n_embd=32, block_size=16, vocab_size=61, bias=True)
+    state = {key: t.clone() for key, t in export_state(model, GPT2).items()}
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "object"),
+        ('{"model_type": "llama"}', "llama"),
+        ('{"model_type": "gpt2"}', "no n_layer"),
+    ],
+)
+def test_gpt2_config_refused(tmp_path: Path, text: str, message: str):
+    """A config.json that is damaged, of another model or incomplete is refused."""
+    save_gpt2_folder(tmp_path)
+    assert isinstance(load_model(tmp_path), GPT)
+    (tmp_path / "config.json").write_text(text)
+    assert message in error_of(tmp_path)
+
+
+# --- backpack-gpt2 ----------------------------------------------------------------------------
+
+
+def paper_folder(folder: Path, state: dict[str, Tensor], weights: str, **changes: Any) -> Path:
+    settings = json.loads((GOLDEN / "backpack_gpt2" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+    if weights == "model.safetensors":
+        save_file({key: t.clone().contiguous() for key, t in state.items()}, folder / weights)
+    else:
+        torch.save(state, folder / weights)
+    return folder
+
+
+def paper() -> dict[str, Tensor]:
+    return torch.load(GOLDEN / "backpack_gpt2" / "pytorch_model.bin", weights_only=True)
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("copies", [True, False])
+def test_paper_folder(tmp_path: Path, weights: str, copies: bool):
+    """Either file of weights gives the original's logits; tied copies may be there or not."""
+    state = paper()
+    if copies:
+        state |= {f"backpack.gpt2_model.h.{i}.attn.bias": mask() for i in range(2)}
+        state |= {f"backpack.gpt2_model.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
+    else:
+        for key in (*PAPER.tied, *PAPER.positions):
+            del state[key]
+    model = load_model(paper_folder(tmp_path, state, weights))
+    assert golden_error(model, "backpack_gpt2") < 1e-5
+    assert model.config.sense_network == "paper"
+    assert model.config.dropout == 0.1
+    assert not model.training
+
+
+def test_file_of_an_old_torch(tmp_path: Path):
+    """Weights in the format torch wrote before version 1.6, as GPT-2's first files are, open too."""
+    folder = paper_folder(tmp_path, {}, "pytorch_model.bin")
+    torch.save(paper(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert golden_error(load_model(folder), "backpack_gpt2") < 1e-5
+
+
+@pytest.mark.parametrize("key", [*PAPER.tied, *PAPER.positions])
+def test_paper_tied_copies_must_agree(tmp_path: Path, key: str):
+    """A copy of the embedding or the positions that differs in one number is refused by name."""
+    state = paper()
+    state[key] = state[key].clone()
+    state[key][3, 3] += 1e-3
+    assert key in error_of(paper_folder(tmp_path, state, "pytorch_model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backpack.sense_network.ln.weight", None),
+        ("backpack.sense_network.ln.weight", torch.ones(31)),
+        ("backpack.sense_network.final_mlp.c_fc.weight", torch.ones(128, 32)),  # (out, in): not as stored
+        ("backpack.sense_network.final_mlp.c_fc.weight", torch.ones(2, 3, 4)),
+        ("backpack.sense_network.extra", torch.ones(3)),
+    ],
+)
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
+def test_paper_tensors_refused(tmp_path: Path, weights: str, key: str, value: Tensor | None):
+    """A missing, misshapen or unknown tensor is refused by name."""
+    state = paper() | {key: value}
+    state = {k: t for k, t in state.items() if t is not None}
+    assert key in error_of(paper_folder(tmp_path, state, weights))
+
+
+@pytest.mark.parametrize("changes", [{"sense_intermediate_scale": 1}, {"num_senses": 5}, {"n_head": "2"}])
+def test_paper_settings_refused(tmp_path: Path, changes: dict[str, Any]):
+    """A setting we do not implement, or cannot be right, is refused by its name or ours."""
+    text = error_of(paper_folder(tmp_path, paper(), "pytorch_model.bin", **changes))
+    assert any(name in text for name in (*changes, "n_sense_vector"))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "n_token"),
+    [(50264, 50257), (50304, 50257), (21184, 21128), (250048, 250002), (65, 65), (10_000, 10_000)],
+)
+def test_padded_vocabularies(vocab_size: int, n_token: int):
+    """The sizes the originals pad a known tokenizer to are recognised; any other has no padding."""
+    settings = json.loads((GOLDEN / "backpack_gpt2" / "config.json").read_text())
+    config, _, _ = read_hugging_face(settings | {"vocab_size": vocab_size}, paper(), "test")
+    assert (config.vocab_size, config.n_token) == (vocab_size, n_token)
+    checkpoint = nano()
+    checkpoint["model_args"]["vocab_size"] = vocab_size
+    config, _, _ = read_nano(checkpoint, "test")
+    assert (config.vocab_size, config.n_token) == (vocab_size, n_token)
+
+
+# --- Out and back in --------------------------------------------------------------------------
+
+WITH_LAYOUT = [
+    *((s, NANO) for name, s in BACKPACKS.items() if name.startswith("nano")),
+    *((s, PAPER) for name, s in BACKPACKS.items() if name.startswith("paper")),
+    *((s, NANO_GPT) for s in GPTS.values()),
+    *((s, GPT2) for s in GPTS.values()),
+]
+
+
+@pytest.mark.parametrize(("settings", "layout"), WITH_LAYOUT)
+def test_export_then_import_is_exact(settings: dict[str, Any], layout: Layout):
+    """What is written under foreign names comes back bit for bit, and tied copies are one tensor."""
+    model = tiny_model(**settings)
+    state = export_state(model, layout)
+    copy = build(ModelConfig(**TINY | settings))
+    assert not same_weights(copy, model)
+    import_state(copy, state, layout, "test")
+    assert same_weights(copy, model)
+    for key in layout.tied:
+        assert state[key].data_ptr() == state[layout.key("wte.weight")].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["nano_checkpoint", "nano_checkpoint_bias", "backpack_gpt2"])
+def test_import_then_export_is_exact(name: str):
+    """Every tensor of an original checkpoint, but for masks, is written back as it was."""
+    layout = PAPER if name == "backpack_gpt2" else NANO
+    original = paper() if layout is PAPER else nano(name.removeprefix("nano_checkpoint"))["model"]
+    state = export_state(load_model(GOLDEN / name), layout)
+    assert state.keys() == without_masks(original).keys()
+    assert all(torch.equal(state[key], original[key]) for key in state)
+
+
+# --- Files that are damaged, or mean harm -----------------------------------------------------
+
+
+class Harmful:
+    """Unpickled by the ordinary unpickler, this makes a folder: proof that code was run."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+def test_the_trap_works(tmp_path: Path):
+    """The ordinary unpickler does run the trap, so that the tests below can fail."""
+    pickle.loads(pickle.dumps(Harmful(tmp_path / "proof")))
+    assert (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("name", ["ckpt.pt", "pytorch_model.bin", "best.pt"])
+def test_harmful_checkpoint_is_refused(tmp_path: Path, name: str, as_zip: bool):
+    """A checkpoint that would run code is refused before it does, in torch's format and as bare pickle."""
+    proof, content = tmp_path / "proof", nano() | {"extra": Harmful(tmp_path / "proof")}
+    if name == "pytorch_model.bin":
+        paper_folder(tmp_path, {}, name)
+        content = paper() | {"lm_head.weight": Harmful(proof)}
+    if as_zip:
+        torch.save(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(Harmful(proof)))
+    assert name in error_of(tmp_path)
+    assert not proof.exists()
+
+
+def test_harmful_meta_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A meta.pkl that would run code is refused, also where a checkpoint only mentions its folder."""
+    proof, meta = tmp_path / "proof", tmp_path / "data" / "bad" / "meta.pkl"
+    meta.parent.mkdir(parents=True)
+    meta.write_bytes(pickle.dumps({"vocab_size": 1, "itos": {0: Harmful(proof)}}))
+    with pytest.raises(InputError, match=r"meta\.pkl"):
+        read_legacy_meta(meta)
+    monkeypatch.chdir(tmp_path)
+    assert "meta.pkl" in error_of(written(tmp_path, nano() | {"config": {"dataset": "bad"}}))
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["ckpt.pt", "pytorch_model.bin", "model.safetensors"])
+def test_truncated_file(tmp_path: Path, name: str, share: float):
+    """A file cut short anywhere is refused with one line that names it."""
+    if name == "ckpt.pt":
+        shutil.copy(GOLDEN / "nano_checkpoint" / name, tmp_path / name)
+    else:
+        paper_folder(tmp_path, paper(), name)
+    path = tmp_path / name
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert name in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello\n", bytes(range(256)) * 4, pickle.dumps({"model": {}}), b"PK\x03\x04", b"\x80\x02."],
+    ids=["text", "bytes", "pickle", "zip", "empty pickle"],
+)
+def test_not_a_checkpoint(tmp_path: Path, content: bytes):
+    """Any other file is refused with one line that names it."""
+    (tmp_path / "ckpt.pt").write_bytes(content)
+    assert "ckpt.pt" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1], {}, {"model": {}}, 7])
+def test_not_our_kind_of_checkpoint(tmp_path: Path, content: Any):
+    """A torch file of something else is refused with one line that names it."""
+    assert "ckpt.pt" in error_of(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("content", [{"wte.weight": 3}, {3: torch.zeros(2)}, {"wte.weight": [1, 2]}])
+def test_not_a_file_of_weights(tmp_path: Path, content: Any):
+    """A pytorch_model.bin that does not map names to tensors is refused, not a crash."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **GPT2_TINY}))
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    error_of(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path):
+    """A path that does not exist, an empty folder, and settings without weights say what is missing."""
+    assert "no model at" in error_of(tmp_path / "nowhere")
+    assert "no model in" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "model.safetensors" in error_of(tmp_path)

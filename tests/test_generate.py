@@ -1,0 +1,214 @@
+"""Generation: the cache changes nothing, and choosing a token does exactly what its settings say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import plain_generate, plain_logits
+from torch import Tensor
+
+from nanobackpack.generate import choose, stream
+
+# --- The cache --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [1, 5, 12, 17])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 9.0}, {"temperature": 6.0, "top_k": 5}]
+)
+def test_cached_equals_uncached(model, T: int, sampling: dict[str, Any]):
+    """Token for token what recomputing the whole window gives: greedy and sampled, for prompts shorter and
+    longer than the window of 12, and on as the window slides."""
+    prompt = torch.randint(19, (2, T), generator=torch.Generator().manual_seed(T))
+    ours = model.generate(prompt, 20, **sampling, generator=torch.Generator().manual_seed(7))
+    plain = plain_generate(model, prompt, 20, **sampling, generator=torch.Generator().manual_seed(7))
+    assert ours.shape == (2, T + 20)
+    assert torch.equal(ours[:, :T], prompt)
+    assert torch.equal(ours, plain)
+    assert sampling["temperature"] == 0 or len(ours[:, T:].unique()) >= 5  # a text worth comparing
+
+
+def test_cached_logits_equal_the_plain_formula(model, ids: Tensor):
+    """The numbers behind the tokens: with a cache, each position's logits are the plain formula's."""
+    expected = plain_logits(model, ids)  # (B, T, V)
+    cache = model.new_cache()
+    with torch.no_grad():
+        got = [model.next_logits(ids[:, :4], cache)]
+        got += [model.next_logits(ids[:, i : i + 1], cache) for i in range(4, 12)]
+        alone = model.next_logits(ids)
+    assert cache.length == 12
+    tolerance = 1e-5 * max(1.0, expected.abs().max().item())
+    assert (torch.stack(got, dim=1) - expected[:, 3:]).abs().max() < tolerance
+    assert (alone - expected[:, -1]).abs().max() < tolerance
+
+
+def test_rows_of_a_batch_do_not_mix(model):
+    """Each row of a batch continues as it does alone."""
+    prompts = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 9]])
+    together = model.generate(prompts, 15, temperature=0)
+    for row, prompt in zip(together, prompts, strict=True):
+        assert torch.equal(model.generate(prompt[None], 15, temperature=0)[0], row)
+
+
+def test_seed_decides():
+    """The same seed gives the same text, another seed another; so does torch's own without a generator."""
+    model, prompt = tiny_model(), torch.tensor([[1, 2, 3]])
+
+    def text(seed: int) -> list[int]:
+        return model.generate(prompt, 30, generator=torch.Generator().manual_seed(seed))[0].tolist()
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+    torch.manual_seed(3)
+    first = model.generate(prompt, 30)
+    assert not torch.equal(model.generate(prompt, 30), first)
+    torch.manual_seed(3)
+    assert torch.equal(model.generate(prompt, 30), first)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0, 100.0])
+def test_padded_ids_are_never_sampled(temperature: float):
+    """Ids from vocab_used on do not come up, even where the model would prefer them."""
+    model = tiny_model(vocab_size=23, vocab_used=5)
+    prompt = torch.randint(5, (8, 3), generator=torch.Generator().manual_seed(0))
+    assert (plain_logits(model, prompt)[:, -1].argmax(dim=1) >= 5).any()
+    new = model.generate(prompt, 40, temperature=temperature)[:, 3:]
+    assert new.max() < 5
+    assert temperature == 0 or set(new.flatten().tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_is_restored(training: bool):
+    """Generation runs without dropout or gradients, and leaves the model in the mode it was in."""
+    model, prompt = tiny_model(dropout=0.5), torch.tensor([[1, 2]])
+    expected = plain_generate(model, prompt, 20, temperature=0)
+    model.train(training)
+    assert torch.equal(model.generate(prompt, 20, temperature=0), expected)
+    assert model.training is training
+    tokens = stream(model, prompt, 20)
+    next(tokens)
+    tokens.close()  # a reader may stop early
+    assert model.training is training
+    with pytest.raises(ValueError, match="temperature"):
+        model.generate(prompt, 5, temperature=-1)
+    assert model.training is training
+
+
+def test_stream_yields_one_step_at_a_time():
+    """stream gives the ids (B) of each step, together what generate appends."""
+    model, prompt = tiny_model(), torch.tensor([[1, 2], [3, 4]])
+    steps = list(stream(model, prompt, 6, temperature=0))
+    assert [s.shape for s in steps] == [(2,)] * 6
+    assert torch.equal(torch.stack(steps, dim=1), model.generate(prompt, 6, temperature=0)[:, 2:])
+    assert torch.equal(model.generate(prompt, 0), prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        (torch.tensor([[1, 23]]), {}, "token id 23"),
+        (torch.tensor([[-1]]), {}, "token id -1"),
+        (torch.zeros(1, 0, dtype=torch.int64), {}, "0 tokens"),
+        (torch.tensor([[1.0]]), {}, "float32"),
+        (torch.tensor([1, 2]), {}, r"\(2,\)"),
+        (torch.tensor([[1]]), {"temperature": -0.1}, "temperature -0.1"),
+        (torch.tensor([[1]]), {"temperature": float("nan")}, "temperature nan"),
+        (torch.tensor([[1]]), {"top_k": 0}, "top_k 0"),
+        (torch.tensor([[1]]), {"top_p": 0.0}, "top_p 0.0"),
+        (torch.tensor([[1]]), {"top_p": 1.1}, "top_p 1.1"),
+    ],
+)
+def test_errors(model, prompt: Tensor, sampling: dict[str, Any], message: str):
+    """A prompt or setting out of range is a ValueError that names it."""
+    with pytest.raises(ValueError, match=message):
+        model.generate(prompt, 3, **sampling)
+
+
+# --- choose -----------------------------------------------------------------------------------
+
+DRAWS = 8000
+
+
+def draws(logits: list[float], **sampling: Any) -> list[int]:
+    rows = torch.tensor(logits).expand(DRAWS, -1)
+    return choose(rows, **sampling, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def chosen(logits: list[float], **sampling: Any) -> set[int]:
+    """Every id that comes up: so many draws miss none of the ids that can."""
+    return set(draws(logits, **sampling))
+
+
+different_logits = st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True).map(
+    lambda numbers: [n / 40 for n in numbers]  # from -1 to 1: no ties, and none too rare to come up
+)
+
+
+def ranked(logits: list[float]) -> list[int]:
+    return sorted(range(len(logits)), key=lambda i: -logits[i])
+
+
+@given(different_logits)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_temperature_zero_takes_the_likeliest(logits: list[float]):
+    """Temperature 0 is argmax, whatever top_k and top_p."""
+    best = ranked(logits)[0]
+    assert chosen(logits, temperature=0) == {best}
+    assert chosen(logits, temperature=0, top_k=3, top_p=0.5) == {best}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-39])
+def test_tiny_temperatures_approach_zero(temperature: float):
+    """However small the temperature, dividing by it does not overflow: it takes the likeliest."""
+    assert chosen([1.0, 3.0, -2.0], temperature=temperature) == {1}
+
+
+@given(different_logits, st.integers(1, 14))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_top_k_is_exact(logits: list[float], k: int):
+    """Precisely the k likeliest ids can come up; all of them if there are no more than k."""
+    assert chosen(logits, top_k=k) == set(ranked(logits)[:k])
+
+
+@given(
+    different_logits, st.floats(0.01, 1.0), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([None, 1, 4])
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_top_p_is_exact(logits: list[float], p: float, temperature: float, k: int | None):
+    """Precisely the smallest set of likeliest ids that reaches p can come up, after temperature and top_k."""
+    candidates = ranked(logits)[:k]
+    weights = (
+        torch.tensor([logits[i] / temperature for i in candidates], dtype=torch.float64).softmax(0).tolist()
+    )
+    expected: set[int] = set()
+    mass = 0.0
+    for i, weight in zip(candidates, weights, strict=True):
+        if mass >= p - 1e-6:  # a set that reaches p up to rounding may be taken as enough or not
+            if mass < p + 1e-6:
+                return
+            break
+        expected.add(i)
+        mass += weight
+    assert chosen(logits, temperature=temperature, top_k=k, top_p=p) == expected
+
+
+def test_frequencies():
+    """Ids come up as often as the softmax of logits / temperature says, renormalised over those allowed."""
+    logits = [1.0, 0.5, 0.0, -0.5, -1.0]
+    for kept, sampling in ((5, {}), (5, {"top_p": 1.0}), (3, {"top_k": 3}), (2, {"top_p": 0.8})):
+        p = (torch.tensor(logits[:kept]) / 0.5).softmax(dim=0).tolist()
+        drawn = draws(logits, temperature=0.5, **sampling)
+        shares = [drawn.count(i) / DRAWS for i in range(5)]
+        assert shares == pytest.approx([*p, *[0.0] * (5 - kept)], abs=0.02)
+
+
+def test_rows_are_chosen_on_their_own():
+    """Each row has its own k likeliest and its own smallest set."""
+    logits = torch.tensor([[9.0, 0.0, 0.1], [0.0, 9.0, 0.1], [0.1, 0.0, 9.0]])
+    for sampling in ({"temperature": 0}, {"top_k": 1}, {"top_p": 0.5}):
+        assert choose(logits, **sampling).tolist() == [0, 1, 2]

@@ -1,0 +1,449 @@
+"""The two models: they reproduce the originals' numbers, equal the plain formula, and are Backpacks.
+
+Golden numbers (tests/golden) were written by nanoBackpackLM and backpack-gpt2 themselves; so were those of
+the self-check, whose weights come from a formula instead of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BACKPACKS, TINY, tiny_model
+from oracle import plain_alpha, plain_logits, plain_loss, plain_senses
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nanobackpack import BackpackLM, InputError, ModelConfig, TrainConfig, load_model
+from nanobackpack.checkpoint import build
+from nanobackpack.compat import NANO, PAPER, Layout, export_state, import_state
+from nanobackpack.optim import make_optimizer
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max().item() <= tolerance
+
+
+# --- The originals' numbers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nano_checkpoint", "nano_checkpoint_bias", "backpack_gpt2"])
+def test_golden(name: str):
+    """Logits, α, senses and loss equal the original programs' within 1e-5."""
+    model, expected = load_model(GOLDEN / name), load_file(GOLDEN / name / "expected.safetensors")
+    ids = expected["input_ids"]
+    out = model(ids, ids.roll(-1, dims=1))
+    assert_close(out.logits, expected["logits"])
+    assert_close(model.contextualization(ids), expected["contextualization"])
+    assert_close(model.sense_vectors(), expected["sense_vectors"])
+    if "loss" in expected:
+        assert_close(out.loss, expected["loss"].squeeze())
+        assert_close(model(expected["short_input_ids"]).logits, expected["short_logits"])
+
+
+@pytest.mark.parametrize("kind", ["", "_bias"])
+def test_golden_training(kind: str):
+    """Twenty steps of training follow the original's losses and gradient norms within 1e-4."""
+    curve = json.loads((GOLDEN / f"nano_training{kind}" / "curve.json").read_text())
+    steps = load_file(GOLDEN / f"nano_training{kind}" / "tokens.safetensors")["tokens"]
+    model = load_model(GOLDEN / f"nano_checkpoint{kind}").train()
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, min_lr=1e-4))
+    losses, norms = [], []
+    for tokens in steps:
+        loss = model(tokens[:, :-1], tokens[:, 1:]).loss
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert len(losses) == 20
+    assert losses == pytest.approx(curve["losses"], abs=1e-4)
+    assert norms == pytest.approx(curve["grad_norms_before_clipping"], abs=1e-3)
+
+
+SELF_CHECK = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "n_sense_vector": 4}
+SELF_CHECK_IDS, SELF_CHECK_TARGETS = torch.tensor([[1, 4, 2, 6, 0]]), torch.tensor([[4, 2, 6, 0, 1]])
+PAPER_SETTINGS = {"sense_network": "paper", "bias": True, "scale_attn_by_inverse_layer_idx": True}
+
+
+def filled(layout: Layout, n_unique: int, numbered: dict[str, int], **settings: Any) -> BackpackLM:
+    """A model whose tensor number p (foreign names sorted) holds s = sin(0.7 t + p + 1) at place t."""
+    model = build(ModelConfig(**SELF_CHECK | settings)).eval()
+    state = export_state(model, layout)
+    tied = {*layout.tied, *layout.positions}
+    names = sorted(state.keys() - tied)
+    assert len(names) == n_unique
+    assert {name: names.index(name) for name in numbered} == numbered
+    for p, name in enumerate(names):
+        t = torch.arange(state[name].numel(), dtype=torch.float64)
+        s = (0.7 * t + p + 1).sin().view(state[name].shape)
+        norm = s.dim() == 1 and name.endswith(".weight")
+        state[name] = (0.3 * s if s.dim() == 2 else 1 + 0.1 * s if norm else 0.1 * s).float()
+    for ours, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):
+        state |= dict.fromkeys(copies, state[layout.key(ours)])
+    import_state(model, state, layout, "self-check")
+    return model
+
+
+def filled_paper(**settings: Any) -> BackpackLM:
+    return filled(PAPER, 44, {"backpack.sense_weight_net.c_attn.weight": 43}, **PAPER_SETTINGS | settings)
+
+
+@pytest.mark.parametrize(
+    ("column", "alpha", "sense", "logits", "loss"),
+    [
+        (
+            "nano",
+            [0.20115, 0.19890, 0.19903, 0.19457, 0.20635],
+            [0.50606, 0.32422, 1.00207, -1.20703],
+            [0.23599, 0.30773, 0.24133, 0.06661, -0.13801, -0.28068, -0.29737],
+            2.519876,
+        ),
+        (
+            "nano-bias",
+            [0.02796, 0.05929, 0.04713, 0.43194, 0.43368],
+            [-0.01436, -0.30261, 0.30427, 0.82687],
+            [-0.71789, -1.01085, -0.85006, -0.30771, 0.37276, 0.88591, 1.00141],
+            2.662077,
+        ),
+        (
+            "paper",
+            [0.433929, 0.198789, 0.234047, 0.009067, 0.124168],
+            [-0.022078, 0.040511, 0.084047, 0.088055],
+            [-0.305766, -0.122945, 0.115061, 0.301421, 0.352482, 0.245325, 0.028050],
+            2.042043,
+        ),
+    ],
+)
+def test_self_check(column: str, alpha: list[float], sense: list[float], logits: list[float], loss: float):
+    """Weights written down as a formula give the originals' α, senses, logits and loss within 2e-5."""
+    model = {
+        "nano": lambda: filled(NANO, 16, {"wte.weight": 15}),
+        "nano-bias": lambda: filled(NANO, 29, {"wte.weight": 28}, bias=True),
+        "paper": filled_paper,
+    }[column]()
+    out = model(SELF_CHECK_IDS, SELF_CHECK_TARGETS)
+    assert model.contextualization(SELF_CHECK_IDS)[0, 1, 4].tolist() == pytest.approx(alpha, abs=2e-5)
+    assert model.sense_vectors([4])[0, 2, :4].tolist() == pytest.approx(sense, abs=2e-5)
+    assert out.logits[0, -1].tolist() == pytest.approx(logits, abs=2e-5)
+    assert out.loss.item() == pytest.approx(loss, abs=2e-5)
+
+
+def test_self_check_without_inverse_layer_scale():
+    """The paper's α changes by the known amount where blocks are not scaled by 1 / (i + 1)."""
+    model = filled_paper(scale_attn_by_inverse_layer_idx=False)
+    alpha = model.contextualization(SELF_CHECK_IDS)[0, 1, 4].tolist()
+    assert alpha == pytest.approx([0.43394, 0.19816, 0.23344, 0.00904, 0.12542], abs=2e-5)
+
+
+def test_self_check_removing_a_sense():
+    """The public α and C make up the logits: without sense 2 of token 4 they are as the original's."""
+    model = filled_paper()
+    senses = model.sense_vectors(SELF_CHECK_IDS[0])  # (T, K, D)
+    senses[SELF_CHECK_IDS[0] == 4, 2] = 0
+    o = torch.einsum("lij,jld->id", model.contextualization(SELF_CHECK_IDS)[0], senses)  # (T, D)
+    last = (model.wte.weight @ o[-1]).tolist()
+    expected = [-0.277619, -0.103842, 0.116545, 0.284620, 0.324937, 0.219401, 0.015382]
+    assert last == pytest.approx(expected, abs=2e-5)
+
+
+COUNTS = [  # settings, all parameters, without positions (None: not published)
+    ("V65 L6 D384 T256 K4", 13_400_448, 13_302_144),
+    ("V65 L4 D128 T64 K4", 1_099_392, 1_091_200),
+    ("V50304 L12 D768 T1024 K16", 163_313_664, 162_527_232),
+    ("V50304 L12 D768 T1024 K16 gpt", 124_373_760, 123_587_328),
+    ("V21184 L12 D768 T1024 K16", 140_949_504, 140_163_072),
+    ("V21184 L12 D768 T1024 K16 gpt", 102_009_600, None),
+    ("V21184 L6 D384 T1024 K16", 28_887_552, 28_494_336),
+    ("V250048 L6 D384 T1024 K16", 116_771_328, None),
+    ("V50264 L6 D384 T512 K16 paper", 41_659_776, None),
+    ("V50264 L8 D640 T512 K16 paper", 103_856_000, None),
+    ("V50264 L12 D768 T512 K16 paper", 170_083_584, None),
+]
+
+
+def without_memory(size: str) -> torch.nn.Module:
+    """The model that a line of COUNTS names, without memory for its weights."""
+    numbers = {word[0]: int(word[1:]) for word in size.split() if word[1:].isdigit()}
+    names = {"V": "vocab_size", "L": "n_layer", "D": "n_embd", "T": "block_size", "K": "n_sense_vector"}
+    settings: dict[str, Any] = {name: numbers[letter] for letter, name in names.items()}
+    settings |= {"n_head": settings["n_embd"] // 64}
+    settings |= PAPER_SETTINGS if "paper" in size else {}
+    settings |= {"model_name": "gpt2"} if "gpt" in size else {}
+    with torch.device("meta"):
+        return build(ModelConfig(**settings))
+
+
+@pytest.mark.parametrize(("size", "n", "n_without_positions"), COUNTS)
+def test_parameter_counts(size: str, n: int, n_without_positions: int | None):
+    """Published model sizes have exactly the originals' number of weights."""
+    model = without_memory(size)
+    assert model.num_params() == n
+    if n_without_positions:
+        assert model.num_params(positions=False) == n_without_positions
+
+
+@pytest.mark.parametrize(
+    ("size", "context", "senses", "alpha"),
+    [
+        ("V50264 L6 D384 T512 K16 paper", 30_145_536, 11_218_560, 295_680),
+        ("V50264 L8 D640 T512 K16 paper", 71_886_080, 31_149_440, 820_480),
+        ("V50264 L12 D768 T512 K16 paper", 124_051_968, 44_850_432, 1_181_184),
+    ],
+)
+def test_parameter_counts_of_parts(size: str, context: int, senses: int, alpha: int):
+    """The paper's models divide their weights as published: context network, senses, α."""
+    model = without_memory(size)
+    parts = [sum(p.numel() for p in part.parameters()) for part in (model.context, model.senses, model.alpha)]
+    assert [parts[0] + model.wte.weight.numel(), *parts[1:]] == [context, senses, alpha]
+
+
+# --- The plain formula ------------------------------------------------------------------------
+
+
+def assert_equals_plain_formula(model, ids: Tensor) -> None:
+    """Logits, loss and every gradient equal the plain formula's within 1e-5 of their size."""
+    targets = ids.roll(-1, dims=1)
+    out = model(ids, targets)
+    expected = plain_logits(model, ids)
+    assert expected.std() > 0.3  # the weights are large enough to show a difference
+    assert_close(out.logits, expected, 1e-5 * max(1.0, expected.abs().max().item()))
+    loss = plain_loss(model, ids, targets)
+    assert_close(out.loss, loss)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(out.loss, parameters)
+    plain = torch.autograd.grad(loss, parameters)
+    for name, a, b in zip(names, ours, plain, strict=True):
+        assert (a - b).abs().max().item() <= 1e-5 * max(1.0, b.abs().max().item()), name
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("training", [False, True])
+def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
+    """Numbers and gradients are the plain formula's, for few positions and for many.
+
+    One row has fewer positions than there are ids, three have more: two ways to look senses up.
+    """
+    assert_equals_plain_formula(model.train(training), ids[:rows])
+
+
+@pytest.mark.parametrize("name", ["nano-bias", "paper", "nano-k1"])
+@pytest.mark.parametrize("vocab_size", [23, 900])
+def test_equals_plain_formula_when_long(name: str, vocab_size: int):
+    """Long sequences, which are worked on in blocks, give the same numbers and gradients too."""
+    model = tiny_model(**BACKPACKS[name], block_size=300, vocab_size=vocab_size)
+    draw = torch.Generator().manual_seed(2)
+    assert_equals_plain_formula(model, torch.randint(vocab_size, (2, 300), generator=draw))
+
+
+def test_alpha(backpack: BackpackLM, ids: Tensor):
+    """contextualization is the plain α; its rows sum to 1 and give nothing to the future."""
+    alpha = backpack.contextualization(ids)  # (B, K, T, T)
+    T = ids.size(1)
+    assert_close(alpha, plain_alpha(backpack, ids))
+    assert_close(alpha.sum(dim=3), torch.ones(alpha.shape[:3]))
+    assert torch.equal(alpha, alpha.tril())
+    assert alpha.min() >= 0
+    assert (alpha[:, :, -1] - 1 / T).abs().max() > 0.05  # it does choose
+
+
+def test_future_is_invisible(model, ids: Tensor):
+    """Logits up to a position stay the same whatever comes after it, and change with what it holds."""
+    other = ids.clone()
+    other[:, 7:] = (other[:, 7:] + 1) % TINY["vocab_size"]
+    before, after = model(ids).logits, model(other).logits
+    assert_close(after[:, :7], before[:, :7], 1e-5 * before.abs().max().item())
+    assert (after[:, 7] - before[:, 7]).abs().max() > 1e-2
+    assert_close(model(ids[:, :7]).logits, before[:, :7], 1e-5 * before.abs().max().item())
+
+
+def test_senses_depend_on_the_token_alone(backpack: BackpackLM, ids: Tensor):
+    """The table of sense vectors is what each position uses, wherever and after whatever it stands."""
+    table = backpack.sense_vectors()  # (V, K, D)
+    K, D = backpack.config.n_sense_vector, TINY["n_embd"]
+    assert table.shape == (TINY["vocab_size"], K, D)
+    assert_close(table[ids].transpose(1, 2), plain_senses(backpack, ids))
+    o = torch.einsum("blij,bjld->bid", backpack.contextualization(ids), table[ids])  # (B, T, D)
+    logits = backpack(ids).logits
+    assert_close(o @ backpack.wte.weight.T, logits, 1e-5 * logits.abs().max().item())
+    by_sense = torch.einsum(
+        "blij,bjld,vd->blivj", backpack.contextualization(ids), table[ids], backpack.wte.weight
+    )
+    assert_close(by_sense.sum(dim=(1, 4)), logits, 2e-5 * logits.abs().max().item())
+
+
+def test_sense_vectors_of_some_ids(backpack: BackpackLM):
+    """Rows come in the order asked for, repeats and padded ids included, in chunks of any size."""
+    table = backpack.sense_vectors()
+    some = [5, 0, 22, 5]
+    assert_close(backpack.sense_vectors(some), table[some])
+    assert_close(backpack.sense_vectors(torch.tensor(some), chunk=3), table[some])
+    assert torch.equal(backpack.sense_vectors([5, 5])[0], backpack.sense_vectors([5, 5])[1])
+    for bad in ([23], [-1], [[1, 2]]):
+        with pytest.raises(ValueError, match="22"):
+            backpack.sense_vectors(bad)
+
+
+# --- Shapes and errors ------------------------------------------------------------------------
+
+
+def test_shapes(model, ids: Tensor):
+    """Any length from 1 to block_size works; without targets there is no loss."""
+    for T in (1, 2, 12):
+        out = model(ids[:, :T])
+        assert out.logits.shape == (3, T, TINY["vocab_size"])
+        assert out.logits.dtype == torch.float32
+        assert out.loss is None
+    assert model(ids[:, :1], ids[:, :1]).loss.shape == ()
+
+
+@pytest.mark.parametrize("K", [1, 4])
+def test_one_layer_nano_has_no_blocks(K: int, ids: Tensor):
+    """nano counts its sense network as a layer: with n_layer=1 α sees tokens and positions only."""
+    model = tiny_model(n_layer=1, n_sense_vector=K)
+    assert len(model.context.h) == 0
+    assert len(tiny_model(n_layer=3, n_sense_vector=K).context.h) == 2
+    assert len(tiny_model(n_layer=3, n_sense_vector=K, sense_network="paper").context.h) == 3
+    assert model.contextualization(ids).shape == (3, K, 12, 12)
+    assert model.sense_vectors([1, 2]).shape == (2, K, TINY["n_embd"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_sense_vector": 5}, "n_sense_vector=5 does not divide n_embd=16"),
+        ({"n_head": 3}, "n_head=3 does not divide n_embd=16"),
+        ({"n_layer": 0}, "n_layer=0"),
+        ({"n_sense_vector": 0}, "n_sense_vector=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"vocab_used": 24}, "vocab_used=24"),
+    ],
+)
+def test_impossible_shapes(settings: dict[str, Any], message: str):
+    """A shape that cannot work is refused when the settings are made, naming setting and value."""
+    with pytest.raises(InputError, match=message):
+        ModelConfig(**TINY | settings)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(1, 13, dtype=torch.int64), "13 tokens.*block_size=12"),
+        (torch.zeros(1, 0, dtype=torch.int64), "0 tokens"),
+        (torch.tensor([[3, 23]]), "token id 23 .* 0 to 22"),
+        (torch.tensor([[-2, 3]]), "token id -2 "),
+        (torch.zeros(1, 3, dtype=torch.int32), "int32"),
+        (torch.zeros(1, 3), "float32"),
+        (torch.zeros(3, dtype=torch.int64), r"\(3,\)"),
+    ],
+)
+def test_ids_a_model_cannot_take(model, bad: Tensor, message: str):
+    """Ids of a wrong length, range, type or shape are ValueErrors that name what was wrong."""
+    with pytest.raises(ValueError, match=message):
+        model(bad)
+    if isinstance(model, BackpackLM):
+        with pytest.raises(ValueError, match=message):
+            model.contextualization(bad)
+
+
+def test_targets_of_minus_one_are_ignored(model, ids: Tensor):
+    """The loss is the mean over the other targets: in value and in gradient."""
+    targets = ids.roll(-1, dims=1)
+    targets[:, ::3] = -1
+    out = model(ids, targets)
+    log_p = out.logits.log_softmax(dim=2)
+    picked = [log_p[b, i, targets[b, i]].item() for b in range(3) for i in range(12) if i % 3]
+    assert out.loss.item() == pytest.approx(-sum(picked) / len(picked), abs=1e-5)
+    assert_close(out.loss, plain_loss(model, ids, targets))
+
+
+# --- Initialisation and dropout ---------------------------------------------------------------
+
+
+def test_initial_weights():
+    """As GPT-2's: N(0, 0.02), c_proj scaled by sqrt(2 n_layer), norms 1, biases 0, a loss of about ln V."""
+    model = build(ModelConfig(**TINY | {"n_embd": 128, "n_layer": 8, "bias": True}))
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            assert torch.equal(p, torch.full_like(p, float(name.endswith("weight"))))
+        elif p.numel() > 10_000:
+            expected = 0.02 / math.sqrt(2 * 8) if name.endswith("c_proj.weight") else 0.02
+            assert p.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(p.mean().item()) < expected / 10
+
+
+@pytest.mark.parametrize("name", ["nano", "paper", "gpt"])
+def test_dropout_only_in_training(name: str, ids: Tensor):
+    """In training mode each pass differs; in eval mode none does, and it equals a model without dropout."""
+    settings = {"model_name": "gpt2"} if name == "gpt" else {"sense_network": name}
+    model, sure = tiny_model(**settings, dropout=0.3), tiny_model(**settings)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model(ids).logits, sure(ids).logits)
+    model.train()
+    torch.manual_seed(0)
+    assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
+    torch.manual_seed(0)
+    first = model(ids).logits
+    torch.manual_seed(0)
+    assert torch.equal(first, model(ids).logits)
+    sure.train()
+    assert torch.equal(sure(ids).logits, sure(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["nano", "paper"])
+def test_looking_at_senses_and_alpha_never_drops_out(name: str, ids: Tensor):
+    """sense_vectors and contextualization give a training model's true values, and leave it training."""
+    model = tiny_model(**BACKPACKS[name], dropout=0.5)
+    alpha, table = model.contextualization(ids), model.sense_vectors()
+    model.train()
+    assert torch.equal(model.contextualization(ids), alpha)
+    assert torch.equal(model.sense_vectors(), table)
+    assert model.training
+    assert model.senses.training
+
+
+def logits_in_training(model: BackpackLM, forward: Any, ids: Tensor, n: int) -> Tensor:
+    """Logits (n, T, V) of n passes in training mode."""
+    model.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return torch.cat([forward(ids) for _ in range(n)])
+
+
+def test_alpha_dropout_is_unbiased():
+    """Dropout on α alone keeps the mean of the logits, which are linear in α; the paper's model has none."""
+    ids = torch.tensor([[3, 3, 5, 8]])
+    model = tiny_model(n_layer=1, dropout=0.5)
+    exact = model(ids).logits[0]
+    for part in model.modules():
+        if hasattr(part, "dropout") and part is not model.alpha:
+            part.dropout = 0.0
+    logits = logits_in_training(model, lambda x: model(x).logits, ids, 1000)
+    error = (logits.mean(dim=0) - exact).abs()
+    spread = logits.std(dim=0)
+    assert spread.min() > 0.1
+    assert (error / (spread / math.sqrt(1000))).max() < 5  # standard errors
+    # Position 0 sees only itself: each of its 4 senses is dropped or doubled, 2^4 outcomes.
+    assert len(logits[:, 0].round(decimals=3).unique(dim=0)) == 2**4
+    assert tiny_model(sense_network="paper", dropout=0.5).alpha.dropout == 0
+
+
+@pytest.mark.parametrize("name", ["nano", "paper"])
+def test_dropout_distributes_as_in_the_plain_formula(name: str):
+    """Training logits have the mean and spread of the plain formula's, where each position drops its own."""
+    ids = torch.tensor([[3, 3, 3, 5, 8, 5]])
+    model = tiny_model(**BACKPACKS[name] | {"n_layer": 1}, dropout=0.2)
+    ours = logits_in_training(model, lambda x: model(x).logits, ids, 1500)
+    plain = logits_in_training(model, lambda x: plain_logits(model, x), ids, 1500)
+    error = (ours.mean(dim=0) - plain.mean(dim=0)).abs() / (plain.std(dim=0) * math.sqrt(2 / 1500))
+    assert error.max() < 5  # standard errors
+    ratio = ours.std(dim=0) / plain.std(dim=0)
+    assert ratio.min() > 0.85
+    assert ratio.max() < 1.15

@@ -1,0 +1,214 @@
+"""Device, number type, compilation and randomness; and that importing the package does nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nanobackpack
+from nanobackpack.config import InputError
+from nanobackpack.runtime import autocast, generator, pick_compile, pick_device, pick_dtype, seed_of
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+no_gpu = pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU"
+)
+
+
+# --- Device, type, compilation ----------------------------------------------------------------
+
+
+def test_cpu_is_always_there() -> None:
+    assert pick_device("cpu") == CPU
+
+
+@no_gpu
+def test_auto_on_a_plain_machine_is_cpu() -> None:
+    assert pick_device("auto") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "CPU", "cpu:1", "gpu", "meta"])
+def test_a_device_that_is_not_here_is_one_line(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        pick_device(name)
+    message = str(error.value)
+    assert repr(name) in message
+    assert "cpu" in message
+    assert "--device=auto" in message
+    assert "\n" not in message
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_gpu_on_a_plain_machine_is_one_line(name: str) -> None:
+    with pytest.raises(InputError, match="this machine has cpu"):
+        pick_device(name)
+
+
+def test_dtype_on_cpu() -> None:
+    assert pick_dtype("auto", CPU) == torch.float32
+    assert pick_dtype("float32", CPU) == torch.float32
+    assert pick_dtype("bfloat16", CPU) == torch.bfloat16
+    with pytest.raises(InputError, match=r"float16.*cpu.*--dtype=float32"):
+        pick_dtype("float16", CPU)
+    assert pick_dtype("float16", torch.device("cuda")) == torch.float16
+
+
+def test_autocast_sets_the_type_of_products_inside_it_alone() -> None:
+    a = torch.ones(2, 2)
+    with autocast(CPU, torch.float32):
+        assert (a @ a).dtype == torch.float32
+    with autocast(CPU, torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+    assert (a @ a).dtype == torch.float32
+
+
+def test_compile_is_off_on_cpu_unless_asked_for() -> None:
+    assert pick_compile("auto", CPU) is False
+    assert pick_compile(False, CPU) is False
+    assert pick_compile(False, torch.device("cuda")) is False
+
+
+def test_compile_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutil.which("c++") is None
+    with pytest.raises(InputError, match="--compile=False"):
+        pick_compile(True, CPU)
+    assert pick_compile("auto", CPU) is False
+    compiler = tmp_path / ("cl.exe" if sys.platform == "win32" else "c++")
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    assert pick_compile(True, CPU) is True
+
+
+# --- Randomness -------------------------------------------------------------------------------
+
+
+def test_seeds_are_fixed_numbers() -> None:
+    """Their values are part of what makes old runs repeatable, so they must not drift."""
+    assert [seed_of(1337, 0), seed_of(1337, 1, 0, 0), seed_of(0)] == [
+        6791203004760804454,
+        8311963500192281539,
+        7896617691693857887,
+    ]
+
+
+def test_seeds_differ_for_different_keys() -> None:
+    keys = [(s, p, t, m) for s in (0, 1, 1337) for p in range(4) for t in range(30) for m in range(3)]
+    seeds = {seed_of(*key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert len({seed >> 40 for seed in seeds}) > 0.99 * len(keys)  # spread out, not consecutive
+    assert seed_of(1, 2) != seed_of(2, 1)
+
+
+def test_generators_repeat_and_are_independent() -> None:
+    def draw(*key: int) -> list[int]:
+        return torch.randint(10**6, (8,), generator=generator(*key)).tolist()
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    draws = [draw(s, p, t) for s in range(3) for p in range(3) for t in range(3)]
+    assert len({tuple(d) for d in draws}) == 27
+    one, two = generator(5, 1), generator(5, 2)  # drawing from one leaves the other alone
+    torch.rand(100, generator=one)
+    assert torch.equal(torch.rand(4, generator=two), torch.rand(4, generator=generator(5, 2)))
+
+
+def test_generators_leave_global_randomness_alone() -> None:
+    before = torch.get_rng_state()
+    torch.rand(10, generator=generator(1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- Importing --------------------------------------------------------------------------------
+
+PROBE = """
+import json, logging, random, signal, sys, warnings
+import numpy, torch
+
+class NoReading(list):
+    def __getitem__(self, index):
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("nanobackpack"):
+            raise SystemExit(f"{caller} read argv")
+        return super().__getitem__(index)
+    def __iter__(self):
+        return iter([self[i] for i in range(len(self))])
+
+def state():
+    return {
+        "torch": torch.initial_seed(),
+        "torch state": torch.get_rng_state().tolist(),
+        "numpy": [numpy.random.get_state()[1].tolist(), numpy.random.get_state()[2]],
+        "random": hash(random.getstate()),
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()),
+        "matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "handlers": len(logging.getLogger().handlers),
+        "level": logging.getLogger().level,
+        "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)],
+    }
+
+modules = json.loads(sys.argv[1])
+sys.argv = NoReading(["probe", "--no_such_setting=1"])
+before = state()
+import importlib
+importlib.import_module("nanobackpack")
+heavy = [m for m in ("matplotlib", "transformers", "scipy", "pandas", "sklearn") if m in sys.modules]
+for name in modules:
+    importlib.import_module(name)
+after = state()
+changed = [k for k in before if before[k] != after[k]]
+with open("result.json", "w") as f:
+    json.dump({"changed": changed, "heavy": heavy, "argv": list.copy(sys.argv)}, f)
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What importing every module of the package did, in a fresh interpreter in an empty folder."""
+    folder = tmp_path_factory.mktemp("import")
+    modules = [
+        m.name
+        for m in pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
+        if not m.name.endswith("__main__")
+    ]
+    assert {"nanobackpack.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
+    (folder / "probe.py").write_text(PROBE, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "probe.py", json.dumps(modules)], cwd=folder, capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "result.json").read_text())
+    left = {p.name for p in folder.iterdir()} - {"probe.py", "result.json", "__pycache__"}
+    return result | {"stdout": done.stdout, "stderr": done.stderr, "left": left}
+
+
+def test_importing_prints_and_writes_nothing(imported: dict[str, Any]) -> None:
+    assert (imported["stdout"], imported["stderr"], imported["left"]) == ("", "", set())
+
+
+def test_importing_leaves_argv_alone(imported: dict[str, Any]) -> None:
+    assert imported["argv"] == ["probe", "--no_such_setting=1"]
+
+
+def test_importing_changes_no_global_state(imported: dict[str, Any]) -> None:
+    assert imported["changed"] == []  # seeds, default type and device, threads, logging, signals
+
+
+def test_importing_the_package_loads_nothing_heavy(imported: dict[str, Any]) -> None:
+    assert imported["heavy"] == []

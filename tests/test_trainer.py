@@ -1,0 +1,919 @@
+"""Training: the loop, what it writes, stopping and going on, and the optimizer; on tiny real models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import nanobackpack as nb
+from nanobackpack import checkpoint, cli
+from nanobackpack.config import InputError, ModelConfig, TrainConfig
+from nanobackpack.metrics import read_metrics
+from nanobackpack.optim import learning_rate, make_optimizer
+from nanobackpack.prepare import write_dataset
+from nanobackpack.runtime import generator
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import Trainer, train
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "".join(f"{i % 7} foxes jump over {i % 5} lazy dogs.\n" for i in range(80))
+TIMINGS = {"ms_per_step", "tokens_per_s", "elapsed_s"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are fastest on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "foxes"
+    write_dataset(folder, TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    return folder
+
+
+def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """A run of a few milliseconds per step."""
+    settings: dict[str, Any] = {
+        "dataset": str(data), "out_dir": str(out), "device": "cpu", "compile": False,
+        "n_layer": 2, "n_head": 2, "n_embd": 16, "n_sense_vector": 2, "block_size": 8, "batch_size": 4,
+        "max_iters": 5, "eval_interval": 2, "eval_iters": 2, "learning_rate": 1e-2, "min_lr": 1e-3,
+        "warmup_iters": 2, "lr_decay_iters": 20, "beta2": 0.99,
+    }  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+def saved(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
+    return torch.load(out / name, weights_only=True)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, every line of it standard JSON."""
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"{name} is no JSON")
+
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def without_timings(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in metrics]
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Whether two states are equal bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return bool(a == b)
+
+
+def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
+    """All a checkpoint holds but the settings of the run."""
+    return {k: v for k, v in saved(out, name).items() if k != "config"}
+
+
+def finite(state: dict[str, Any]) -> bool:
+    return all(bool(t.isfinite().all()) for t in state["model"].values())
+
+
+def temporary(out: Path) -> list[Path]:
+    return [p for p in out.rglob("*") if ".tmp" in p.name]
+
+
+# --- A run and what it writes -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A finished run; tests read it and change nothing."""
+    config = tiny(data, tmp_path_factory.mktemp("run") / "deep" / "out", max_iters=7, eval_interval=3)
+    assert train(config) == 0
+    return config
+
+
+def test_a_run_leaves_its_files(run: TrainConfig) -> None:
+    out = Path(run.out_dir)
+    names = {p.name for p in out.iterdir()}
+    assert names == {"ckpt.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert json.loads((out / "config.json").read_text()) == dataclasses.asdict(run)
+
+
+def test_metrics_have_the_promised_keys(run: TrainConfig) -> None:
+    metrics = records(Path(run.out_dir))
+    steps = [r for r in metrics if "train_loss" in r]
+    evaluations = [r for r in metrics if "val_loss" in r]
+    *_, end = metrics
+    assert len(steps) + len(evaluations) + 1 == len(metrics)
+    for r in steps:
+        assert r.keys() >= {"step", "train_loss", "lr", "ms_per_step", "tokens_per_s"}
+        assert r["ms_per_step"] > 0
+        assert r["tokens_per_s"] == pytest.approx(4 * 8 * 1000 / r["ms_per_step"])
+        assert r["lr"] == learning_rate(r["step"] - 1, run)
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6, 7]  # exactly max_iters
+    assert [r["step"] for r in evaluations] == [0, 3, 6, 7]
+    assert all(r.keys() >= {"step", "train_eval_loss", "val_loss"} for r in evaluations)
+    assert end["event"] == "end"
+    assert end["step"] == 7
+    assert end["elapsed_s"] > 0
+    assert end["val_bits_per_token"] == pytest.approx(end["val_loss_full"] / math.log(2))
+    assert end["val_bits_per_char"] == pytest.approx(end["val_bits_per_token"])  # a token is a character
+
+
+def test_a_checkpoint_is_self_contained_and_holds_plain_values(run: TrainConfig) -> None:
+    state = saved(Path(run.out_dir))
+    assert state["iter_num"] == 7
+    assert state["config"] == dataclasses.asdict(run)
+    vocab_size = len(set(TEXT))
+    assert state["model_args"] == dataclasses.asdict(run.model_config(vocab_size))
+    assert Tokenizer.from_json(state["tokenizer"]).encode("fox") == Tokenizer.char(TEXT).encode("fox")
+    assert set(state["optimizer"]) == {"state", "param_groups"}
+    steps = {float(s["step"]) for s in state["optimizer"]["state"].values()}
+    assert steps == {7.0}
+
+
+def test_a_finished_run_loads_as_a_model(run: TrainConfig) -> None:
+    model = nb.load_model(run.out_dir)
+    assert isinstance(model, nb.BackpackLM)
+    assert not model.training
+    assert model.config.vocab_size == len(set(TEXT))
+    assert model.tokenizer is not None
+    assert model.tokenizer.decode(model.tokenizer.encode("lazy dogs")) == "lazy dogs"
+    assert identical(dict(model.state_dict()), dict(saved(Path(run.out_dir))["model"]))
+
+
+def test_best_is_the_state_of_the_lowest_validation_loss(run: TrainConfig) -> None:
+    evaluations = {r["step"]: r["val_loss"] for r in records(Path(run.out_dir)) if "val_loss" in r}
+    best = saved(Path(run.out_dir), "best.pt")
+    assert best["iter_num"] == min(evaluations, key=lambda step: evaluations[step])
+    assert best["best_val_loss"] == min(evaluations.values())
+
+
+def test_whole_split_loss_is_the_plain_one(run: TrainConfig, data: Path) -> None:
+    model = nb.load_model(Path(run.out_dir) / "ckpt.pt")
+    ids = torch.from_numpy(np.fromfile(data / "val.bin", "<u2").astype(np.int64))
+    assert (len(ids) - 1) % 8, "the last window must be a partial one"
+    total, predicted = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 8):
+            piece = ids[start : start + 9]
+            logp = model(piece[None, :-1]).logits[0].double().log_softmax(-1)
+            total -= float(logp.gather(1, piece[1:, None]).sum())
+            predicted += len(piece) - 1
+    assert predicted == len(ids) - 1
+    assert records(Path(run.out_dir))[-1]["val_loss_full"] == pytest.approx(total / predicted, abs=1e-5)
+
+
+def test_whole_split_loss_does_not_depend_on_the_batch_size(data: Path, tmp_path: Path) -> None:
+    losses = [Trainer(tiny(data, tmp_path, batch_size=b)).whole_split("val") for b in (1, 3, 64)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+
+
+def test_console_lines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(data, tmp_path / "out", max_iters=5, log_interval=2, eval_interval=100))
+    out, err = capsys.readouterr()
+    assert err == ""  # no progress bar where nobody watches
+    lines = re.findall(r"^step +(\d+)/5: loss \d+\.\d{4}, .* ms/step, .* tokens/s, .* left$", out, re.M)
+    assert lines == ["1", "2", "4"]
+    assert "learning_rate=0.01" in out
+    assert "config.json" in out
+    assert re.search(r"[\d,]+ parameters on cpu in float32, 32 tokens per step", out)
+    assert "bits per character" in out
+
+
+def test_a_run_from_scratch_starts_metrics_anew(data: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        train(tiny(data, tmp_path, max_iters=1))
+    assert [r["step"] for r in records(tmp_path) if "train_loss" in r] == [1]
+
+
+def test_no_steps_is_an_evaluation(data: Path, tmp_path: Path) -> None:
+    assert train(tiny(data, tmp_path, max_iters=0)) == 0
+    assert [r.get("event", "eval") for r in records(tmp_path)] == ["eval", "end"]
+
+
+class Worsening(Trainer):
+    """Spoils the weights at step 4, so that the best state is not the last one."""
+
+    def train_step(self, lr: float) -> Tensor:
+        loss = super().train_step(lr)
+        if self.step == 4:
+            with torch.no_grad():
+                self.model.wte.weight *= -30
+        return loss
+
+
+@pytest.mark.parametrize(("always", "name"), [(True, "ckpt.pt"), (False, "best.pt")])
+def test_a_run_stands_for_its_last_or_best_state(data: Path, tmp_path: Path, always: bool, name: str) -> None:
+    config = tiny(data, tmp_path, max_iters=6, always_save_checkpoint=always, learning_rate=1e-2)
+    Worsening(config).run()
+    assert (saved(tmp_path)["iter_num"], saved(tmp_path, "best.pt")["iter_num"]) == (6, 4)
+    model = nb.load_model(tmp_path)
+    assert identical(dict(model.state_dict()), dict(saved(tmp_path, name)["model"]))
+
+
+def test_backup_checkpoints(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path / "some", max_iters=5, backup_checkpoint_step=2, eval_interval=100))
+    assert {p.name for p in (tmp_path / "some").glob("ckpt_*")} == {"ckpt_2.pt", "ckpt_4.pt"}
+    assert saved(tmp_path / "some", "ckpt_2.pt")["iter_num"] == 2
+    assert nb.load_model(tmp_path / "some" / "ckpt_4.pt").tokenizer is not None
+    train(tiny(data, tmp_path / "none", max_iters=3, backup_checkpoint_step=0))
+    assert not list((tmp_path / "none").glob("ckpt_*"))
+
+
+def test_eval_only_trains_nothing(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "fresh", eval_only=True)
+    assert train(config) == 0
+    metrics = records(tmp_path / "fresh")
+    assert [r.get("event", "eval") for r in metrics] == ["eval", "end"]
+    assert metrics[-1]["step"] == 0
+    assert not list((tmp_path / "fresh").glob("*.pt"))
+    # Of a finished run: its own loss, and its checkpoints as they were.
+    out = tmp_path / "out"
+    train(tiny(data, out))
+    before = {p.name: p.read_bytes() for p in out.glob("*.pt")}
+    loss = records(out)[-1]["val_loss_full"]
+    train(tiny(data, out, eval_only=True, init_from="resume", max_iters=99))
+    assert {p.name: p.read_bytes() for p in out.glob("*.pt")} == before
+    assert records(out)[-1]["val_loss_full"] == loss
+    assert records(out)[-1]["step"] == 5
+
+
+# --- What is learned --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sense_network": "paper", "bias": True, "dropout": 0.05}, {"model_name": "gpt2"}],
+    ids=["nano", "paper", "gpt2"],
+)
+def test_every_model_learns_a_simple_text(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny(
+        data, tmp_path, max_iters=120, lr_decay_iters=120, batch_size=16, eval_interval=500,
+        learning_rate=2e-2, log_interval=60, **changes,
+    )  # fmt: skip
+    assert train(config) == 0
+    metrics = records(tmp_path)
+    first = next(r["val_loss"] for r in metrics if r.get("step") == 0)
+    assert first == pytest.approx(math.log(len(set(TEXT))), abs=0.3)
+    assert metrics[-1]["val_loss_full"] < 0.5 * first
+    model = nb.load_model(tmp_path)
+    assert type(model) is (nb.GPT if "model_name" in changes else nb.BackpackLM)
+    assert model.config.sense_network == config.sense_network
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, dtype="bfloat16", max_iters=3))
+    state = saved(tmp_path)
+    assert finite(state)
+    assert {t.dtype for t in state["model"].values()} == {torch.float32}
+
+
+class Windows(Trainer):
+    """Trains on 12 windows given once, cut into micro-batches in their order."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.given = self.data.batch("train", 12, config.block_size, generator(7))
+        self.taken = 0
+        self.grads: list[dict[str, Tensor]] = []
+        self.optimizer.register_step_pre_hook(self.keep_grads)
+
+    def batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        part = slice(self.taken, self.taken + self.config.batch_size)
+        self.taken = (self.taken + self.config.batch_size) % 12
+        return self.given[0][part], self.given[1][part]
+
+    def keep_grads(self, *_: object) -> None:
+        named = self.model.named_parameters()
+        self.grads.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.05])
+def test_a_batch_of_12_is_3_micro_batches_of_4(data: Path, tmp_path: Path, grad_clip: float) -> None:
+    one = Windows(tiny(data, tmp_path, batch_size=12, grad_clip=grad_clip))
+    three = Windows(tiny(data, tmp_path, batch_size=4, gradient_accumulation_steps=3, grad_clip=grad_clip))
+    losses = [t.train_step(1e-3).item() for t in (one, three)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert len(one.grads) == len(three.grads) == 1  # one optimizer step each
+    assert one.grads[0].keys() == three.grads[0].keys() == dict(one.model.named_parameters()).keys()
+    for name, grad in one.grads[0].items():
+        torch.testing.assert_close(three.grads[0][name], grad, rtol=1e-4, atol=1e-7, msg=name)
+    a, b = one.model.state_dict(), three.model.state_dict()
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-4  # Adam magnifies rounding, up to lr
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(data: Path, tmp_path: Path) -> None:
+    def norm(grad_clip: float) -> float:
+        trainer = Windows(tiny(data, tmp_path, batch_size=12, grad_clip=grad_clip))
+        trainer.train_step(1e-3)
+        return math.sqrt(sum(float(g.square().sum()) for g in trainer.grads[0].values()))
+
+    free = norm(0.0)
+    assert free > 0.1
+    assert norm(free / 2) == pytest.approx(free / 2, rel=1e-3)
+    assert norm(free * 2) == pytest.approx(free, rel=1e-5)
+
+
+def test_a_run_repeats_bit_for_bit_and_follows_its_seed(data: Path, tmp_path: Path) -> None:
+    changes = {"dropout": 0.2, "gradient_accumulation_steps": 2}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) * seed + 5)  # what happened before must not matter
+        train(tiny(data, tmp_path / name, seed=seed, **changes))
+    assert identical(learned(tmp_path / "a"), learned(tmp_path / "b"))
+    assert without_timings(records(tmp_path / "a")) == without_timings(records(tmp_path / "b"))
+    a, c = saved(tmp_path / "a")["model"], saved(tmp_path / "c")["model"]
+    assert not torch.equal(a["wte.weight"], c["wte.weight"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_how_often_it_evaluates_and_logs_changes_nothing(data: Path, tmp_path: Path, dropout: float) -> None:
+    often = {"eval_interval": 1, "eval_iters": 3, "log_interval": 1, "backup_checkpoint_step": 1}
+    seldom = {"eval_interval": 100, "eval_iters": 1, "log_interval": 4, "backup_checkpoint_step": 0}
+    train(tiny(data, tmp_path / "often", dropout=dropout, **often))
+    train(tiny(data, tmp_path / "seldom", dropout=dropout, **seldom))
+    a, b = saved(tmp_path / "often"), saved(tmp_path / "seldom")
+    assert identical(a["model"], b["model"])
+    assert identical(a["optimizer"], b["optimizer"])
+    losses = [{r["step"]: r["train_loss"] for r in records(tmp_path / n) if "train_loss" in r}
+              for n in ("often", "seldom")]  # fmt: skip
+    assert losses[1].items() <= losses[0].items()
+
+
+def test_dropout_masks_differ_between_steps(data: Path, tmp_path: Path) -> None:
+    """On one repeated window, all that can differ between losses is the masks."""
+    trainer = Windows(tiny(data, tmp_path, batch_size=4, dropout=0.5))
+    losses = []
+    for trainer.step in range(3):
+        trainer.taken = 0
+        losses.append(trainer.train_step(0.0).item())
+    assert len(set(losses)) == 3
+
+
+def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: Path) -> None:
+    class Watching(Trainer):
+        def batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+            x, y = super().batch(split, draw)
+            seen.append((split, x))
+            return x, y
+
+    seen: list[tuple[str, Tensor]] = []
+    trainer = Watching(tiny(data, tmp_path, dropout=0.5))
+    before = trainer.estimate("val"), trainer.estimate("val"), trainer.estimate("train")
+    assert before[0] == before[1]
+    for trainer.step in range(3):
+        trainer.train_step(1e-2)
+    assert trainer.model.training
+    assert trainer.estimate("val") != before[0]
+    by_split = [(s, x) for s, x in seen if s == "val"]
+    assert len(by_split) == 6
+    for i in (0, 1):  # eval_iters=2 windows, the same ones each time, and two different ones
+        assert torch.equal(by_split[i][1], by_split[i + 2][1])
+        assert torch.equal(by_split[i][1], by_split[i + 4][1])
+    assert not torch.equal(by_split[0][1], by_split[1][1])
+
+
+# --- Stopping and going on --------------------------------------------------------------------
+
+HARD = {
+    "dropout": 0.2,
+    "gradient_accumulation_steps": 2,
+    "max_iters": 9,
+    "eval_interval": 4,
+    "grad_clip": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    train(tiny(data, out, **HARD))
+    return out
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    assert identical(learned(out), learned(other))
+    assert identical(learned(out, "best.pt"), learned(other, "best.pt"))
+    assert without_timings(records(out)) == without_timings(records(other))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    data: Path, tmp_path: Path, uninterrupted: Path, stop: int
+) -> None:
+    train(tiny(data, tmp_path, **HARD | {"max_iters": stop}))
+    assert saved(tmp_path)["iter_num"] == stop
+    torch.manual_seed(stop)
+    train(tiny(data, tmp_path, **HARD, init_from="resume"))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("log_interval", [2, 3])
+def test_a_resumed_run_logs_the_steps_an_uninterrupted_one_logs(
+    data: Path, tmp_path: Path, log_interval: int
+) -> None:
+    changes = {"max_iters": 8, "log_interval": log_interval}
+    train(tiny(data, tmp_path / "whole", **changes))
+    train(tiny(data, tmp_path / "parts", **changes | {"max_iters": 4}))
+    train(tiny(data, tmp_path / "parts", **changes, init_from="resume"))
+    assert without_timings(records(tmp_path / "parts")) == without_timings(records(tmp_path / "whole"))
+
+
+class Interrupted(Trainer):
+    """Gets a signal in the middle of step `at`."""
+
+    at, number = 6, signal.SIGINT
+
+    def train_step(self, lr: float) -> Tensor:
+        if self.step == self.at:
+            signal.raise_signal(self.number)
+        return super().train_step(lr)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_exactly(
+    data: Path, tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert Interrupted(tiny(data, tmp_path, **HARD)).run() == 130
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    out = capsys.readouterr().out
+    assert "stopped at step 7" in out
+    assert "--init_from=resume" in out
+    assert saved(tmp_path)["iter_num"] == 7  # the step under way is finished first
+    assert (tmp_path / "loss.png").is_file()
+    assert all("event" not in r for r in records(tmp_path))
+    train(tiny(data, tmp_path, **HARD, init_from="resume"))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_sigterm_ends_a_run_cleanly(data: Path, tmp_path: Path) -> None:
+    trainer = Interrupted(tiny(data, tmp_path, **HARD))
+    trainer.number = signal.SIGTERM
+    assert trainer.run() == 0
+    assert saved(tmp_path)["iter_num"] == 7
+
+
+class InterruptedEvaluation(Trainer):
+    def estimate(self, split: str) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return super().estimate(split)
+
+
+def test_ctrl_c_in_an_evaluation_changes_no_trained_state(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=4, eval_interval=4))  # so that going on starts by evaluating
+    before = learned(tmp_path), learned(tmp_path, "best.pt")
+    again = tiny(data, tmp_path, max_iters=9, eval_interval=4, init_from="resume")
+    assert InterruptedEvaluation(again).run() == 130
+    assert identical(before, (learned(tmp_path), learned(tmp_path, "best.pt")))
+
+
+def test_ctrl_c_in_eval_only_saves_nothing(data: Path, tmp_path: Path) -> None:
+    """Fresh weights must not take the place of trained ones."""
+    train(tiny(data, tmp_path))
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*.pt")}
+    assert InterruptedEvaluation(tiny(data, tmp_path, eval_only=True)).run() == 130
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.pt")} == before
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    train(tiny(data, tmp_path / "out", **HARD, init_from="resume"))
+    assert_same_run(tmp_path / "out", uninterrupted)
+
+
+def test_a_run_in_a_thread_needs_no_signals(data: Path, tmp_path: Path) -> None:
+    statuses: list[int] = []
+    thread = threading.Thread(target=lambda: statuses.append(train(tiny(data, tmp_path, max_iters=2))))
+    thread.start()
+    thread.join(60)
+    assert statuses == [0]
+
+
+def test_resume_without_a_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint") as error:
+        train(tiny(data, tmp_path / "none", init_from="resume"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "none").exists()
+
+
+def test_resume_with_other_shapes_lists_old_and_new(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    changes = {"n_embd": 32, "n_layer": 3, "block_size": 4, "bias": True}
+    with pytest.raises(InputError) as error:
+        train(tiny(data, tmp_path / "out", **HARD | changes, init_from="resume"))
+    message = str(error.value)
+    for text in ("n_embd 16 → 32", "n_layer 2 → 3", "block_size 8 → 4", "bias False → True"):
+        assert text in message
+    assert "n_head" not in message
+    assert "\n" not in message
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_resume_with_another_tokenizer_is_refused(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    other = tmp_path / "other"  # as many symbols, but not the same ones
+    text = TEXT.replace("x", "X")
+    write_dataset(other, text, Tokenizer.char(text), val_fraction=0.1, source="a test")
+    with pytest.raises(InputError, match="another tokenizer"):
+        train(tiny(other, tmp_path / "out", **HARD, init_from="resume"))
+    more = tmp_path / "more"
+    text = TEXT + "?!"
+    write_dataset(more, text, Tokenizer.char(text), val_fraction=0.1, source="a test")
+    n = len(set(TEXT))
+    with pytest.raises(InputError, match=f"vocab_size {n} → {n + 2}"):
+        train(tiny(more, tmp_path / "out", **HARD, init_from="resume"))
+
+
+def test_dropout_may_change_on_resume(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=2, dropout=0.1))
+    assert train(tiny(data, tmp_path, max_iters=3, dropout=0.0, init_from="resume")) == 0
+    assert saved(tmp_path)["model_args"]["dropout"] == 0.0
+
+
+def test_a_foreign_checkpoint_is_not_resumed(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    torch.save({"model": {}, "model_args": {}, "iter_num": 3}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match="only checkpoints of nanobackpack"):
+        train(tiny(data, tmp_path, init_from="resume"))
+    (tmp_path / "ckpt.pt").write_bytes((uninterrupted / "ckpt.pt").read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"ckpt\.pt"):
+        train(tiny(data, tmp_path, init_from="resume"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_signals_end_train_py(data: Path, tmp_path: Path) -> None:
+    """Both signals, to two processes at once: starting them takes longest."""
+    numbers = {130: signal.SIGINT, 0: signal.SIGTERM}
+    processes = {}
+    for status in numbers:
+        config = tiny(data, tmp_path / str(status), max_iters=10**7, eval_interval=10**6, log_interval=5)
+        changed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        flags = [f"--{k}={v}" for k, v in changed.items() if v != getattr(TrainConfig(), k)]
+        processes[status] = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    try:
+        for status, process in processes.items():
+            assert process.stdout is not None
+            while not re.match(r"step +\d+0/", line := process.stdout.readline()):
+                assert line, process.communicate()[1]
+            process.send_signal(numbers[status])
+        for status, process in processes.items():
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == status, err
+            assert err == ""
+            assert re.search(r"stopped at step \d+", out)
+            assert "--init_from=resume" in out
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            process.stderr.close()
+    for status in numbers:
+        folder = tmp_path / str(status)
+        step = saved(folder)["iter_num"]
+        assert step >= 10
+        assert finite(saved(folder))
+        assert not temporary(folder)
+        logged = [r["step"] for r in records(folder) if "train_loss" in r]
+        assert logged == [1, *range(5, step + 1, 5)]
+        assert (folder / "loss.png").is_file()
+        assert train(tiny(data, folder, max_iters=step + 2, init_from="resume")) == 0
+        assert saved(folder)["iter_num"] == step + 2
+
+
+# --- A loss that is no number -----------------------------------------------------------------
+
+
+class Poisoned(Trainer):
+    """A weight turns into nonsense before step 5."""
+
+    def train_step(self, lr: float) -> Tensor:
+        if self.step == 5:
+            with torch.no_grad():
+                self.model.wte.weight[:, 0] = math.nan
+        return super().train_step(lr)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        Poisoned(
+            tiny(data, tmp_path, max_iters=20, eval_interval=4, log_interval=7, learning_rate=2e-3)
+        ).run()
+    message = str(error.value)
+    assert "step 5 " in message
+    assert "ckpt.pt holds step 4" in message
+    assert "--learning_rate" in message
+    assert "\n" not in message
+    state = saved(tmp_path)
+    assert state["iter_num"] == 4
+    assert finite(state)
+    assert finite(saved(tmp_path, "best.pt"))
+    assert not temporary(tmp_path)
+    assert [r["step"] for r in records(tmp_path) if "train_loss" in r] == [1]
+    assert (tmp_path / "loss.png").is_file()
+    nb.load_model(tmp_path)
+    assert train(tiny(data, tmp_path, max_iters=6, init_from="resume")) == 0  # and it goes on from there
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    checkpoint.save(path, {"iter_num": 3})
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        checkpoint.save(path, {"model": torch.ones(1000), "iter_num": lambda: 4})
+    assert checkpoint.read(path)["iter_num"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+class PoisonedFirst(Poisoned):
+    """As `Poisoned`, but before the very first step."""
+
+    def train_step(self, lr: float) -> Tensor:
+        with torch.no_grad():
+            self.model.wte.weight[:, 0] = math.nan
+        return super().train_step(lr)
+
+
+def test_a_checkpoint_of_an_earlier_run_is_not_called_ours(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing was saved"):
+        PoisonedFirst(tiny(data, tmp_path / "fresh", eval_interval=100)).run()
+    train(tiny(data, tmp_path / "used", max_iters=3))
+    with pytest.raises(InputError, match="step 0 ") as error:
+        PoisonedFirst(tiny(data, tmp_path / "used", eval_interval=100)).run()
+    assert "holds step 0" not in str(error.value)  # it holds step 3 of the earlier run
+    assert saved(tmp_path / "used")["iter_num"] == 3
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e39])
+def test_an_absurd_learning_rate_stops_the_run(data: Path, tmp_path: Path, rate: float) -> None:
+    """1e30: huge weights, then no number; 1e39: infinite weights, though the loss before was fine."""
+    config = tiny(
+        data, tmp_path, max_iters=20, eval_interval=1, learning_rate=rate, decay_lr=False, grad_clip=0.0
+    )
+    with pytest.raises(InputError, match=r"step \d+"):
+        train(config)
+    assert not temporary(tmp_path)
+    for path in tmp_path.glob("*.pt"):
+        assert finite(saved(tmp_path, path.name)), path.name
+
+
+def test_weights_spoiled_by_the_last_step_are_not_a_success(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=2))
+    config = tiny(data, tmp_path, max_iters=3, learning_rate=1e39, decay_lr=False, init_from="resume")
+    with pytest.raises(InputError, match="step"):
+        train(config)
+    state = saved(tmp_path)
+    assert finite(state)
+    assert state["iter_num"] == 2
+    records(tmp_path)
+
+
+# --- Data -------------------------------------------------------------------------------------
+
+
+def test_data_too_short_is_one_line_and_nothing_is_written(data: Path, tmp_path: Path) -> None:
+    n = (data / "val.bin").stat().st_size // 2
+    with pytest.raises(InputError, match=rf"block_size={n}.*--block_size") as error:
+        train(tiny(data, tmp_path / "out", block_size=n))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert train(tiny(data, tmp_path / "out", block_size=n - 1, max_iters=1)) == 0  # just enough
+
+
+def test_missing_data_is_one_line_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="prepare"):
+        train(tiny(tmp_path / "nothing", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dataset_is_a_folder_below_data(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(data, tmp_path / "data" / "by_name")
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny(Path("by_name"), Path("out"), max_iters=1)) == 0
+    assert saved(tmp_path / "out")["config"]["dataset"] == "by_name"
+
+
+def test_a_legacy_folder_of_gpt2_ids(tmp_path: Path) -> None:
+    """Only train.bin and val.bin: GPT-2's vocabulary, padded as nanoBackpackLM does."""
+    ids = np.arange(0, 50257, 97, dtype="<u2")
+    assert ids.max() > 50000
+    folder = tmp_path / "legacy"
+    folder.mkdir()
+    ids.tofile(folder / "train.bin")
+    ids[::-2].tofile(folder / "val.bin")
+    out = tmp_path / "out"
+    narrow = {"n_embd": 4, "n_layer": 1, "max_iters": 1, "eval_iters": 1, "eval_interval": 100}
+    assert train(tiny(folder, out, **narrow)) == 0
+    model = nb.load_model(out)
+    assert (model.config.vocab_size, model.config.n_token, model.tokenizer) == (50304, 50257, None)
+    assert "val_bits_per_char" not in records(out)[-1]
+
+
+@pytest.mark.parametrize("highest", [50304, 65535])
+def test_ids_beyond_the_vocabulary_are_one_line(tmp_path: Path, highest: int) -> None:
+    """Of some other tokenizer, as nobody says which."""
+    ids = np.full(600, highest, dtype="<u2")
+    ids.tofile(tmp_path / "train.bin")
+    ids.tofile(tmp_path / "val.bin")
+    with pytest.raises(InputError, match=str(highest)):
+        train(tiny(tmp_path, tmp_path / "out", n_embd=4, n_layer=1, max_iters=1))
+
+
+def test_a_legacy_folder_with_meta_pkl(tmp_path: Path) -> None:
+    symbols = sorted(set(TEXT))
+    ids = np.array([symbols.index(c) for c in TEXT], dtype="<u2")
+    ids[:2000].tofile(tmp_path / "train.bin")
+    ids[2000:].tofile(tmp_path / "val.bin")
+    meta = {
+        "vocab_size": len(symbols),
+        "itos": dict(enumerate(symbols)),
+        "stoi": {c: i for i, c in enumerate(symbols)},
+    }
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    out = tmp_path / "out"
+    assert train(tiny(tmp_path, out, max_iters=2)) == 0
+    model = nb.load_model(out)
+    assert model.config.vocab_size == len(symbols)
+    assert model.tokenizer is not None
+    assert model.tokenizer.encode("fox") == [symbols.index(c) for c in "fox"]
+
+
+def test_uint32_data_trains_the_same(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for split in ("train", "val"):
+        np.fromfile(data / f"{split}.bin", "<u2").astype("<u4").tofile(folder / f"{split}.bin")
+    trainer = Trainer(tiny(folder, tmp_path / "out", n_embd=4, n_layer=1, data_bin_dtype="uint32"))
+    assert np.array_equal(trainer.data.splits["val"], np.fromfile(data / "val.bin", "<u2"))
+
+
+# --- Where it runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--device=cuda:99", "this machine has"),
+        ("--dtype=float16", "float32"),
+        ("--block_size=9999", "block_size"),
+        ("--init_from=resume", "no checkpoint"),
+        ("--dataset=no_such_data", "no_such_data"),
+        ("--out_dir={file}", "in_the_way"),
+    ],
+)
+def test_train_py_turns_bad_input_into_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, words: str
+) -> None:
+    in_the_way = tmp_path / "in_the_way"
+    in_the_way.write_text("mine")
+    flags = [f"--dataset={data}", f"--out_dir={tmp_path / 'out'}", "--device=cpu", "--compile=False"]
+    flags += ["--n_layer=2", "--n_head=2", "--n_embd=16", "--n_sense_vector=2", "--block_size=8"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train, TrainConfig, [*flags, flag.format(file=in_the_way)])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert not (tmp_path / "out").exists()
+    assert in_the_way.read_text() == "mine"
+
+
+def test_several_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="not supported yet"):
+        Trainer(tiny(data, tmp_path))
+
+
+# --- Optimizer --------------------------------------------------------------------------------
+
+
+def schedule(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **{"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 10, "lr_decay_iters": 110} | changes
+    )
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = schedule()
+    rates = [learning_rate(step, config) for step in range(200)]
+    assert rates[0] == pytest.approx(1e-3 / 11)
+    assert rates[4] == pytest.approx(5e-3 / 11)
+    assert rates[9] == pytest.approx(1e-2 / 11)
+    assert max(rates) == rates[10] == pytest.approx(1e-3)
+    assert rates[35] == pytest.approx(1e-4 + 9e-4 * (1 + math.sqrt(0.5)) / 2)
+    assert rates[60] == pytest.approx(5.5e-4)
+    assert rates[110] == pytest.approx(1e-4)
+    assert rates[111:] == pytest.approx([1e-4] * 89)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_learning_rate_without_decay_or_warm_up() -> None:
+    assert {learning_rate(s, schedule(decay_lr=False)) for s in (0, 5, 60, 500)} == {1e-3}
+    assert learning_rate(0, schedule(warmup_iters=0)) == pytest.approx(1e-3)
+    late = schedule(warmup_iters=50, lr_decay_iters=20)  # ends before it starts: still rates to use
+    assert all(0 < learning_rate(s, late) <= 1e-3 for s in range(100))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"sense_network": "nano", "bias": False},
+        {"sense_network": "nano", "bias": True},
+        {"sense_network": "paper", "bias": True},
+        {"model_name": "gpt2", "bias": True},
+    ],
+)
+def test_only_the_weights_of_linear_layers_decay(shape: dict[str, Any]) -> None:
+    widths = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_sense_vector": 4, "block_size": 5, "vocab_size": 7}
+    model = checkpoint.build(ModelConfig(**widths, **shape))
+    config = TrainConfig(weight_decay=0.3, beta1=0.8, beta2=0.9)
+    optimizer = make_optimizer(model, config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+    assert decay.keys() == {0.3, 0.0}
+    assert sorted([*decay[0.3], *decay[0.0]]) == sorted(names.values())
+    assert decay[0.0] >= {"wte.weight", "context.wpe.weight", "context.ln_f.weight"}
+    kinds = r"(c_attn|c_proj|c_fc)\.weight$"
+    assert decay[0.3] == {n for n in names.values() if re.search(kinds, n)}
+    assert all(g["betas"] == (0.8, 0.9) for g in optimizer.param_groups)
+
+
+def test_weight_decay_moves_linear_weights_alone(data: Path, tmp_path: Path) -> None:
+    weights = {}
+    for decay in (0.0, 0.5):
+        trainer = Windows(tiny(data, tmp_path, batch_size=12, weight_decay=decay))
+        old = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        trainer.train_step(1e-2)
+        weights[decay] = trainer.model.state_dict()
+    for name, plain in weights[0.0].items():
+        linear = re.search(r"(c_attn|c_proj|c_fc)\.weight$", name)
+        expected = plain - 0.5 * 1e-2 * old[name] if linear else plain
+        torch.testing.assert_close(weights[0.5][name], expected, rtol=0, atol=1e-7, msg=name)
+
+
+def test_a_model_without_linear_layers_has_an_optimizer_too() -> None:
+    config = {"model_name": "gpt2", "n_layer": 0, "n_head": 1, "n_embd": 4, "block_size": 4}
+    model = checkpoint.build(ModelConfig(vocab_size=5, **config))
+    optimizer = make_optimizer(model, TrainConfig(**config))
+    ids = torch.tensor([[0, 1, 2]])
+    before = model.wte.weight.detach().clone()
+    model(ids, ids).loss.backward()
+    optimizer.step()
+    assert not torch.equal(model.wte.weight, before)
+
+
+# --- Metrics ----------------------------------------------------------------------------------
+
+
+def test_a_line_cut_short_is_left_out_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=3))
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"step": 4, "train_lo')
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["event"] == "end"
+    train(tiny(data, tmp_path, max_iters=4, init_from="resume"))
+    assert [r["step"] for r in records(tmp_path) if "train_loss" in r] == [1, 2, 3, 4]
+    assert [r["event"] for r in records(tmp_path) if "event" in r] == ["end"]
+
+
+def test_cross_entropy_ignores_minus_one(data: Path, tmp_path: Path) -> None:
+    model = Trainer(tiny(data, tmp_path)).model.eval()
+    x = torch.tensor([[1, 2, 3, 4]])
+    y = torch.tensor([[2, -1, 4, -1]])
+    out = model(x, y)
+    expected = F.cross_entropy(out.logits[0, [0, 2]], torch.tensor([2, 4]))
+    torch.testing.assert_close(out.loss, expected)
