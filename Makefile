@@ -24,7 +24,7 @@ demo: setup
 	  echo "Shakespeare cannot be downloaded: the demo trains on Python's own help texts instead."; \
 	  data=pydocs_char; $(BIN)/python data/pydocs_char/prepare.py; \
 	fi && \
-	$(BIN)/python train.py config/demo.py --dataset=$$data && \
+	$(BIN)/python train.py config/demo.py --dataset=$$data $(DEMO_FLAGS) && \
 	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
 	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='ROMEO:', and README.md."

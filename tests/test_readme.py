@@ -1,0 +1,113 @@
+"""Every command of the README, as it stands there, run in a copy of the repository: only the sizes shrink.
+
+Without a network, on purpose: what would be downloaded must fail in one line that shows the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*)", README, re.MULTILINE)
+
+# What a command needs to be quick; the rest of it is run as written.
+TINY = (
+    "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2".split()
+)
+TEXT = (
+    "First Citizen:\nBefore we proceed any further, hear me speak to the king: quick, or be unequal!\n" * 200
+)
+
+
+def extra(command: str) -> list[str]:
+    if command.startswith("python train.py"):
+        return [*TINY, "--device=cpu"]
+    if command.startswith("python sample.py"):
+        return ["--num_samples=2", "--max_new_tokens=20"]
+    return []
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as a user has it, with the few files that the README's examples call theirs."""
+    folder = tmp_path_factory.mktemp("readme") / "nanobackpack"
+    ignore = shutil.ignore_patterns(".*", "out*", "tests", "*.bin", "*.json", "input.txt", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignore)
+    (folder / "prompt.txt").write_text("First", encoding="utf-8")
+    (folder / "my_book.txt").write_text(TEXT, encoding="utf-8")
+    (folder / "my_notes").mkdir()
+    (folder / "my_notes" / "today.md").write_text(TEXT, encoding="utf-8")
+    (folder / "shakespeare.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+def run(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
+    env = os.environ | {"https_proxy": nowhere, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(args, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_readme_commands(copy: Path) -> None:
+    """In the README's order, each of them works on what the ones before it made."""
+    commands = [c for c in COMMANDS if c.startswith("python ") and "--help" not in c]
+    assert len(commands) >= 9
+    for command in commands:
+        args = [sys.executable, *shlex.split(command)[1:], *extra(command)]
+        result = run(copy, *args)
+        if "shakespeare_char/prepare.py" in command:
+            assert result.returncode == 2
+            assert result.stderr.startswith("error: cannot download")
+            assert "--input" in result.stderr
+            assert result.stderr.count("\n") == 1
+            result = run(copy, *args, "--input", "shakespeare.txt")
+        assert result.returncode == 0, command + result.stderr
+        assert result.stderr == "", command
+        assert result.stdout, command
+    made = {p.name for p in (copy / "out-shakespeare-char").iterdir()}
+    assert made == {"ckpt.pt", "best.pt", "metrics.jsonl", "config.json", "loss.png"}
+
+
+def test_device_in_the_space_form_is_parsed(copy: Path) -> None:
+    """--device mps, as nanoBackpackLM's page writes it, gets one line where there is none."""
+    result = run(copy, sys.executable, "train.py", "--dataset=mine", "--device", "tpu")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "device='tpu'" in result.stderr
+
+
+def test_make_demo(copy: Path) -> None:
+    """make demo, from data to senses; without a network it says so and takes Python's help texts."""
+    venv = Path(sys.executable).parents[1]
+    flags = "DEMO_FLAGS=" + " ".join(TINY)
+    result = run(copy, "make", "demo", "-o", "setup", f"VENV={venv}", "SHAKESPEARE=", flags)
+    assert result.returncode == 0, result.stderr
+    assert "cannot download" in result.stderr
+    assert "Python's own help texts" in result.stdout
+    assert "whole validation split" in result.stdout
+    assert "sense 3" in result.stdout
+    result = run(copy, "make", "demo", "-o", "setup", f"VENV={venv}", "SHAKESPEARE=shakespeare.txt", flags)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "data/shakespeare_char" in result.stdout
+
+
+def test_the_package_needs_only_its_core_dependencies() -> None:
+    """What pip installs without extras is enough to import everything and to train."""
+    blocked = "transformers datasets wandb scipy tiktoken huggingface_hub pytest hypothesis".split()
+    code = f"""
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+import importlib, pkgutil, nanobackpack
+for module in pkgutil.iter_modules(nanobackpack.__path__):
+    importlib.import_module("nanobackpack." + module.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
