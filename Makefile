@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/python train.py config/demo.py --dataset=$$data $(DEMO_FLAGS) && \
 	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
-	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='ROMEO:', and README.md."
+	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

@@ -20,9 +20,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*)", README, re.MULTILINE)
 
 # What a command needs to be quick; the rest of it is run as written.
-TINY = (
-    "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2".split()
-)
+TINY = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=16",
+    "--block_size=32",
+    "--batch_size=4",
+    "--max_iters=3",
+    "--eval_iters=2",
+]
 TEXT = (
     "First Citizen:\nBefore we proceed any further, hear me speak to the king: quick, or be unequal!\n" * 200
 )
@@ -100,7 +106,16 @@ def test_make_demo(copy: Path) -> None:
 
 def test_the_package_needs_only_its_core_dependencies() -> None:
     """What pip installs without extras is enough to import everything and to train."""
-    blocked = "transformers datasets wandb scipy tiktoken huggingface_hub pytest hypothesis".split()
+    blocked = [
+        "transformers",
+        "datasets",
+        "wandb",
+        "scipy",
+        "tiktoken",
+        "huggingface_hub",
+        "pytest",
+        "hypothesis",
+    ]
     code = f"""
 import sys
 for name in {blocked!r}:
