@@ -20,15 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*)", README, re.MULTILINE)
 
 # What a command needs to be quick; the rest of it is run as written.
-TINY = [
-    "--n_layer=2",
-    "--n_head=2",
-    "--n_embd=16",
-    "--block_size=32",
-    "--batch_size=4",
-    "--max_iters=3",
-    "--eval_iters=2",
-]
+TINY = "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2"
 TEXT = (
     "First Citizen:\nBefore we proceed any further, hear me speak to the king: quick, or be unequal!\n" * 200
 )
@@ -36,7 +28,7 @@ TEXT = (
 
 def extra(command: str) -> list[str]:
     if command.startswith("python train.py"):
-        return [*TINY, "--device=cpu"]
+        return [*TINY.split(), "--device=cpu"]
     if command.startswith("python sample.py"):
         return ["--num_samples=2", "--max_new_tokens=20"]
     return []
@@ -92,7 +84,7 @@ def test_device_in_the_space_form_is_parsed(copy: Path) -> None:
 def test_make_demo(copy: Path) -> None:
     """make demo, from data to senses; without a network it says so and takes Python's help texts."""
     venv = Path(sys.executable).parents[1]
-    flags = "DEMO_FLAGS=" + " ".join(TINY)
+    flags = "DEMO_FLAGS=" + TINY
     result = run(copy, "make", "demo", "-o", "setup", f"VENV={venv}", "SHAKESPEARE=", flags)
     assert result.returncode == 0, result.stderr
     assert "cannot download" in result.stderr
@@ -106,16 +98,7 @@ def test_make_demo(copy: Path) -> None:
 
 def test_the_package_needs_only_its_core_dependencies() -> None:
     """What pip installs without extras is enough to import everything and to train."""
-    blocked = [
-        "transformers",
-        "datasets",
-        "wandb",
-        "scipy",
-        "tiktoken",
-        "huggingface_hub",
-        "pytest",
-        "hypothesis",
-    ]
+    blocked = ["transformers", "datasets", "wandb", "scipy", "tiktoken", "pytest", "hypothesis"]
     code = f"""
 import sys
 for name in {blocked!r}:
