@@ -25,16 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.layers import (
-    MLP,
-    KVCache,
-    LanguageModel,
-    Output,
-    check_ids,
-    cross_entropy,
-    init_weights,
-)
-from nanobackpack.sense_sum import TokenTypes, sense_sum, token_types, weighted_sum
+from nanobackpack.kernels import Linear, TokenTypes, linear, sense_sum, token_types
+from nanobackpack.layers import MLP, KVCache, LanguageModel, check_ids, init_weights
 
 
 class NanoSenses(nn.Module):
@@ -92,7 +84,7 @@ class SenseWeights(nn.Module):
         self.n_sense = K
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
         self.dropout = config.dropout if nano else 0.0
-        self.c_attn = nn.Linear(D, 2 * D, bias=config.bias and not nano)
+        self.c_attn = Linear(D, 2 * D, bias=config.bias and not nano)
 
     def queries_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Contextual vectors (B, T, D) → scaled queries and keys, each (B, K, T, D/K)."""
@@ -117,27 +109,33 @@ class BackpackLM(LanguageModel):
         self.senses: nn.Module = NanoSenses(config) if nano else PaperSenses(config)
         init_weights(self, config.n_layer)
 
-    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Output:
-        """Logits (B, T, V) for input_ids (B, T); with targets (B, T), -1 ignored, also the loss.
-
-        Raises: ValueError for ids of the wrong shape, type, length or range.
-        """
-        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
-        logits = F.linear(self.hidden(input_ids), self.wte.weight).float()  # (B, T, V)
-        return Output(logits, None if targets is None else cross_entropy(logits, targets))
-
     def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
-        """o (B, T, D), the weighted sum of senses that E turns into logits."""
-        if types is None:
-            types = token_types(input_ids, self.config.vocab_size)
-        e = self.wte(types.types)  # (U, D)
-        x = F.embedding(types.rows, e)  # (B, T, D)
-        q, k = self.alpha.queries_keys(self.context(x))  # (B, K, T, D/K)
+        """o (B, T, D), the weighted sum of senses."""
+        q, k, table, rows = self._parts(input_ids, types)
+        return sense_sum(q, k, table, rows, self._alpha_dropout)
+
+    def logits(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+        """logits[b,i] = E · o[b,i], (B, T, V)."""
+        if self.config.vocab_size > self.config.n_embd:
+            return super().logits(input_ids, types)
+        # E · Σ α C = Σ α (E · C): with few tokens a sense is shorter as its logits than as a vector.
+        q, k, table, rows = self._parts(input_ids, types)
+        return sense_sum(q, k, linear(table, self.wte.weight), rows, self._alpha_dropout)
+
+    def _parts(self, input_ids: Tensor, types: TokenTypes | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a batch (B, T): queries and keys (B, K, T, D/K), C of its types (U, K, D), and rows (B, T)."""
         if self.training and self.config.dropout:
-            # Each position has dropout masks of its own, in its senses and in α.
-            alpha = F.dropout(self.alpha.weights(q, k), self.alpha.dropout)  # (B, K, T, T)
-            return weighted_sum(alpha, self.senses(x).transpose(1, 2))  # (B, T, D)
-        return sense_sum(q, k, self.senses(e), types.rows)  # (B, T, D)
+            # Each position drops its own: make it a type of its own (docs/LOG.md: sharing costs 0.004 nats).
+            every = torch.arange(input_ids.numel(), device=input_ids.device)  # (U = B·T)
+            types = TokenTypes(input_ids.flatten(), every.view_as(input_ids))
+        types = types or token_types(input_ids, self.config.vocab_size)
+        e = self.wte(types.types)  # (U, D)
+        q, k = self.alpha.queries_keys(self.context(F.embedding(types.rows, e)))  # (B, K, T, D/K)
+        return q, k, self.senses(e), types.rows
+
+    @property
+    def _alpha_dropout(self) -> float:
+        return self.alpha.dropout if self.training else 0.0
 
     def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
@@ -150,8 +148,8 @@ class BackpackLM(LanguageModel):
             k, senses = cache.append(self.config.n_block, k, senses)  # (B, K, S, ·)
             cache.length += input_ids.size(1)
         alpha = (q[:, :, -1:] @ k.transpose(2, 3)).float().softmax(dim=3)  # (B, K, 1, S)
-        o = weighted_sum(alpha.to(senses.dtype), senses)[:, 0]  # (B, D)
-        return F.linear(o, self.wte.weight).float()  # (B, V)
+        o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
+        return linear(o, self.wte.weight).float()  # (B, V)
 
     @torch.no_grad()
     def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:

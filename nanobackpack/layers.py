@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack.config import ModelConfig
+from nanobackpack.kernels import Linear, TokenTypes, cross_entropy, linear, linear_cross_entropy
 
 if TYPE_CHECKING:
     from nanobackpack.tokenizers import Tokenizer
@@ -54,8 +55,8 @@ class Attention(nn.Module):
         self.scale = 1.0 / math.sqrt(D // config.n_head)
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= index + 1
-        self.c_attn = nn.Linear(D, 3 * D, bias=config.bias)
-        self.c_proj = nn.Linear(D, D, bias=config.bias)
+        self.c_attn = Linear(D, 3 * D, bias=config.bias)
+        self.c_proj = Linear(D, D, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
@@ -80,8 +81,8 @@ class MLP(nn.Module):
     def __init__(self, d_in: int, d_hidden: int, d_out: int, config: ModelConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.c_fc = nn.Linear(d_in, d_hidden, bias=config.bias)
-        self.c_proj = nn.Linear(d_hidden, d_out, bias=config.bias)
+        self.c_fc = Linear(d_in, d_hidden, bias=config.bias)
+        self.c_proj = Linear(d_hidden, d_out, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., d_hidden)
@@ -136,11 +137,6 @@ def init_weights(model: nn.Module, n_layer: int) -> None:
             nn.init.zeros_(p)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats; targets (B, T) equal to -1 are left out."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-
-
 def check_ids(ids: Tensor, vocab_size: int, block_size: int) -> None:
     """Refuse ids a model cannot take: wrong shape or type, too long, or outside the vocabulary.
 
@@ -158,9 +154,9 @@ def check_ids(ids: Tensor, vocab_size: int, block_size: int) -> None:
 
 
 class Output(NamedTuple):
-    """What a model returns: logits (B, T, V) float, and the mean loss in nats (scalar) or None."""
+    """What a model returns: logits (B, T, V) float, and the mean loss in nats (scalar); None if not asked."""
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None
 
 
@@ -173,6 +169,35 @@ class LanguageModel(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # tied: input and output
         self.context = Transformer(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        types: TokenTypes | None = None,
+        loss_only: bool = False,
+    ) -> Output:
+        """Logits (B, T, V) for input_ids (B, T); with targets (B, T), -1 ignored, also the loss.
+
+        `types`, if they are known already, are the different tokens of input_ids; loss_only spares the
+        logits, which are None then.
+        Raises: ValueError for ids of the wrong shape, type, length or range.
+        """
+        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        if loss_only and targets is not None and self.config.vocab_size > self.config.n_embd:
+            h = self.hidden(input_ids, types)  # (B, T, D)
+            return Output(None, linear_cross_entropy(h, self.wte.weight, targets))
+        logits = self.logits(input_ids, types).float()  # (B, T, V)
+        loss = None if targets is None else cross_entropy(logits, targets)
+        return Output(None if loss_only else logits, loss)
+
+    def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+        """What the tied head reads, (B, T, D)."""
+        raise NotImplementedError
+
+    def logits(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+        """logits[b,i] = E · hidden[b,i], (B, T, V)."""
+        return linear(self.hidden(input_ids, types), self.wte.weight)
 
     def new_cache(self) -> KVCache:
         """An empty cache for one generation: a slot per block, and one for what the model adds."""

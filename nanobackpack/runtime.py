@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import shutil
 import sys
 from typing import Literal
@@ -68,6 +69,20 @@ def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
     if missing and setting is True:
         raise InputError(f"compile=True needs {missing}, not found here: take --compile=False")
     return not missing
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, where the C library can be told so (glibc).
+
+    Otherwise each tensor above 32 MB is fetched from the kernel and given back, page by page: a quarter
+    of a CPU step with a large vocabulary (docs/LOG.md). The price is that little is given back.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def seed_of(*key: int) -> int:

@@ -27,7 +27,15 @@ from nanobackpack.data import SPLITS, TokenData
 from nanobackpack.files import replacing
 from nanobackpack.metrics import Log, describe, duration, plot_losses
 from nanobackpack.optim import learning_rate, make_optimizer
-from nanobackpack.runtime import autocast, generator, pick_compile, pick_device, pick_dtype, seed_of
+from nanobackpack.runtime import (
+    autocast,
+    generator,
+    keep_memory,
+    pick_compile,
+    pick_device,
+    pick_dtype,
+    seed_of,
+)
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -156,7 +164,7 @@ class Trainer:
             draw = generator(config.seed, BATCH, self.step, micro)
             x, y = self.batch("train", draw)
             with autocast(self.device, self.dtype):
-                loss = self.forward(x, y).loss / n_micro
+                loss = self.forward(x, y, loss_only=True).loss / n_micro
             self.scaler.scale(loss).backward()
             total += loss.detach()
         if config.grad_clip:
@@ -211,7 +219,7 @@ class Trainer:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            return self.model(x, y).loss
+            return self.model(x, y, loss_only=True).loss
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -345,4 +353,5 @@ def check_same(old: dict[str, object], new: ModelConfig, tokenizer: str | None) 
 
 def train(config: TrainConfig) -> int:
     """Run a training; returns the exit status."""
+    keep_memory()
     return Trainer(config).run()
