@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from nanobackpack.config import ModelConfig
 from nanobackpack.kernels import Linear, TokenTypes, linear, sense_sum, token_types
-from nanobackpack.layers import MLP, KVCache, LanguageModel, check_ids, init_weights
+from nanobackpack.layers import MLP, Dropping, KVCache, LanguageModel, SenseMemory, check_ids, init_weights
 
 
 class NanoSenses(nn.Module):
@@ -50,7 +50,7 @@ class NanoSenses(nn.Module):
         return w.unflatten(-1, (self.n_sense, -1))  # (..., K, D)
 
 
-class PaperSenses(nn.Module):
+class PaperSenses(Dropping):
     """C of backpack-gpt2: a residual block, then an MLP to K·D without norm (paper, appendix A.1)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -65,13 +65,10 @@ class PaperSenses(nn.Module):
 
     def forward(self, e: Tensor) -> Tensor:
         """Embeddings (..., D) → senses (..., K, D)."""
-        r = self._drop(e)
-        r = self._drop(self.ln_0(r)) + r  # the embedding's own norm is added to it (sic, A.1)
-        r = self._drop(self.mlp(self.ln_1(r))) + r
+        r = self.drop(e)
+        r = self.drop(self.ln_0(r)) + r  # the embedding's own norm is added to it (sic, A.1)
+        r = self.drop(self.mlp(self.ln_1(r))) + r
         return self.final_mlp(self.ln_2(r)).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
 
 
 class SenseWeights(nn.Module):
@@ -116,9 +113,8 @@ class BackpackLM(LanguageModel):
 
     def logits(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
         """logits[b,i] = E · o[b,i], (B, T, V)."""
-        if self.config.vocab_size > self.config.n_embd:
+        if not self._few_tokens:
             return super().logits(input_ids, types)
-        # E · Σ α C = Σ α (E · C): with few tokens a sense is shorter as its logits than as a vector.
         q, k, table, rows = self._parts(input_ids, types)
         return sense_sum(q, k, linear(table, self.wte.weight), rows, self._alpha_dropout)
 
@@ -134,22 +130,41 @@ class BackpackLM(LanguageModel):
         return q, k, self.senses(e), types.rows
 
     @property
+    def _few_tokens(self) -> bool:
+        """E · Σ α C = Σ α (E · C): with few tokens a sense is shorter as its logits than as a vector."""
+        return self.config.vocab_size <= self.config.n_embd
+
+    @property
     def _alpha_dropout(self) -> float:
         return self.alpha.dropout if self.training else 0.0
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def new_cache(self) -> KVCache:
+        """As of every model; also the logits of all senses, or where these are many a memory for senses."""
+        cache = super().new_cache()
+        if self._few_tokens:
+            table = linear(self.senses(self.wte.weight), self.wte.weight)  # (V, K, V)
+            cache.table = table.transpose(0, 1).flatten(0, 1)  # (K·V, V)
+        else:
+            cache.senses = SenseMemory(self.config.vocab_size, lambda ids: self.senses(self.wte(ids)))
+        return cache
+
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
         q, k = self.alpha.queries_keys(h)  # (B, K, T, D/K)
-        types = token_types(input_ids, self.config.vocab_size)
-        table = self.senses(self.wte(types.types))  # (U, K, D)
-        senses = table[types.rows].transpose(1, 2)  # (B, K, T, D)
-        if cache is not None:
-            k, senses = cache.append(self.config.n_block, k, senses)  # (B, K, S, ·)
-            cache.length += input_ids.size(1)
+        k = cache.append("alpha", k)  # (B, K, S, D/K)
         alpha = (q[:, :, -1:] @ k.transpose(2, 3)).float().softmax(dim=3)  # (B, K, 1, S)
-        o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
-        return linear(o, self.wte.weight).float()  # (B, V)
+        if self._few_tokens:  # first sum α over the positions of the same token, as they share their senses
+            ids = cache.append("ids", input_ids[:, None, :, None])  # (B, 1, S, 1)
+            weight = alpha.new_zeros(*alpha.shape[:2], self.config.vocab_size)  # (B, K, V)
+            weight.scatter_add_(2, ids[..., 0].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
+            logits = weight.flatten(1).to(h.dtype) @ cache.table  # (B, V)
+        else:
+            senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
+            o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
+            logits = linear(o, self.wte.weight)  # (B, V)
+        cache.length += input_ids.size(1)
+        return logits.float()
 
     @torch.no_grad()
     def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:

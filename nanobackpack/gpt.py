@@ -23,9 +23,8 @@ class GPT(LanguageModel):
         """h (B, T, D), the contextual vectors; a Transformer has no use for `types`."""
         return self.context(self.wte(input_ids))
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
         h = self.context(self.wte(input_ids), cache)[:, -1]  # (B, D)
-        if cache is not None:
-            cache.length += input_ids.size(1)
+        cache.length += input_ids.size(1)
         return linear(h, self.wte.weight).float()  # (B, V)

@@ -61,8 +61,11 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in), plus bias (out) → (..., out)."""
-    if not on_onednn(x):
+    few = x.numel() <= 16 * x.size(-1) and weight.numel() < 1 << 20  # where calling oneDNN costs most
+    if few or not on_onednn(x):
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return _Linear.apply(x.reshape(-1, x.size(-1)), weight, bias).unflatten(0, x.shape[:-1])
 
 

@@ -6,6 +6,7 @@ Letters in shape comments: B batch, T time (positions), D width, H heads, L laye
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,37 +22,79 @@ if TYPE_CHECKING:
 
 
 class KVCache:
-    """Keys and values of the positions a Transformer has seen, so that decoding adds one at a time.
+    """What a model keeps of the positions it has seen, so that decoding adds one at a time.
 
-    `slots` holds one (keys, values) pair per attention layer, each (B, H, capacity, D/H).
-    `length` is the number of positions filled; the model advances it once per forward pass.
+    `slots` holds for each attention layer its keys and values, (B, 2, H, capacity, D/H), and for a
+    Backpack α's keys and the positions' senses. `length` is the number of positions filled; the model
+    advances it once per forward pass. `table` and `senses`, what a Backpack knows of its tokens, do not
+    depend on positions and outlive `clear`.
     """
 
-    def __init__(self, n_slot: int, capacity: int) -> None:
-        self.slots: list[tuple[Tensor, ...] | None] = [None] * n_slot
+    table: Tensor
+    senses: SenseMemory
+
+    def __init__(self, capacity: int) -> None:
+        self.slots: dict[str, Tensor] = {}
         self.capacity = capacity
         self.length = 0
 
-    def append(self, slot: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """Store tensors (B, H, T, *) after the cached ones; return all, each (B, H, length + T, *)."""
-        end = self.length + new[0].size(2)
-        assert self.length == 0 or new[0].size(2) == 1, "after the first pass, one position at a time"
-        buffers = self.slots[slot]
-        if buffers is None:
-            buffers = tuple(t.new_empty(t.size(0), t.size(1), self.capacity, t.size(3)) for t in new)
-            self.slots[slot] = buffers
-        for buffer, t in zip(buffers, new, strict=True):
-            buffer[:, :, self.length : end] = t
-        return tuple(buffer[:, :, :end] for buffer in buffers)
+    def append(self, slot: str, new: Tensor) -> Tensor:
+        """Store new (B, ..., T, *) after what the slot has; return all of it, (B, ..., length + T, *)."""
+        start, end = self.length, self.length + new.size(-2)
+        assert start == 0 or end == start + 1, "after the first pass, one position at a time"
+        if slot not in self.slots:
+            self.slots[slot] = new.new_empty(*new.shape[:-2], self.capacity, new.size(-1))
+        buffer = self.slots[slot]
+        buffer[..., start:end, :] = new
+        return buffer[..., :end, :]
+
+    def clear(self) -> None:
+        """Forget the positions."""
+        self.length = 0
+
+    def expand(self, n: int) -> None:
+        """Make the one sequence seen so far the beginning of n."""
+        self.slots = {slot: t.repeat(n, *[1] * (t.dim() - 1)) for slot, t in self.slots.items()}
 
 
-class Attention(nn.Module):
+class SenseMemory:
+    """The senses of the tokens met so far, each computed once: `compute` maps ids (N) to (N, K, W)."""
+
+    def __init__(self, vocab_size: int, compute: Callable[[Tensor], Tensor]) -> None:
+        self.vocab_size, self.compute = vocab_size, compute
+        self.known: set[int] = set()
+        self.rows: Tensor | None = None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Senses of ids (B, T) → (B, T, K, W)."""
+        new = set(ids.flatten().tolist()) - self.known
+        if new:
+            some = torch.tensor(sorted(new), device=ids.device)
+            senses = self.compute(some)  # (N, K, W)
+            if self.rows is None:  # pages of it that are never written take no memory
+                self.rows = senses.new_empty(self.vocab_size, *senses.shape[1:])  # (V, K, W)
+            self.rows[some] = senses
+            self.known |= new
+        assert self.rows is not None
+        return self.rows[ids]
+
+
+class Dropping(nn.Module):
+    """A module with a dropout probability of its own."""
+
+    dropout: float
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Attention(Dropping):
     """Causal multi-head self-attention, GPT-2 layout."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         D = config.n_embd
-        self.n_head, self.index, self.dropout = config.n_head, index, config.dropout
+        self.n_head, self.slot, self.dropout = config.n_head, f"block {index}", config.dropout
         self.scale = 1.0 / math.sqrt(D // config.n_head)
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= index + 1
@@ -60,22 +103,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
-        q, k, v = (
-            t.view(B, T, self.n_head, D // self.n_head).transpose(1, 2)  # (B, H, T, D/H)
-            for t in self.c_attn(x).split(D, dim=2)
-        )
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D/H)
+        q, kv = qkv[:, 0], qkv[:, 1:]
         if cache is not None:
-            k, v = cache.append(self.index, k, v)  # (B, H, S, D/H)
+            kv = cache.append(self.slot, kv)  # (B, 2, H, S, D/H)
+        k, v = kv.unbind(1)  # (B, H, S, D/H)
         dropout = self.dropout if self.training else 0.0
         # A single query sees every cached key; several start from an empty cache and need the mask.
         y = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=k.size(2) == T, scale=self.scale
         )
         y = y.transpose(1, 2).reshape(B, T, D)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return self.drop(self.c_proj(y))
 
 
-class MLP(nn.Module):
+class MLP(Dropping):
     """Linear, GELU (tanh form, as GPT-2), linear, dropout. Also the building block of sense networks."""
 
     def __init__(self, d_in: int, d_hidden: int, d_out: int, config: ModelConfig) -> None:
@@ -86,7 +128,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., d_hidden)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (..., d_out)
+        return self.drop(self.c_proj(x))  # (..., d_out)
 
 
 class Block(nn.Module):
@@ -105,7 +147,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class Transformer(nn.Module):
+class Transformer(Dropping):
     """Token embeddings in, contextual vectors out: positions, blocks and a last LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -119,7 +161,7 @@ class Transformer(nn.Module):
         """(B, T, D) token embeddings → (B, T, D); with a cache, x continues what the cache holds."""
         start = 0 if cache is None else cache.length
         x = x + self.wpe.weight[start : start + x.size(1)]
-        x = F.dropout(x, self.dropout, self.training)
+        x = self.drop(x)
         for block in self.h:
             x = block(x, cache)
         return self.ln_f(x)
@@ -200,10 +242,10 @@ class LanguageModel(nn.Module):
         return linear(self.hidden(input_ids, types), self.wte.weight)
 
     def new_cache(self) -> KVCache:
-        """An empty cache for one generation: a slot per block, and one for what the model adds."""
-        return KVCache(self.config.n_block + 1, self.config.block_size)
+        """An empty cache for one generation."""
+        return KVCache(self.config.block_size)
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
         raise NotImplementedError
 
@@ -220,9 +262,11 @@ class LanguageModel(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
+        *,
+        restart: bool = False,
     ) -> Tensor:
         """Continue input_ids (B, T) by sampling; returns (B, T + max_new_tokens). See generate.py."""
         from nanobackpack.generate import stream
 
-        new = stream(self, input_ids, max_new_tokens, temperature, top_k, top_p, generator)
+        new = stream(self, input_ids, max_new_tokens, temperature, top_k, top_p, generator, restart)
         return torch.cat([input_ids, *(t[:, None] for t in new)], dim=1)  # (B, T + new)

@@ -25,6 +25,8 @@ BACKPACKS: dict[str, dict[str, Any]] = {
     "nano-k1": {"n_sense_vector": 1},
     "nano-k16": {"n_sense_vector": 16},  # K = D: one number per query and key
     "nano-1-layer": {"n_layer": 1},  # no Transformer block at all
+    "nano-few": {"n_embd": 32, "bias": True},  # fewer tokens than numbers in a vector
+    "paper-few": PAPER | {"n_embd": 32},
     "paper": PAPER | {"bias": True, "scale_attn_by_inverse_layer_idx": True},
     "paper-no-bias": PAPER,
     "paper-k1": PAPER | {"n_sense_vector": 1},

@@ -65,10 +65,16 @@ def plain_generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
+    restart: bool = False,
 ) -> Tensor:
-    """Continue ids (B, T) by n tokens, recomputing the last block_size positions for each of them."""
-    for _ in range(n):
-        window = ids[:, -model.config.block_size :]
+    """Continue ids (B, T) by n tokens, recomputing the last block_size positions for each of them, or
+    with `restart` those since the window was last full, and then cut in half."""
+    size = model.config.block_size
+    start = max(0, ids.size(1) - size)
+    for i in range(n):
+        if i and ids.size(1) - start > size:
+            start = ids.size(1) - (size // 2 if restart else size)
+        window = ids[:, start:]
         logits = plain_logits(model, window)[:, -1, : model.config.n_token]  # (B, V)
         if temperature == 0:
             new = logits.argmax(dim=1, keepdim=True)  # (B, 1)

@@ -267,7 +267,7 @@ def test_future_is_invisible(model, ids: Tensor):
 def test_senses_depend_on_the_token_alone(backpack: BackpackLM, ids: Tensor):
     """The table of sense vectors is what each position uses, wherever and after whatever it stands."""
     table = backpack.sense_vectors()  # (V, K, D)
-    K, D = backpack.config.n_sense_vector, TINY["n_embd"]
+    K, D = backpack.config.n_sense_vector, backpack.config.n_embd
     assert table.shape == (TINY["vocab_size"], K, D)
     assert_close(table[ids].transpose(1, 2), plain_senses(backpack, ids))
     o = torch.einsum("blij,bjld->bid", backpack.contextualization(ids), table[ids])  # (B, T, D)
