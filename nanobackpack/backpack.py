@@ -40,6 +40,7 @@ class NanoSenses(nn.Module):
         self.ff_1 = MLP(D, 4 * D, D, config)
         self.ln_1 = nn.LayerNorm(D, bias=config.bias)
         self.ff_2 = MLP(D, 4 * D, K * D, config)
+        self.ff_2.c_proj.n_part = K
         self.ln_2 = nn.LayerNorm(K * D, bias=config.bias)
 
     def forward(self, e: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ class PaperSenses(Dropping):
         self.ln_2 = nn.LayerNorm(D, bias=config.bias)
         self.mlp = MLP(D, 4 * D, D, config)
         self.final_mlp = MLP(D, 4 * D, K * D, config)
+        self.final_mlp.c_proj.n_part = K
 
     def forward(self, e: Tensor) -> Tensor:
         """Embeddings (..., D) → senses (..., K, D)."""
@@ -82,6 +84,7 @@ class SenseWeights(nn.Module):
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
         self.dropout = config.dropout if nano else 0.0
         self.c_attn = Linear(D, 2 * D, bias=config.bias and not nano)
+        self.c_attn.n_part = 2
 
     def queries_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Contextual vectors (B, T, D) → scaled queries and keys, each (B, K, T, D/K)."""

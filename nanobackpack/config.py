@@ -119,10 +119,16 @@ class TrainConfig(Architecture):
     """Micro-batches per step; their gradients are averaged."""
     max_iters: int = 600000
     """Optimizer steps in all."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon: orthogonal steps for matrices, AdamW for the rest; learns from fewer steps."""
+    muon_lr_factor: float = 3.0
+    """With muon all learning rates are multiplied by this, so that one learning_rate suits both."""
     learning_rate: float = 6e-4
     """Peak learning rate."""
     decay_lr: bool = True
-    """Warm up, then decay along a cosine; False: constant."""
+    """Warm up, then decay to min_lr; False: constant."""
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    """Shape of the decay."""
     warmup_iters: int = 2000
     """Steps of linear warm-up."""
     lr_decay_iters: int = 600000
@@ -130,7 +136,7 @@ class TrainConfig(Architecture):
     min_lr: float = 6e-5
     """Learning rate at the end of the decay."""
     weight_decay: float = 0.1
-    """AdamW weight decay, on the weights of linear layers only."""
+    """Weight decay, on the weights of linear layers only."""
     beta1: float = 0.9
     """AdamW decay of the mean of gradients."""
     beta2: float = 0.95
@@ -166,7 +172,7 @@ class TrainConfig(Architecture):
             at_least(self, name, 1)
         for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):
             at_least(self, name, 0)
-        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):
+        for name in ("learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
             at_least(self, name, 0.0)
         for name in ("beta1", "beta2"):
             within(self, name, 0.0, 1.0, open_end=True)

@@ -72,6 +72,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(torch.nn.Linear):
     """torch's linear layer, by `linear`."""
 
+    n_part = 1  # the maps that its rows hold one after the other, as those of K senses (optim.Muon)
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 

@@ -99,6 +99,7 @@ class Attention(Dropping):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= index + 1
         self.c_attn = Linear(D, 3 * D, bias=config.bias)
+        self.c_attn.n_part = 3
         self.c_proj = Linear(D, D, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:

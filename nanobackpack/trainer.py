@@ -156,7 +156,7 @@ class Trainer:
         config = self.config
         n_micro = config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if config.dropout:
             torch.manual_seed(seed_of(config.seed, DROPOUT, self.step))
         total = torch.zeros((), device=self.device)

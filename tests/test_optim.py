@@ -1,0 +1,140 @@
+"""Muon against its definition by singular values, and as a part of training; AdamW is torch's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, tiny_model
+from test_trainer import TEXT, assert_same_run, learned, records, saved, tiny
+from torch import Tensor
+
+from nanobackpack import TrainConfig, optim
+from nanobackpack.optim import Muon, learning_rate, make_optimizer, orthogonalize
+from nanobackpack.prepare import write_dataset
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import train
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "data", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    return tmp_path / "data"
+
+
+def plain_orthogonalize(matrix: Tensor) -> Tensor:
+    """U f(S) Vᵀ in float64: the quintic five times over, on the singular values alone."""
+    U, S, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    S = S / S.norm()
+    for _ in range(5):
+        S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
+    return U @ S.diag() @ Vh
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 40), (2, 40, 5), (4, 1, 7)])
+def test_orthogonalize_is_the_polynomial_of_the_singular_values(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([plain_orthogonalize(m) for m in matrices])
+    monkeypatch.setattr(optim, "_fast_dtype", lambda device: torch.float32)
+    assert (orthogonalize(matrices) - expected).abs().max() < 1e-4
+    monkeypatch.setattr(optim, "_fast_dtype", lambda device: torch.bfloat16)
+    assert (orthogonalize(matrices) - expected).abs().max() < 0.05
+
+
+def test_orthogonalize_brings_singular_values_near_one_and_keeps_zero() -> None:
+    matrices = torch.randn(2, 30, 20, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    assert torch.equal(orthogonalize(torch.zeros(1, 4, 3)), torch.zeros(1, 4, 3))
+
+
+def one_step(**settings: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Weights before and after one step, and the gradients it took."""
+    model = tiny_model().train()
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-2, min_lr=0.0, **settings))
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2 * group["lr_scale"]
+    ids = torch.randint(TINY["vocab_size"], (2, 12), generator=torch.Generator().manual_seed(0))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model(ids, ids.roll(-1, 1)).loss.backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    return before, {n: p.detach() for n, p in model.named_parameters()}, grads
+
+
+def test_the_parts_of_a_matrix_step_on_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the K senses, of q, k, v, and of α's q and k takes the step it would take alone."""
+    monkeypatch.setattr(optim, "_fast_dtype", lambda device: torch.float32)
+    before, after, grads = one_step(optimizer="muon", weight_decay=0.5)
+    for name, n_part in {
+        "senses.ff_2.c_proj.weight": 4,
+        "senses.ff_2.c_fc.weight": 1,
+        "context.h.0.attn.c_attn.weight": 3,
+        "context.h.1.mlp.c_proj.weight": 1,
+        "alpha.c_attn.weight": 2,
+    }.items():
+        parts = grads[name].view(n_part, -1, grads[name].size(1))
+        steps = torch.stack([plain_orthogonalize(g) for g in parts]).float()
+        rate, length = 3e-2, 0.2 * max(parts.shape[1:]) ** 0.5
+        expected = before[name] * (1 - rate * 0.5) - rate * length * steps.view_as(before[name])
+        assert (after[name] - expected).abs().max() < 1e-5, name
+
+
+def test_what_is_no_matrix_takes_the_steps_of_adamw() -> None:
+    """Embeddings and norms: AdamW's steps at the scaled rate, without weight decay."""
+    _, muon, _ = one_step(optimizer="muon", weight_decay=0.5, muon_lr_factor=2.0)
+    before, adamw, _ = one_step(optimizer="adamw", weight_decay=0.5)
+    for name in ("wte.weight", "context.wpe.weight", "context.ln_f.weight", "senses.ln_2.weight"):
+        moved = adamw[name] - before[name]
+        assert moved.abs().max() > 1e-3
+        assert (muon[name] - before[name] - 2 * moved).abs().max() < 1e-6, name
+
+
+def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    settings = {"optimizer": "muon", "max_iters": 7, "dropout": 0.1}
+    train(tiny(data, tmp_path / "whole", **settings))
+    train(tiny(data, tmp_path / "parts", **settings | {"max_iters": 3}))
+    train(tiny(data, tmp_path / "parts", **settings, init_from="resume"))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    kinds = [set(s) for s in saved(tmp_path / "whole")["optimizer"]["state"].values()]
+    assert {"step", "momentum"} in kinds
+    assert {"step", "exp_avg", "exp_avg_sq"} in kinds
+    assert learned(tmp_path / "whole")["iter_num"] == 7
+
+
+def test_muon_learns_faster_than_adamw_at_the_same_settings(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name in ("adamw", "muon"):
+        train(tiny(data, tmp_path / name, optimizer=name, max_iters=60, eval_interval=60, lr_decay_iters=60))
+        losses[name] = records(tmp_path / name)[-1]["val_loss_full"]
+    assert losses["muon"] < losses["adamw"] - 0.1
+
+
+def test_float16_scaling_is_not_left_to_the_fused_kernel() -> None:
+    """Which knows nothing of our steps: the scaler itself must skip a step with infinite gradients."""
+    optimizer = make_optimizer(tiny_model(), TrainConfig(optimizer="muon"))
+    assert isinstance(optimizer, Muon)
+    assert not optimizer._step_supports_amp_scaling
+
+
+def test_schedules() -> None:
+    settings: dict[str, Any] = {
+        "learning_rate": 1.0,
+        "min_lr": 0.2,
+        "warmup_iters": 10,
+        "lr_decay_iters": 110,
+    }
+    for schedule, middle in (("cosine", 0.6), ("linear", 0.6)):
+        config = TrainConfig(lr_schedule=schedule, **settings)
+        assert learning_rate(0, config) == pytest.approx(1 / 11)
+        assert learning_rate(10, config) == pytest.approx(1.0)
+        assert learning_rate(60, config) == pytest.approx(middle)
+        assert learning_rate(110, config) == learning_rate(10_000, config) == pytest.approx(0.2)
+    linear, cosine = (TrainConfig(lr_schedule=s, **settings) for s in ("linear", "cosine"))
+    assert learning_rate(35, linear) == pytest.approx(0.8)
+    assert learning_rate(35, cosine) > 0.85
