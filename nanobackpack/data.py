@@ -137,6 +137,7 @@ class TokenData:
                 f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
             )
         self.splits = {split: self._open(split) for split in SPLITS}
+        self._last_order: tuple[object, np.ndarray] = (None, np.empty(0, np.int64))
         if self.vocab_size:
             self.check_ids(self.vocab_size)
 
@@ -184,7 +185,39 @@ class TokenData:
         self.check_length(split, block_size)
         tokens = self.splits[split]
         starts = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator)
-        rows = starts.numpy()[:, None] + np.arange(block_size + 1)  # (B, T+1)
+        return self._at(tokens, starts.numpy(), block_size)
+
+    def shuffled(
+        self, split: str, number: int, batch_size: int, block_size: int, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `batch`, but windows number, number + 1, ... of an endless order that `seed` decides.
+
+        The split is cut into windows at a random offset and these are shuffled, then it is cut and
+        shuffled anew: no token comes again before all have been seen. With little data that is worth
+        more than any other choice of windows (docs/LOG.md), and what a step sees depends on its number.
+        """
+        self.check_length(split, block_size)
+        tokens = self.splits[split]
+        starts = np.empty(batch_size, np.int64)
+        for i in range(batch_size):
+            order = self._order(split, seed, number + i, block_size)
+            starts[i] = order[(number + i) % len(order)]
+        return self._at(tokens, starts, block_size)
+
+    def _order(self, split: str, seed: int, number: int, block_size: int) -> np.ndarray:
+        """The shuffled starts of all windows, of the pass through the split that window `number` is in."""
+        spare = len(self.splits[split]) - 1  # tokens that can be predicted
+        n_windows = max(1, spare // block_size - 1)  # one less than fit leaves room for the offset
+        key = (split, seed, number // n_windows, block_size)
+        if self._last_order[0] != key:
+            draw = np.random.default_rng([seed, key[2]])
+            offset = draw.integers(spare - n_windows * block_size + 1)
+            self._last_order = key, draw.permutation(n_windows) * block_size + offset
+        return self._last_order[1]
+
+    @staticmethod
+    def _at(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
         window = torch.from_numpy(tokens[rows].astype(np.int64))  # (B, T+1)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()  # (B, T) each
 

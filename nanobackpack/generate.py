@@ -20,7 +20,7 @@ from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, SampleConfig
 from nanobackpack.layers import LanguageModel, check_ids
 from nanobackpack.prepare import read_text
-from nanobackpack.runtime import autocast, pick_compile, pick_device, pick_dtype
+from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
 
 
 @torch.inference_mode()
@@ -100,6 +100,7 @@ def sample(config: SampleConfig) -> None:
     On a terminal the first appears as it grows. Each is followed by a line of dashes.
     Raises: InputError for a prompt or model that cannot be used.
     """
+    keep_memory()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     pick_compile(config.compile, device)  # decoding is not compiled; a wrong setting is still refused
@@ -128,6 +129,7 @@ def sample(config: SampleConfig) -> None:
             config.top_k or None,
             config.top_p,
             draw,
+            config.restart,
         ):
             for row, token in zip(rows, new.tolist(), strict=True):
                 row.append(token)

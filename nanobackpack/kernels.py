@@ -89,12 +89,12 @@ class TokenTypes(NamedTuple):
 
 
 def token_types(ids: Tensor, vocab_size: int, multiple: int = 1) -> TokenTypes:
-    """The different tokens of ids (B, T), or simply all V where the batch is not shorter than that.
+    """The different tokens of ids (B, T), or simply all V where these are few next to the batch.
 
     On a GPU finding them would wait for the device, so it is done on the CPU with the batch; U is
     rounded up to a `multiple` there, by repeating a token, so that compiled code meets few sizes.
     """
-    if vocab_size <= ids.numel():
+    if vocab_size <= min(ids.numel(), 4096):
         return TokenTypes(torch.arange(vocab_size, device=ids.device), ids)
     types, rows = ids.unique(return_inverse=True)
     padding = -len(types) % multiple

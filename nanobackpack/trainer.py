@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +25,9 @@ from nanobackpack import checkpoint
 from nanobackpack.config import InputError, ModelConfig, TrainConfig
 from nanobackpack.data import SPLITS, TokenData
 from nanobackpack.files import replacing
+from nanobackpack.flops import flops_per_step, peak_flops
+from nanobackpack.kernels import TokenTypes, token_types
+from nanobackpack.layers import Output
 from nanobackpack.metrics import Log, describe, duration, plot_losses
 from nanobackpack.optim import learning_rate, make_optimizer
 from nanobackpack.runtime import (
@@ -129,7 +132,7 @@ class Trainer:
                     if self.step % config.log_interval == 0 or self.step == 1:
                         self.check_finite()
                         ms = 1000 * (time.perf_counter() - mark_s) / (self.step - mark_step)
-                        self.report(loss.item(), lr, ms)
+                        self.report(loss.item(), self.optimizer.param_groups[0]["lr"], ms)
                         mark_s, mark_step = time.perf_counter(), self.step
                     every = config.backup_checkpoint_step
                     if every and self.step % every == 0:
@@ -161,10 +164,7 @@ class Trainer:
             torch.manual_seed(seed_of(config.seed, DROPOUT, self.step))
         total = torch.zeros((), device=self.device)
         for micro in range(n_micro):
-            draw = generator(config.seed, BATCH, self.step, micro)
-            x, y = self.batch("train", draw)
-            with autocast(self.device, self.dtype):
-                loss = self.forward(x, y, loss_only=True).loss / n_micro
+            loss = self.loss(self.forward, *self.train_batch(micro)) / n_micro
             self.scaler.scale(loss).backward()
             total += loss.detach()
         if config.grad_clip:
@@ -203,7 +203,7 @@ class Trainer:
         with self.evaluating():
             for _ in range(self.config.eval_iters):
                 self.check_stop()
-                total += self.loss(*self.batch(split, draw))
+                total += self.loss(self.model, *self.eval_batch(split, draw))
         return total.item() / self.config.eval_iters
 
     @torch.no_grad()
@@ -213,13 +213,9 @@ class Trainer:
         with self.evaluating():
             for x, y in self.data.windows(split, self.config.batch_size, self.config.block_size):
                 self.check_stop()
-                total += self.loss(x.to(self.device), y.to(self.device)) * y.numel()
+                total += self.loss(self.model, x, y) * y.numel()
                 n += y.numel()
         return total.item() / n
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        with autocast(self.device, self.dtype):
-            return self.model(x, y, loss_only=True).loss
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -243,12 +239,30 @@ class Trainer:
 
     # --- Small parts --------------------------------------------------------------------------
 
-    def batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch of `split` on the device: inputs and targets, (B, T) int64 each."""
-        x, y = self.data.batch(split, self.config.batch_size, self.config.block_size, draw)
-        if self.device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()  # so that the copy can overlap with computing
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+    def train_batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Micro-batch number `micro` of this step: inputs and targets, (B, T) int64 each, on the CPU."""
+        config, B = self.config, self.config.batch_size
+        number = (self.step * config.gradient_accumulation_steps + micro) * B
+        return self.data.shuffled("train", number, B, config.block_size, seed_of(config.seed, BATCH))
+
+    def eval_batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random batch of `split`, as train_batch."""
+        return self.data.batch(split, self.config.batch_size, self.config.block_size, draw)
+
+    def loss(self, model: Callable[..., Output], x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of a batch that is on the CPU, by the model or what was compiled of it."""
+        types = token_types(x, self.model.config.vocab_size, 1 if self.device.type == "cpu" else 1024)
+
+        def move(t: Tensor) -> Tensor:
+            if self.device.type == "cuda":
+                t = t.pin_memory()  # so that the copy can overlap with computing
+            return t.to(self.device, non_blocking=True)
+
+        on_device = TokenTypes(move(types.types), move(types.rows))
+        with autocast(self.device, self.dtype):
+            out = model(move(x), move(y), types=on_device, loss_only=True)
+        assert out.loss is not None
+        return out.loss
 
     def save(self, name: str) -> None:
         """Write the whole state of the run to out_dir/name.
@@ -289,10 +303,15 @@ class Trainer:
         tokens_per_step = config.batch_size * config.block_size * config.gradient_accumulation_steps
         rate = tokens_per_step / ms * 1000
         left = duration((config.max_iters - self.step) * ms / 1000)
-        self.log.record(step=self.step, train_loss=loss, lr=lr, ms_per_step=ms, tokens_per_s=rate)
+        extra, note = {}, ""
+        if peak := peak_flops(self.device):  # else tokens/s must do
+            flops = flops_per_step(self.model.config, config.batch_size * config.gradient_accumulation_steps)
+            extra["mfu"] = flops / peak / ms * 1000
+            note = f"MFU {extra['mfu']:.1%}, "
+        self.log.record(step=self.step, train_loss=loss, lr=lr, ms_per_step=ms, tokens_per_s=rate, **extra)
         self.log.say(
             f"step {self.step:>6}/{config.max_iters}: loss {loss:.4f}, {ms:.1f} ms/step, "
-            f"{rate:,.0f} tokens/s, {left} left"
+            f"{rate:,.0f} tokens/s, {note}{left} left"
         )
 
     def check_finite(self) -> None:

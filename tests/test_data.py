@@ -216,3 +216,31 @@ def test_read_tokenizer(folder: Path):
     assert read_tokenizer(folder / "none") is None
     (folder / "meta.json").unlink()
     assert read_tokenizer(folder) is None
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 8])
+def test_shuffled_passes_see_every_token_once(folder: Path, block_size: int):
+    """Windows do not overlap within a pass and cover all but the ends; the next pass cuts elsewhere."""
+    data = TokenData(folder)
+    tokens = data.splits["train"]
+    data.splits["train"] = np.arange(len(tokens), dtype=tokens.dtype)  # so that values are positions
+    n = max(1, (len(tokens) - 1) // block_size - 1)
+    passes = []
+    for p in range(3):
+        x, y = data.shuffled("train", p * n, n, block_size, seed=5)
+        assert torch.equal(y, x + 1)
+        seen = x.flatten().tolist()
+        assert len(set(seen)) == len(seen) == n * block_size
+        assert max(seen) - min(seen) == len(seen) - 1
+        passes.append(x)
+    assert len({tuple(x[:, 0].tolist()) for x in passes}) == 3
+    assert not torch.equal(data.shuffled("train", 0, n, block_size, seed=6)[0], passes[0])
+
+
+def test_shuffled_windows_are_numbered(folder: Path):
+    """What window 40 is does not depend on the batches it is asked for in, across the end of a pass too."""
+    data = TokenData(folder)
+    together, _ = data.shuffled("train", 0, 60, 8, seed=1)
+    apart = torch.cat([data.shuffled("train", i, 12, 8, seed=1)[0] for i in range(0, 60, 12)])
+    assert torch.equal(together, apart)
+    assert torch.equal(data.shuffled("train", 41, 1, 8, seed=1)[0], together[41:42])

@@ -306,7 +306,7 @@ class Windows(Trainer):
         self.grads: list[dict[str, Tensor]] = []
         self.optimizer.register_step_pre_hook(self.keep_grads)
 
-    def batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    def train_batch(self, micro: int) -> tuple[Tensor, Tensor]:
         part = slice(self.taken, self.taken + self.config.batch_size)
         self.taken = (self.taken + self.config.batch_size) % 12
         return self.given[0][part], self.given[1][part]
@@ -379,8 +379,8 @@ def test_dropout_masks_differ_between_steps(data: Path, tmp_path: Path) -> None:
 
 def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: Path) -> None:
     class Watching(Trainer):
-        def batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-            x, y = super().batch(split, draw)
+        def eval_batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+            x, y = super().eval_batch(split, draw)
             seen.append((split, x))
             return x, y
 
