@@ -18,6 +18,8 @@ n_head = 4
 n_embd = 128
 n_sense_vector = 4
 
+optimizer = "muon"  # with --optimizer=adamw --lr_schedule=cosine: nanoBackpackLM's recipe
+lr_schedule = "linear"
 learning_rate = 1e-3
 max_iters = 4000
 lr_decay_iters = 4000

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call: its tests, the benchmark, and the whole Shakespeare run.
+#     bash tests/gpu.sh [FOLDER FOR RESULTS]      with an environment that has PyTorch for CUDA
+# Shakespeare must have been prepared (data/shakespeare_char), or lie at ../shared/data/tinyshakespeare.
+set -eu
+cd "$(dirname "$0")/.."
+out=${1:-out-gpu}
+mkdir -p "$out"
+text=../shared/data/tinyshakespeare/input.txt
+[ -f data/shakespeare_char/train.bin ] || python data/shakespeare_char/prepare.py $([ -f $text ] && echo --input=$text)
+python -m pytest tests/test_gpu.py tests/test_models.py tests/test_generate.py | tee "$out/tests.txt"
+python bench.py --device=cuda --json="$out/bench.json" --plot="$out/bench.png" | tee "$out/bench.txt"
+python train.py config/train_shakespeare_char.py --out_dir="$out/shakespeare" | tee "$out/shakespeare.txt"

@@ -1,0 +1,68 @@
+"""On a GPU: the fast paths equal the plain formula, compiled and in bfloat16 too. Run by tests/gpu.sh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BACKPACKS, TINY, tiny_model
+from oracle import plain_generate, plain_loss
+from test_trainer import TEXT, saved, tiny
+
+from nanobackpack.kernels import TokenTypes, token_types
+from nanobackpack.prepare import write_dataset
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+DEVICE = torch.device("cuda")
+
+
+def batch(settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, TokenTypes]:
+    V = (TINY | settings)["vocab_size"]
+    x = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(1))
+    types = token_types(x, V, multiple=16)
+    return x.to(DEVICE), x.roll(-1, 1).to(DEVICE), TokenTypes(*(t.to(DEVICE) for t in types))
+
+
+@pytest.mark.parametrize("name", BACKPACKS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loss_and_gradients_equal_the_plain_formula(name: str, compiled: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
+    x, y, types = batch(BACKPACKS[name])
+    plain = plain_loss(model, x, y)
+    expected = torch.autograd.grad(plain, list(model.parameters()))
+    run = torch.compile(model, fullgraph=True) if compiled else model
+    loss = run(x, y, types=types, loss_only=True).loss
+    got = torch.autograd.grad(loss, list(model.parameters()))
+    assert (loss - plain).abs() < 1e-5
+    for a, b in zip(got, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, b.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["nano", "nano-few", "paper"])
+def test_bfloat16_is_near(name: str) -> None:
+    model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
+    x, y, types = batch(BACKPACKS[name])
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model(x, y, types=types, loss_only=True).loss
+    assert (loss - plain_loss(model, x, y)).abs() < 0.1
+
+
+@pytest.mark.parametrize("name", ["nano", "nano-few", "paper"])
+def test_cached_equals_uncached(name: str) -> None:
+    model = tiny_model(**BACKPACKS[name]).to(DEVICE)
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]], device=DEVICE)
+    assert torch.equal(model.generate(prompt, 20, temperature=0), plain_generate(model, prompt, 20, 0))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_runs_and_resumes(tmp_path: Path, optimizer: str) -> None:
+    write_dataset(tmp_path / "data", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    settings = {"device": "cuda", "compile": "auto", "optimizer": optimizer, "dropout": 0.1}
+    train(tiny(tmp_path / "data", tmp_path / "out", **settings, max_iters=4))
+    train(tiny(tmp_path / "data", tmp_path / "out", **settings, max_iters=6, init_from="resume"))
+    assert saved(tmp_path / "out")["iter_num"] == 6

@@ -1,0 +1,150 @@
+"""Each kernel against its formula written in plain PyTorch: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_model
+from oracle import plain_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanobackpack import kernels
+from nanobackpack.kernels import linear, linear_cross_entropy, sense_sum, token_types
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def assert_same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
+    """Equal values, and equal gradients of a random scalar product, relative to the largest number."""
+    g = torch.randn(plain.shape, generator=torch.Generator().manual_seed(9))
+    pairs = [(ours, plain)]
+    pairs += zip(torch.autograd.grad(ours, inputs, g), torch.autograd.grad(plain, inputs, g), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item())
+
+
+# --- linear -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 5, 8), (40, 8), (2, 33, 8)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_linear(shape: tuple[int, ...], bias: bool, onednn: bool) -> None:
+    x, w, b = draw(*shape), draw(12, 8, seed=1), draw(12, seed=2) if bias else None
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        ours = linear(x, w, b)
+        assert_same(ours, F.linear(x, w, b), [x, w, *([b] if b is not None else [])])
+        with torch.no_grad():
+            assert (linear(x, w, b) - ours).abs().max() < 1e-5
+
+
+# --- sense_sum --------------------------------------------------------------------------------
+
+
+def plain_sum(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, kept: Tensor | None = None) -> Tensor:
+    future = torch.ones(q.size(2), q.size(2)).triu(1).bool()
+    alpha = torch.einsum("blic,bljc->blij", q, k).masked_fill(future, float("-inf")).softmax(dim=3)
+    alpha = alpha if kept is None else alpha * kept
+    return torch.einsum("blij,bjld->bid", alpha, table[rows])
+
+
+@pytest.mark.parametrize(
+    ("B", "K", "T", "d", "U", "W"),
+    [
+        (1, 1, 1, 1, 1, 1),
+        (3, 4, 12, 2, 5, 7),
+        (2, 3, 130, 4, 20, 6),  # two blocks of queries
+        (2, 2, 300, 3, 9, 5),  # three
+        (2, 16, 128, 2, 40, 64),  # products large enough to go to oneDNN one by one
+        (40, 8, 64, 2, 10, 8),  # batch rows in several blocks
+    ],
+)
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_sense_sum(B: int, K: int, T: int, d: int, U: int, W: int) -> None:
+    q, k, table = draw(B, K, T, d), draw(B, K, T, d, seed=1), draw(U, K, W, seed=2)
+    rows = torch.randint(U, (B, T), generator=torch.Generator().manual_seed(3))
+    for onednn in (True, False):
+        with torch.backends.mkldnn.flags(enabled=onednn):
+            assert_same(sense_sum(q, k, table, rows), plain_sum(q, k, table, rows), [q, k, table])
+
+
+@pytest.mark.parametrize("T", [6, 140])
+def test_sense_sum_with_dropout(T: int) -> None:
+    """The α that dropout leaves are read off with senses that are unit vectors, one for each (j, l)."""
+    B, K, d, p = 2, 3, 2, 0.4
+    q, k, rows = draw(B, K, T, d), draw(B, K, T, d, seed=1), torch.arange(T).expand(B, -1)
+    torch.manual_seed(5)
+    units = torch.eye(T * K).view(T, K, T * K)
+    left = sense_sum(q, k, units, rows, p).unflatten(2, (T, K)).permute(0, 3, 1, 2)  # (B, K, T, T)
+    full = sense_sum(q, k, units, rows).unflatten(2, (T, K)).permute(0, 3, 1, 2)
+    kept = torch.where(full > 0, left / full, 0.0).detach().round(decimals=3)
+    causal = torch.ones(T, T).tril().bool().expand_as(kept)
+    assert kept[causal].unique().tolist() == pytest.approx([0.0, 1 / (1 - p)], abs=1e-3)
+    assert kept[causal].mean().item() == pytest.approx(1.0, abs=0.2 if T < 100 else 0.02)
+    assert not torch.equal(kept[0], kept[1])
+    table = draw(T, K, 5, seed=2)
+    torch.manual_seed(5)  # the same α are dropped again
+    kept = torch.where(kept > 0, 1 / (1 - p), 0.0)
+    assert_same(sense_sum(q, k, table, rows, p), plain_sum(q, k, table, rows, kept), [q, k, table])
+
+
+def test_token_types() -> None:
+    ids = torch.tensor([[7, 7, 3, 900]])
+    types, rows = token_types(ids, 1000, multiple=8)
+    assert torch.equal(types[rows], ids)
+    assert types.tolist() == [3, 7, 900, 3, 3, 3, 3, 3]
+    types, rows = token_types(ids[:, :3], 3)  # not more tokens than positions: simply all
+    assert types.tolist() == [0, 1, 2]
+    assert torch.equal(rows, ids[:, :3])
+
+
+# --- linear_cross_entropy ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1 << 25, 100, 1])
+def test_linear_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one chunk, in several, and with one token in each; some targets are left out."""
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", chunk)
+    h, E = draw(3, 7, 6), draw(50, 6, seed=1)
+    y = torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(2))
+    y[0, 3:] = -1
+    plain = F.cross_entropy((h @ E.T).flatten(0, 1), y.flatten(), ignore_index=-1)
+    assert_same(linear_cross_entropy(h, E, y), plain, [h, E])
+    with torch.no_grad():
+        assert linear_cross_entropy(h, E, y).item() == pytest.approx(plain.item(), abs=1e-6)
+
+
+def test_linear_cross_entropy_of_unlikely_targets() -> None:
+    """A probability below what float32 can hold still has a finite logarithm."""
+    h, E = torch.tensor([[[200.0]]]), torch.tensor([[1.0], [-1.0]])
+    assert linear_cross_entropy(h, E, torch.tensor([[1]])).item() == pytest.approx(400.0)
+
+
+# --- In the models ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_types", [False, True])
+def test_loss_only_equals_the_plain_loss(model, ids: Tensor, with_types: bool) -> None:
+    """What training runs: without logits, with the token types found beforehand, gradients too."""
+    y = ids.roll(-1, 1)
+    types = token_types(ids, model.config.vocab_size, multiple=16) if with_types else None
+    out = model.train()(ids, y, types=types, loss_only=True)
+    assert out.logits is None
+    assert_same(out.loss, plain_loss(model, ids, y), list(model.parameters()))
+
+
+def test_compiled_without_a_break() -> None:
+    """torch.compile takes a whole step as one graph: where there is a break, fullgraph is an error."""
+    for settings in ({}, {"n_embd": 32}, {"model_name": "gpt2"}):
+        model = tiny_model(**settings, n_layer=2).train()
+        x = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
+        types = token_types(x, 23, multiple=16)
+        torch._dynamo.reset()
+        run = torch.compile(model, fullgraph=True, backend="aot_eager")
+        loss, plain = run(x, x, types=types, loss_only=True).loss, plain_loss(model, x, x)
+        assert_same(loss, plain, list(model.parameters()))
