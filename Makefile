@@ -1,5 +1,6 @@
 # make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
 # make test    every check: lint, format, types, tests
+# make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
 # make setup   the environment alone, in .venv
 
 PYTHON ?= python3
@@ -38,6 +39,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python bench.py
 
 clean:
 	rm -rf $(VENV) out-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

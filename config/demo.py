@@ -18,8 +18,7 @@ n_head = 4
 n_embd = 128
 n_sense_vector = 4
 
-optimizer = "muon"  # with --optimizer=adamw --lr_schedule=cosine: nanoBackpackLM's recipe
-lr_schedule = "linear"
+optimizer = "muon"  # --optimizer=adamw: nanoBackpackLM's recipe, with the same rates
 learning_rate = 1e-3
 max_iters = 4000
 lr_decay_iters = 4000

@@ -20,8 +20,7 @@ n_embd = 384
 n_sense_vector = 4
 dropout = 0.2
 
-optimizer = "muon"  # with --optimizer=adamw --lr_schedule=cosine: nanoBackpackLM's recipe
-lr_schedule = "linear"
+optimizer = "muon"  # --optimizer=adamw: nanoBackpackLM's recipe, with the same rates
 learning_rate = 1e-3  # small networks can go faster
 max_iters = 5000
 lr_decay_iters = 5000

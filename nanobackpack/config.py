@@ -127,8 +127,8 @@ class TrainConfig(Architecture):
     """Peak learning rate."""
     decay_lr: bool = True
     """Warm up, then decay to min_lr; False: constant."""
-    lr_schedule: Literal["cosine", "linear"] = "cosine"
-    """Shape of the decay."""
+    lr_schedule: Literal["auto", "cosine", "linear"] = "auto"
+    """Shape of the decay; auto: linear with muon, else cosine."""
     warmup_iters: int = 2000
     """Steps of linear warm-up."""
     lr_decay_iters: int = 600000

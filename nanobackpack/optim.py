@@ -111,6 +111,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
     span = max(1, config.lr_decay_iters - config.warmup_iters)
     left = 1 - min(1.0, (step - config.warmup_iters) / span)
-    if config.lr_schedule == "cosine":
+    if config.lr_schedule == "cosine" or (config.lr_schedule == "auto" and config.optimizer != "muon"):
         left = 0.5 * (1 - math.cos(math.pi * left))
     return config.min_lr + left * (config.learning_rate - config.min_lr)

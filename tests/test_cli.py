@@ -311,6 +311,7 @@ def test_shakespeare_config_has_the_promised_values() -> None:
         "n_embd": 384,
         "dropout": 0.2,
         "n_sense_vector": 4,
+        "optimizer": "muon",
         "learning_rate": 1e-3,
         "min_lr": 1e-4,
         "max_iters": 5000,

@@ -136,5 +136,8 @@ def test_schedules() -> None:
         assert learning_rate(60, config) == pytest.approx(middle)
         assert learning_rate(110, config) == learning_rate(10_000, config) == pytest.approx(0.2)
     linear, cosine = (TrainConfig(lr_schedule=s, **settings) for s in ("linear", "cosine"))
+    for name, schedule in (("adamw", cosine), ("muon", linear)):
+        config = TrainConfig(optimizer=name, **settings)
+        assert learning_rate(35, config) == learning_rate(35, schedule)
     assert learning_rate(35, linear) == pytest.approx(0.8)
     assert learning_rate(35, cosine) > 0.85
