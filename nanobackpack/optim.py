@@ -55,25 +55,34 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
-            for p, n_part in zip(group["params"], group.get("parts", ()), strict=False):
-                if p.grad is not None:
-                    self._orthogonal_step(p, n_part, group["lr"], group["weight_decay"])
-                    p.grad = None  # and AdamW passes over it
+            if "parts" in group:
+                self._orthogonal_steps(group)
         return super().step(closure)
 
-    def _orthogonal_step(self, p: Tensor, n_part: int, lr: float, weight_decay: float) -> None:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())  # unused, but AdamW looks for it when a state is loaded
-            state["momentum"] = torch.zeros_like(p)
-        grad = p.grad
-        assert grad is not None
-        state["momentum"].lerp_(grad, 1 - self.momentum)
-        ahead = grad.lerp(state["momentum"], self.momentum)  # Nesterov's momentum
-        matrices = ahead.view(n_part, -1, p.size(1))  # (n_part, rows, columns)
-        length = 0.2 * math.sqrt(max(matrices.shape[1:]))
-        p.mul_(1 - lr * weight_decay)
-        p.sub_(orthogonalize(matrices).view_as(p), alpha=lr * length)
+    def _orthogonal_steps(self, group: dict[str, Any]) -> None:
+        """Step all matrices of a group, those of one shape at once, and hide them from AdamW."""
+        same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # (weight, its matrices) by shape
+        for p, n_part in zip(group["params"], group["parts"], strict=True):
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros(())  # unused, but AdamW looks for it when a state is loaded
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            ahead = p.grad.lerp_(state["momentum"], self.momentum)  # Nesterov's momentum
+            matrices = ahead.view(n_part, -1, p.size(1))  # (n_part, rows, columns)
+            if matrices.size(1) > matrices.size(2):
+                matrices = matrices.mT
+            same.setdefault(matrices.shape[1:], []).append((p, matrices))
+            p.grad = None  # so that AdamW passes over it
+        for shape, several in same.items():
+            steps = orthogonalize(torch.cat([m for _, m in several]))  # (all n_part, short, long)
+            for (p, m), step in zip(several, steps.split([len(m) for _, m in several]), strict=True):
+                if p.size(0) // len(m) > p.size(1):
+                    step = step.mT
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -81,14 +90,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     A = XXᵀ, whose coefficients bring every singular value near 1 fast (to within 0.7 and 1.2)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(_fast_dtype(matrices.device))
-    tall = x.size(1) > x.size(2)
-    if tall:
-        x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        A = x @ x.mT
+        A = x @ x.mT  # (N, rows, rows): cheapest with rows ≤ columns
         x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.to(matrices.dtype)
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
