@@ -1,0 +1,115 @@
+"""The benchmark measures and reports what it says; how fast anything is, no test may ask."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import benchmark
+import pytest
+import torch
+from benchmark import Bench, BenchConfig, Case, Setup, generate, steps
+from conftest import PAPER, TINY
+
+from nanobackpack.config import ModelConfig
+from nanobackpack.flops import flops_per_step, peak_flops
+
+SMALL = Setup(V=23, L=3, H=2, D=16, T=12, B=2, K=4)
+MANY = SMALL._replace(V=64)  # more tokens than the model is wide
+KEYS = {"what", "config", "unit", "ours", "plain", "gpt", "compares", "ratio", "target", "met", "note"}
+
+
+def constant(**numbers: float) -> Any:
+    return lambda bench, setup: numbers
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": True}, PAPER, {"model_name": "gpt2"}])
+def test_flops_are_those_torch_counts_on_the_plain_formula(settings: dict[str, Any]) -> None:
+    config = ModelConfig(**TINY | settings)
+    assert flops_per_step(config, 3) == pytest.approx(benchmark.counted_flops(config, 3), rel=0.01)
+    assert flops_per_step(config, 3, length=5) < flops_per_step(config, 3)
+
+
+def test_the_peak_is_known_for_some_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops(torch.device("cpu")) is None
+    for name, peak in {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA GeForce RTX 4090": 165e12,
+        "Voodoo2": None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda")) == peak
+
+
+@pytest.mark.parametrize(
+    ("compares", "low", "high", "ratio", "target", "met"),
+    [
+        ("plain/ours", 2, math.inf, 3.0, ">= 2", True),
+        ("plain/ours", 4, math.inf, 3.0, ">= 4", False),
+        ("ours/gpt", 0, 1.15, 1.25, "<= 1.15", False),
+        ("ours/plain", 0.3, 0.4, 1 / 3, "0.3 to 0.4", True),
+        ("ours/peak", 0.45, math.inf, None, ">= 0.45", None),
+    ],
+)
+def test_a_row_compares_the_numbers_it_names(
+    compares: str, low: float, high: float, ratio: float | None, target: str, met: bool | None
+) -> None:
+    case = Case("x", SMALL, "ms", compares, low, high, constant(ours=5.0, plain=15.0, gpt=4.0))
+    row = case.run(Bench("cpu", quick=True))
+    assert row.keys() == KEYS
+    assert row["ratio"] == (None if ratio is None else pytest.approx(ratio))
+    assert (row["target"], row["met"]) == (target, met)
+
+
+def test_what_is_left_out_is_not_measured() -> None:
+    for case in benchmark.cases(quick=True, cuda=True):
+        if case.skip:
+            row = case.run(Bench("cpu", quick=True))
+            assert row["met"] is None
+            assert "--quick" in row["note"]
+
+
+def test_the_measures_end_in_a_table_and_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SECONDS", (0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the processes of the variants
+    three, inf = steps("plain", "ours", "gpt"), math.inf
+    table = [
+        Case("step", SMALL, "ms", "plain/ours", 2, inf, three),
+        Case("step", MANY, "ms", "ours/gpt", 0, 1.15, three),
+        Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, generate(8, 10, some=2)),
+        Case("slides", SMALL, "tokens/s", "ours/plain", 2, inf, generate(20, temperature=0)),
+        Case("restarts", SMALL, "tokens/s", "ours/plain", 2, inf, generate(20, temperature=0, restart=True)),
+        Case("decode", MANY._replace(T=32), "ms", "ours/gpt", 0, 1.15, benchmark.decode),
+        Case("batch", SMALL, "ms", "ours/step", 0, 0.02, benchmark.assembly),
+        Case("memory", MANY, "MB", "ours/plain", 0, 1 / 3, benchmark.memory),
+    ]
+    bench = Bench("cpu", quick=True)
+    try:
+        benchmark.measure(bench, table, str(tmp_path / "bench.json"))
+    finally:
+        bench.close()
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert {"cpu", "cores", "torch", "device"} <= result["machine"].keys()
+    rows = {row["what"]: row for row in result["rows"]}
+    assert [row["what"] for row in result["rows"]] == [case.what for case in table]
+    for row in result["rows"]:
+        assert row.keys() == KEYS
+        above, below = (row.get(name) for name in row["compares"].split("/"))
+        if below is not None:
+            assert row["ratio"] == pytest.approx(above / below)
+    assert "the same text" in rows["slides"]["note"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(table)  # the machine, the head, the rows
+    assert lines[2].startswith("step")
+
+
+def test_only_chooses_rows_by_name(tmp_path: Path) -> None:
+    benchmark.main(BenchConfig(device="cpu", only="flop", json=str(tmp_path / "flops.json")))
+    rows = json.loads((tmp_path / "flops.json").read_text())["rows"]
+    assert [row["met"] for row in rows] == [True, True]
