@@ -156,7 +156,6 @@ class Variant:
         peak = peak_memory(self.device)
         return peak, peak - before - sum(t.numel() * t.element_size() for t in tensors)
 
-    @torch.inference_mode()
     def generate(self, n: int, samples: int, temperature: float, some: int, restart: bool) -> float:
         """Tokens per second in continuing one token by n; with `some`, from some of the positions.
 
