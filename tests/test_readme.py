@@ -54,6 +54,7 @@ def run(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(args, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_readme_commands(copy: Path) -> None:
     """In the README's order, each of them works on what the ones before it made."""
     commands = [c for c in COMMANDS if c.startswith("python ") and "--help" not in c]
@@ -81,6 +82,7 @@ def test_device_in_the_space_form_is_parsed(copy: Path) -> None:
     assert "device='tpu'" in result.stderr
 
 
+@pytest.mark.slow
 def test_make_demo(copy: Path) -> None:
     """make demo, from data to senses; without a network it says so and takes Python's help texts."""
     venv = Path(sys.executable).parents[1]
