@@ -128,7 +128,7 @@ class BackpackLM(LanguageModel):
             every = torch.arange(input_ids.numel(), device=input_ids.device)  # (U = B·T)
             types = TokenTypes(input_ids.flatten(), every.view_as(input_ids))
         types = types or token_types(input_ids, self.config.vocab_size)
-        e = self.wte(types.types)  # (U, D)
+        e = self.embed(types.types)  # (U, D)
         q, k = self.alpha.queries_keys(self.context(F.embedding(types.rows, e)))  # (B, K, T, D/K)
         return q, k, self.senses(e), types.rows
 

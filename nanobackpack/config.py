@@ -117,6 +117,8 @@ class TrainConfig(Architecture):
     """Sequences in a micro-batch."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per step; their gradients are averaged."""
+    recompute: bool = False
+    """Compute each block again in backward instead of keeping it: far less memory, a quarter slower."""
     max_iters: int = 600000
     """Optimizer steps in all."""
     optimizer: Literal["adamw", "muon"] = "adamw"

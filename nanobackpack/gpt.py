@@ -21,7 +21,7 @@ class GPT(LanguageModel):
 
     def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
         """h (B, T, D), the contextual vectors; a Transformer has no use for `types`."""
-        return self.context(self.wte(input_ids))
+        return self.context(self.embed(input_ids))
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""

@@ -261,21 +261,32 @@ def _loss(h: Tensor, embedding: Tensor, targets: Tensor, need_grad: bool) -> tup
     """The loss (scalar) and, if needed, its gradients for h (N, D) and E (V, D), else empty ones."""
     E = embedding.to(h.dtype)
     n_chunks = -(-len(h) * len(E) // CHUNK_LOGITS)
-    count = (targets != -1).sum()
+    real = targets != -1  # (N)
+    share = (real / real.sum())[:, None]  # (N, 1): each token's part of the mean
     total = torch.zeros((), device=h.device)
     dh = torch.empty_like(h) if need_grad else h.new_empty(0)
-    dEt = torch.zeros(E.t().shape, device=h.device) if need_grad else h.new_empty(0, 0)  # (D, V)
-    for part, y, out in zip(h.chunk(n_chunks), targets.chunk(n_chunks), dh.chunk(n_chunks), strict=False):
-        real, y = y != -1, y.clamp(min=0)[:, None]  # (n), (n, 1)
-        logp = _matmul(part, E.t()).float()  # (n, V), from here on in place
-        torch.log_softmax(logp, 1, out=logp)
-        total -= (logp.gather(1, y)[:, 0] * real).sum()
+    dEt = None  # (D, V)
+    for part, y, w, out in zip(*(t.chunk(n_chunks) for t in (h, targets, share, dh)), strict=False):
+        losses, p = _softmax_loss(part, E, y.clamp(min=0)[:, None])
+        total += (losses * w).sum()
         if need_grad:
-            p = logp.exp_().scatter_add_(1, y, -torch.ones_like(y, dtype=logp.dtype))
-            p = p.mul_((real / count)[:, None]).to(h.dtype)  # (n, V)
-            out.copy_(_matmul(p, E))
-            dEt += _matmul(part.t(), p)
-    return total / count, dh, dEt.t().to(embedding.dtype).contiguous()
+            torch.mul(_matmul(p, E), w, out=out)
+            new = _matmul((part * w).to(h.dtype).t(), p).float()
+            dEt = new if dEt is None else dEt.add_(new)
+            del new
+        del p
+    dE = h.new_empty(0) if dEt is None else dEt.t().to(embedding.dtype).contiguous()
+    return total, dh, dE
+
+
+def _softmax_loss(h: Tensor, E: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the logits h · E (n, V): the loss at the targets y (n, 1), and its gradient, (n, V) in h's type."""
+    p = _matmul(h, E.t()).float()  # (n, V), from here on in place
+    target, top = p.gather(1, y), p.amax(1, keepdim=True)  # (n, 1)
+    torch.softmax(p, 1, out=p)
+    # logsumexp = top - log softmax(top), whose logarithm is never far from 0
+    losses = top - p.amax(1, keepdim=True).log() - target  # (n, 1)
+    return losses, p.scatter_add_(1, y, -torch.ones_like(y, dtype=p.dtype)).to(h.dtype)
 
 
 @_loss.register_fake
@@ -291,6 +302,8 @@ def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 def _loss_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     dh, dE = ctx.saved_tensors
+    if grad.device.type == "cpu" and not torch.compiler.is_compiling() and grad == 1:  # spare a pass over E
+        return dh, dE, None, None
     return dh * grad.to(dh.dtype), dE * grad, None, None
 
 

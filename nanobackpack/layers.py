@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
 from nanobackpack.kernels import Linear, TokenTypes, cross_entropy, linear, linear_cross_entropy
@@ -149,7 +150,12 @@ class Block(nn.Module):
 
 
 class Transformer(Dropping):
-    """Token embeddings in, contextual vectors out: positions, blocks and a last LayerNorm."""
+    """Token embeddings in, contextual vectors out: positions, blocks and a last LayerNorm.
+
+    With `recompute`, training keeps only the input of each block, and backward computes the block again.
+    """
+
+    recompute = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -164,7 +170,10 @@ class Transformer(Dropping):
         x = x + self.wpe.weight[start : start + x.size(1)]
         x = self.drop(x)
         for block in self.h:
-            x = block(x, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, cache, use_reentrant=False)
+            else:
+                x = block(x, cache)
         return self.ln_f(x)
 
 
@@ -233,6 +242,12 @@ class LanguageModel(nn.Module):
         logits = self.logits(input_ids, types).float()  # (B, T, V)
         loss = None if targets is None else cross_entropy(logits, targets)
         return Output(None if loss_only else logits, loss)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., D) of ids. On a CPU their gradient stays sparse until it meets that of the tied
+        head: one pass over all V rows less (not in torch.compile, which cannot do it)."""
+        sparse = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.wte.weight, sparse=sparse)
 
     def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
         """What the tied head reads, (B, T, D)."""

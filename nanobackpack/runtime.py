@@ -71,18 +71,24 @@ def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
     return not missing
 
 
-def keep_memory() -> None:
-    """Let this process keep the memory it frees, where the C library can be told so (glibc).
+def keep_memory(keep: bool = True) -> None:
+    """Let this process keep the memory it frees, or else give it back at once, where the C library can be
+    told so (glibc).
 
-    Otherwise each tensor above 32 MB is fetched from the kernel and given back, page by page: a quarter
-    of a CPU step with a large vocabulary (docs/LOG.md). The price is that little is given back.
+    By default it gives back each tensor above 32 MB, and the next one is fetched from the kernel page by
+    page: a quarter of a CPU step with a large vocabulary. Smaller ones stay, in pieces that do not always
+    fit the next: a quarter more memory (docs/LOG.md). So there is one setting for speed and one for memory.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             libc = ctypes.CDLL(None)
-            M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, -1)
+            M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+            if keep:
+                libc.mallopt(M_MMAP_MAX, 0)
+                libc.mallopt(M_TRIM_THRESHOLD, -1)
+            else:
+                libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+                libc.mallopt(M_TRIM_THRESHOLD, 1 << 20)
 
 
 def seed_of(*key: int) -> int:

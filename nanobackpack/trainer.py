@@ -90,6 +90,7 @@ class Trainer:
         if resumed:
             self.model.load_state_dict(resumed["model"])
         self.model.to(self.device).train()
+        self.model.context.recompute = config.recompute
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if resumed:
@@ -372,5 +373,5 @@ def check_same(old: dict[str, object], new: ModelConfig, tokenizer: str | None) 
 
 def train(config: TrainConfig) -> int:
     """Run a training; returns the exit status."""
-    keep_memory()
+    keep_memory(not config.recompute)
     return Trainer(config).run()

@@ -417,6 +417,33 @@ def logits_in_training(model: BackpackLM, forward: Any, ids: Tensor, n: int) -> 
         return torch.cat([forward(ids) for _ in range(n)])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_blocks_changes_nothing(model, ids: Tensor, dropout: float):
+    for module in model.modules():
+        module.dropout = dropout
+    gradients = []
+    for model.context.recompute in (False, True):
+        torch.manual_seed(0)
+        model.train().zero_grad()
+        model(ids, ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputing_keeps_one_tensor_of_a_block(recompute: bool):
+    kept = []
+    for n_layer in (3, 6):
+        model, sizes = tiny_model(n_layer=n_layer, vocab_size=60), []
+        model.context.recompute = recompute
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t) or t, id)
+        with keep:
+            model(torch.arange(12)[None], torch.arange(12)[None])
+        kept.append(len(sizes))
+    assert (kept[1] - kept[0] <= 3) == recompute  # three more blocks
+
+
 def test_alpha_dropout_is_unbiased():
     """Dropout on α alone keeps the mean of the logits, which are linear in α; the paper's model has none."""
     ids = torch.tensor([[3, 3, 5, 8]])
