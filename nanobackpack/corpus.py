@@ -262,6 +262,11 @@ class _Watched(io.FileIO):
         self.progress(n)
         return n
 
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self.progress(len(data))
+        return data
+
 
 @contextmanager
 def _opened(path: Path, progress: Progress) -> Iterator[IO[str]]:

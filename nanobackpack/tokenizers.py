@@ -97,8 +97,13 @@ class Tokenizer:
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
         try:
-            return cls(hf.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises a bare Exception
+            tokenizer = cls(hf.Tokenizer.from_str(text))
+            if tokenizer.kind != "char":
+                tokenizer.encode("Can it encode? 能")  # not if it lacks a token for what it does not know
+            return tokenizer
+        except BaseException as error:  # the library raises a bare Exception, or when it panics not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
             reason = " ".join(str(error).split())
             raise InputError(f"{source} is not a tokenizer.json ({reason})") from None
 
@@ -171,7 +176,7 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         """What `ids` add to the text of `before`: with the space between two words, unlike `decode`."""
-        last = list(before[-1:])
+        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, id: int) -> str:
@@ -329,11 +334,14 @@ def _from_file(path: Path) -> Tokenizer:
 
 def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
     """GPT-2's byte-level BPE: {token: id} and one merge of two tokens a line."""
-    lines = [line.split(" ") for line in _read(merges).splitlines() if not line.startswith("#version")]
+    lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
     try:
         ids = json.loads(_read(vocabulary))
-        inner = _byte_level(models.BPE(ids, [(first, second) for first, second in filter(any, lines)]))
-        return _with_specials(inner, ids)
+        pairs = [(first, second) for first, second in (line.split() for line in lines)]
+        for first, second in pairs:
+            if not ids.keys() >= {first, second, first + second}:  # the library would panic
+                raise ValueError(f"'{first} {second}' makes no token")
+        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids)
     except InputError:
         raise
     except Exception as error:  # the library raises a bare Exception
