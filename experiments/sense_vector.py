@@ -16,7 +16,7 @@ class SenseVectorExperiment:
 
     def __init__(self, settings: SenseConfig | None = None) -> None:
         self.settings = settings or cli.parse(SenseConfig)
-        self.model = load_model(self.settings.model_path)
+        self.model = load_model(self.settings.model_path, self.settings.tokenizer_name)
         self.model.to(runtime.pick_device(self.settings.device))
         self.senses = senses.Senses(self.model)
 

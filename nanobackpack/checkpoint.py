@@ -28,7 +28,7 @@ from nanobackpack.data import read_tokenizer
 from nanobackpack.files import replacing
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.tokenizers import Tokenizer, resolve
 
 FORMAT = "nanobackpack 1"
 
@@ -89,11 +89,12 @@ def find(path: Path) -> Path:
     return last if keep_last else best
 
 
-def load_model(path: str | Path) -> BackpackLM | GPT:
+def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | GPT:
     """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
 
     `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), or a folder with
     config.json and weights (backpack-gpt2, GPT-2). Nothing found in a file is ever executed.
+    `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     Raises: InputError with one line if there is nothing there or it cannot be used.
     """
     path = Path(path)
@@ -106,6 +107,12 @@ def load_model(path: str | Path) -> BackpackLM | GPT:
         raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
     else:
         raise InputError(f"no model at {path}: train one with python train.py, or give the path of another")
+    model.tokenizer = resolve(tokenizer_name, model.tokenizer, str(path))
+    used = model.tokenizer.vocab_size if model.tokenizer else 0
+    if used > model.config.vocab_size:
+        raise InputError(f"{path} has {model.config.vocab_size:,} ids, its tokenizer {used:,}: give another")
+    if used and used < model.config.n_token:  # the rest is padding
+        model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
 
 

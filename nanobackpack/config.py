@@ -107,7 +107,7 @@ class TrainConfig(Architecture):
     data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of the ids in the .bin files; auto: what meta.json says, else uint16."""
     tokenizer_name: str = "auto"
-    """auto: the tokenizer stored with the data."""
+    """auto: the one stored with the data; a name, file or folder must agree, or serves where none is."""
     huge_pack_dir: str = ""
     """Folder of sharded languages."""
     xlm_alpha: float = 0.3
@@ -184,7 +184,6 @@ class TrainConfig(Architecture):
                 "lower --min_lr, or keep the rate constant with --decay_lr=False"
             )
         not_yet(self, "init_from", "scratch", "resume")
-        not_yet(self, "tokenizer_name", "auto", "char")
         not_yet(self, "huge_pack_dir", "")
         not_yet(self, "xlm_alpha", 0.3)
         not_yet(self, "wandb_log", False)
@@ -215,12 +214,11 @@ class LoadConfig:
     compile: Literal["auto"] | bool = "auto"
     """Compile the model; auto: no."""
     tokenizer_name: str = "auto"
-    """auto: the tokenizer stored in the checkpoint or beside its data."""
+    """auto: the one stored in the checkpoint or beside its data; else as for train.py."""
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, "seed", 0)
-        not_yet(self, "tokenizer_name", "auto", "char")
 
     @property
     def model_path(self) -> str:

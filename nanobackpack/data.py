@@ -37,6 +37,8 @@ class Meta:
     tokenizer: str  # file name, in the same folder
     source: str  # where the text came from, for people
     sha256: dict[str, str]  # of each .bin file, in hex
+    languages: list[str] = dataclasses.field(default_factory=list)
+    """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
 
     @classmethod
     def load(cls, path: Path) -> Meta:
@@ -66,11 +68,15 @@ def _problem(values: Any) -> str:
     names = {field.name for field in dataclasses.fields(Meta)}
     if unknown := sorted(values.keys() - names):
         return f"has an unknown entry {unknown[0]!r}"
-    if missing := sorted(names - values.keys()):
+    if missing := sorted(names - values.keys() - {"languages"}):
         return f"has no entry {missing[0]!r}"
+    languages = values.get("languages", [])
+    needed = () if languages else SPLITS
 
     def counts(value: Any) -> bool:
-        return isinstance(value, dict) and all(type(value.get(s)) is int for s in SPLITS)
+        if not isinstance(value, dict) or not all(split in value for split in needed):
+            return False
+        return all(type(count) is int for count in value.values())
 
     hashes, size = values["sha256"], values["vocab_size"]
     valid = {
@@ -81,6 +87,7 @@ def _problem(values: Any) -> str:
         "tokenizer": isinstance(values["tokenizer"], str) and values["tokenizer"] != "",
         "source": isinstance(values["source"], str),
         "sha256": isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values()),
+        "languages": isinstance(languages, list) and all(isinstance(name, str) for name in languages),
     }
     return next((f"has a wrong {name!r}" for name, ok in valid.items() if not ok), "")
 

@@ -23,6 +23,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Deletes what `replacing` left in `folder` when its process was killed; never what one still writes."""
+    for path in folder.glob(".*.tmp"):
+        number = path.name.split(".")[-2]
+        if number.isdigit() and not _running(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would not be harmless
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
 def shown(path: str | Path) -> str:
     """A path as messages show it: relative where it lies below the current folder."""
     path = Path(path)

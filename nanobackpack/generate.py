@@ -104,19 +104,19 @@ def sample(config: SampleConfig) -> None:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     pick_compile(config.compile, device)  # decoding is not compiled; a wrong setting is still refused
-    model = load_model(config.model_path).to(device)
+    model = load_model(config.model_path, config.tokenizer_name).to(device)
     if model.tokenizer is None:
         raise InputError(f"{config.model_path} came without a tokenizer, so it cannot read a prompt")
     prompt = config.start
     if prompt.startswith("FILE:"):
         prompt = read_text(Path(prompt.removeprefix("FILE:")))
-    ids = model.tokenizer.encode(prompt)
+    ids = model.tokenizer.prompt_ids(prompt)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
     start = torch.tensor([ids], device=device).expand(config.num_samples, -1)  # (B, T)
     draw = torch.Generator(device).manual_seed(config.seed)
 
-    watched = sys.stdout.isatty()
+    watched, printed = sys.stdout.isatty(), 0
     if watched:
         print(prompt, end="", flush=True)
     rows: list[list[int]] = [[] for _ in range(config.num_samples)]
@@ -134,9 +134,11 @@ def sample(config: SampleConfig) -> None:
             for row, token in zip(rows, new.tolist(), strict=True):
                 row.append(token)
             if watched:
-                shown = model.tokenizer.decode(rows[0][:-1])
-                print(model.tokenizer.decode(rows[0])[len(shown) :], end="", flush=True)
-    texts = [prompt + model.tokenizer.decode(row) for row in rows]
+                text = model.tokenizer.decode_after(ids, rows[0])
+                if not text.endswith("\ufffd"):  # half a character: wait for the rest
+                    print(text[printed:], end="", flush=True)
+                    printed = len(text)
+    texts = [prompt + model.tokenizer.decode_after(ids, row) for row in rows]
     if watched:
         print("\n" + "-" * 15)
     for text in texts[watched:]:

@@ -1,28 +1,55 @@
-"""Text -> token files: what the scripts data/<name>/prepare.py share.
+"""Documents -> token files: what the scripts data/<name>/prepare.py share.
 
-text = read_text(Path("input.txt"))
-meta = write_dataset(folder, text, build("char", text), val_fraction=0.1, source="input.txt")
-print(summary(meta, folder))
+    meta = write_tokens(folder, {"": from_files(["notes/"])}, "bpe:8192", at_end(val=0.05))
+    print(summary(meta, folder))
+
+The corpus is read twice or three times, to count its documents, to make a tokenizer where one is to be made,
+and to encode; nothing but a few batches of it is ever in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import os
+import re
 import urllib.request
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 from tqdm import tqdm
 
-from nanobackpack.config import InputError
+from nanobackpack.config import InputError, at_least
+from nanobackpack.corpus import Corpus, Piece, from_files, from_text
 from nanobackpack.data import DTYPES, Meta
-from nanobackpack.files import replacing, shown
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.files import remove_stale, replacing, shown
+from nanobackpack.splits import Counts, Split, at_end
+from nanobackpack.tokenizers import Tokenizer, build, find, is_made
 
 _TIMEOUT_S = 10
 _TRIES = 2
 _CHUNK_BYTES = 1 << 16
+_BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
+_BATCHES_AHEAD = 2
+_TITLES = 3  # of corpora that are named in a report
+_TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on: its word counts are held in memory
+
+
+_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_SHAKESPEARE_BYTES = 1_115_394
+
+
+def shakespeare(folder: Path) -> Corpus:
+    """Tiny Shakespeare, downloaded into `folder` unless it is there; as `download`."""
+    download(_SHAKESPEARE, folder / "input.txt", _SHAKESPEARE_SHA256, _SHAKESPEARE_BYTES)
+    return from_files([folder / "input.txt"])._replace(title=_SHAKESPEARE)
 
 
 def download(url: str, path: Path, sha256: str, size: int) -> None:
@@ -86,20 +113,65 @@ def read_text(path: Path) -> str:
     return text
 
 
-def text_files(paths: Iterable[str]) -> list[Path]:
-    """The files given, and every *.txt and *.md below the folders given, sorted, each one once.
+# --- Writing -----------------------------------------------------------------------------------
 
-    Raises InputError if there are none at all, or none below one of the folders.
+
+def write_tokens(
+    folder: Path,
+    corpora: Mapping[str, Corpus],
+    tokenizer: str | Tokenizer,
+    split: Split,
+    *,
+    framed: bool = True,
+    dtype: str = "",
+    languages: Iterable[str] = (),
+    threads: int = 0,
+) -> Meta:
+    """Writes <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
+
+    framed: put the tokenizer's marks around each document, or where it has none a line end between two.
+    dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it
+    counts when the process encodes for the first time. A file has its final name only when all of its
+    corpus is written; what an earlier run left unfinished is removed. Raises InputError if a text cannot
+    be read or encoded, is too short for two tokens in each split, or the folder cannot be written.
     """
-    files: set[Path] = set()
-    for path in map(Path, paths):
-        found = [p for p in path.rglob("*") if p.suffix in (".txt", ".md") and p.is_file()]
-        if path.is_dir() and not found:
-            raise InputError(f"{shown(path)} has no *.txt or *.md files: give another folder")
-        files.update(found if path.is_dir() else [path])
-    if not files:
-        raise InputError("no text given: name one or more text files, or folders with *.txt or *.md")
-    return sorted(files)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    if threads:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+    if isinstance(tokenizer, str) and not is_made(tokenizer):
+        tokenizer = find(tokenizer)
+    no_mark = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
+    if framed and no_mark:
+        corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
+    counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
+    if isinstance(tokenizer, str):
+        share = 1.0 if tokenizer == "char" else _TRAIN_CHARS / max(1, sum(c.chars for c in counts.values()))
+        tokenizer = build(tokenizer, _some(corpora.values(), share))
+    meta = Meta(
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
+        tokens={},
+        chars={},
+        tokenizer="tokenizer.json",
+        source="; ".join(corpus.title for corpus in list(corpora.values())[:_TITLES])
+        + (f"; {len(corpora) - _TITLES} more" if len(corpora) > _TITLES else ""),
+        sha256={},
+        languages=list(languages),
+    )
+    with _folder_for(folder):
+        remove_stale(folder)
+        for prefix, corpus in corpora.items():
+            paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
+            place = paths[split.names[0]].parent
+            place.mkdir(exist_ok=True)
+            remove_stale(place)
+            assigned = split.assign(corpus.read(), counts[prefix])
+            title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
+            with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
+                _write_splits(paths, assigned, tokenizer, framed, meta, bar)
+        tokenizer.save(folder / meta.tokenizer)
+        meta.save(folder / "meta.json")  # last: it vouches for the others
+    return meta
 
 
 def write_dataset(
@@ -110,48 +182,174 @@ def write_dataset(
     val_fraction: float,
     source: str,
 ) -> Meta:
-    """Writes train.bin, val.bin, tokenizer.json and meta.json, the last `val_fraction` held out.
-
-    Raises InputError if the fraction is not between 0 and 1, the text is too short for two tokens
-    in each split, the tokenizer does not know a character, or the folder cannot be written.
-    """
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val={val_fraction} is out of range: it must lie between 0 and 1, as 0.1")
+    """Writes a text that is in memory, the last `val_fraction` held out; as `write_tokens`."""
     text = text_or_parts if isinstance(text_or_parts, str) else "".join(text_or_parts)
-    cut = int(len(text) * (1 - val_fraction))
-    parts = {"train": text[:cut], "val": text[cut:]}
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    ids = {s: tokenizer.encode_array(part, DTYPES[dtype]) for s, part in parts.items()}
-    for split, tokens in ids.items():
-        if len(tokens) < 2:
-            raise InputError(
-                f"the text has {len(text)} characters, too few: its {split} part would have "
-                f"{len(tokens)} tokens and needs 2; give more text"
-            )
-    meta = Meta(
-        vocab_size=tokenizer.vocab_size,
-        dtype=dtype,
-        tokens={split: len(tokens) for split, tokens in ids.items()},
-        chars={split: len(part) for split, part in parts.items()},
-        tokenizer="tokenizer.json",
-        source=source,
-        sha256={f"{s}.bin": hashlib.sha256(tokens.data).hexdigest() for s, tokens in ids.items()},
+    return write_tokens(folder, {"": from_text(text, source)}, tokenizer, at_end(val_fraction), framed=False)
+
+
+def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
+    """Reads the corpus with a line end before each document but the first."""
+
+    def read(*args: object) -> Iterator[Piece]:
+        first = True
+        for piece in corpus.read(*args):
+            between = "\n" if piece.opens and not first else ""
+            first = False
+            yield piece._replace(text=between + piece.text)
+
+    return read
+
+
+def _count(corpus: Corpus) -> Counts:
+    documents = chars = 0
+    with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
+        for piece in corpus.read(bar.update):
+            documents += piece.opens
+            chars += len(piece.text)
+    if not chars:
+        raise InputError(f"{corpus.title} is empty: give files with text")
+    return Counts(documents, chars)
+
+
+def _some(corpora: Iterable[Corpus], share: float) -> Iterator[str]:
+    """The texts of all pieces, or of a share of them that is spread evenly."""
+    due = 0.0
+    for corpus in corpora:
+        for piece in corpus.read():
+            due += share
+            if due >= 1:
+                due = min(due - 1, 1.0)
+                yield piece.text
+
+
+class _TokenFile:
+    """A .bin that is being written."""
+
+    def __init__(self, file: BinaryIO, dtype: str) -> None:
+        self.file, self.dtype = file, DTYPES[dtype]
+        self.sha256 = hashlib.sha256()
+        self.tokens = 0
+
+    def write(self, ids: list[np.ndarray]) -> None:
+        data = np.concatenate(ids).astype(self.dtype)  # (N,)
+        self.file.write(data.data)
+        self.sha256.update(data.data)
+        self.tokens += len(data)
+
+
+def _write_splits(
+    paths: dict[str, Path],
+    assigned: Iterator[tuple[str, Piece]],
+    tokenizer: Tokenizer,
+    framed: bool,
+    meta: Meta,
+    bar: tqdm[None],
+) -> None:
+    """Encodes one corpus into the files of its splits; all are put in place and entered in meta, or none."""
+    bos, eos = (
+        [] if i is None or not framed else [np.array([i])] for i in (tokenizer.bos_id, tokenizer.eos_id)
     )
+    chars = dict.fromkeys(paths, 0)
+    with ExitStack() as stack:
+        files = {
+            name: _TokenFile(stack.enter_context(replacing(path)), meta.dtype) for name, path in paths.items()
+        }
+        for batch, arrays in _encoded(assigned, tokenizer):
+            parts: dict[str, list[np.ndarray]] = {}
+            for (name, piece), ids in zip(batch, arrays, strict=True):
+                parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
+                chars[name] += len(piece.text)
+                bar.update(len(piece.text))
+            for name, part in parts.items():
+                files[name].write(part)
+        for name, file in files.items():
+            if file.tokens < 2:
+                raise InputError(
+                    f"the text has {sum(chars.values())} characters, too few: its {name} part would have "
+                    f"{file.tokens} tokens and needs 2; give more text"
+                )
+            meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
+            meta.sha256[paths[name].name] = file.sha256.hexdigest()
+
+
+Batch = list[tuple[str, Piece]]
+
+
+def _encoded(
+    assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """The pieces in batches with their ids (N,); encoded in the background, some batches ahead."""
+    waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
+        for batch in _batches(assigned):
+            if len(waiting) == _BATCHES_AHEAD:
+                done, future = waiting.popleft()
+                yield done, future.result()
+            texts = [piece.text for _, piece in batch]
+            waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
+        for done, future in waiting:
+            yield done, future.result()
+
+
+def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:
+    batch: Batch = []
+    chars = 0
+    for name, piece in assigned:
+        batch.append((name, piece))
+        chars += len(piece.text)
+        if chars >= _BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _folder_for(folder: Path) -> Iterator[None]:
+    """Makes the folder, and takes it away again if nothing came to be in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for split, tokens in ids.items():
-            with replacing(folder / f"{split}.bin") as file:
-                file.write(tokens.data)
-        tokenizer.save(folder / meta.tokenizer)
-        meta.save(folder / "meta.json")  # last: it vouches for the others
+        yield
     except OSError as error:
         raise InputError(f"cannot write to {shown(folder)}: {error.strerror}") from None
-    return meta
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # fails unless it is empty
 
 
 def summary(meta: Meta, folder: Path) -> str:
     """A short report for people: the vocabulary and what each file holds."""
     rows = [("tokenizer.json", meta.vocab_size, "symbols")]
-    rows += [(f"{split}.bin", n, f"tokens ({meta.dtype})") for split, n in meta.tokens.items()]
-    lines = [f"  {file:<14} {count:>13,} {what}" for file, count, what in rows]
+    files: Counter[str] = Counter()
+    for split, n in meta.tokens.items():
+        files[re.sub(r"_\d+$", "_*", split) + ".bin"] += n  # shards as one
+    rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
+    width = max(len(file) for file, _, _ in rows)
+    lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
     return "\n".join([f"{shown(folder)}, from {meta.source}:", *lines])
+
+
+# --- Scripts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the scripts have in common."""
+
+    input: tuple[str, ...] = ()
+    """Local files or folders; empty: the script's own source."""
+    tokenizer: str = "gpt2"
+    """char, bpe:N, gpt2, chinese-character-bert, xlm-250k, a hub name, or a tokenizer's file or folder."""
+    num_proc: int = 0
+    """Threads that encode (0: one for each core)."""
+    out: str = ""
+    """Folder to write to; empty: the folder of the script."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "num_proc", 0)
+
+    def write(self, folder: Path, corpora: Mapping[str, Corpus], split: Split, **options: Any) -> None:
+        """What each script ends with: `write_tokens` to --out, or else to `folder`, and its summary."""
+        out = Path(self.out or folder)
+        meta = write_tokens(out, corpora, self.tokenizer, split, threads=self.num_proc, **options)
+        print(summary(meta, out))

@@ -1,20 +1,44 @@
 """Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON.
 
-Characters only so far; a tokenizer.json of another kind can be read and used, but not made here.
+    build("bpe:8192", texts)     made from texts: char, bpe:N
+    find("gpt2")                 made by others: a short name, a hub name, a local file or folder
+
+Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs
+a special token asks for it by its role: `bos_id`, `eos_id`, `mask_id`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanobackpack.config import InputError
 from nanobackpack.files import replacing, shown
+
+END_OF_TEXT = "<|endoftext|>"
+# What the special tokens of a role are called, in BERT, XLM-R, GPT-2 and their kin.
+BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
+EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+MASK = ("[MASK]", "<mask>")
+SPECIAL = (*BOS, *EOS, *MASK, "[UNK]", "[PAD]", "<unk>", "<pad>")
+
+# Short names: (name on the hub, kind, vocabulary), so that a stored copy is recognised without a network.
+NAMES = {
+    "gpt2": ("gpt2", "bpe", 50257),
+    "chinese-character-bert": ("uer/gpt2-chinese-cluecorpussmall", "wordpiece", 21128),
+    "xlm-250k": ("xlm-roberta-base", "unigram", 250002),
+}
+BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
+_MAX_BYTES = 1 << 27  # of a tokenizer's file; the largest known have a quarter of that
+_IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
+_CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
 
 
 class Tokenizer:
@@ -28,11 +52,24 @@ class Tokenizer:
     def __init__(self, inner: hf.Tokenizer) -> None:
         inner.no_truncation()  # a foreign tokenizer.json may ask for either; our texts stay whole
         inner.no_padding()
+        inner.encode_special_tokens = True  # as ordinary text: nobody can type a special token
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._table = np.empty(0, np.int32)  # of a char tokenizer: the id of each code point, else -1
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
+        special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
+        bos, eos, mask = ([special[t] for t in names if t in special] for names in (BOS, EOS, MASK))
+        self.bos_id: int | None = bos[0] if bos else None
+        """Begins each document: [CLS], <s>; None if documents begin with their text."""
+        self.eos_id: int | None = eos[0] if eos else None
+        """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
+        self.mask_id: int | None = mask[0] if mask else None
+        """Stands for a hidden token: [MASK], <mask>."""
+        if self.kind == "char":
+            self._table = np.full(max(map(ord, self._ids)) + 2, -1, np.int32)
+            self._table[[ord(symbol) for symbol in self._ids]] = list(self._ids.values())
 
     @classmethod
     def char(cls, text: str) -> Tokenizer:
@@ -60,8 +97,13 @@ class Tokenizer:
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
         try:
-            return cls(hf.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises a bare Exception
+            tokenizer = cls(hf.Tokenizer.from_str(text))
+            if tokenizer.kind != "char":
+                tokenizer.encode("Can it encode? 能")  # not if it lacks a token for what it does not know
+            return tokenizer
+        except BaseException as error:  # the library raises a bare Exception, or when it panics not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
             reason = " ".join(str(error).split())
             raise InputError(f"{source} is not a tokenizer.json ({reason})") from None
 
@@ -71,16 +113,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Reads a tokenizer.json. Raises InputError if it is missing or malformed."""
-        command = prepare_command(Path(path).parent)
+        """Reads a data set's tokenizer.json. Raises InputError if it is missing or malformed."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            return cls.from_json(text, shown(path))
-        except OSError as error:
-            raise InputError(f"cannot read {shown(path)} ({error.strerror}): {command}") from None
-        except ValueError as error:  # not UTF-8, or not a tokenizer
-            reason = error if isinstance(error, InputError) else f"{shown(path)} is not UTF-8"
-            raise InputError(f"{reason}: {command}") from None
+            return cls.from_json(_read(Path(path)), shown(path))
+        except InputError as error:
+            raise InputError(f"{error}: {prepare_command(Path(path).parent)}") from None
 
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json, atomically."""
@@ -92,30 +129,65 @@ class Tokenizer:
         """Number of ids, from 0 to the highest one; no padding."""
         return max(self._symbols, default=-1) + 1
 
+    @property
+    def padded_size(self) -> int:
+        """Embedding rows of a model: nanoBackpackLM's rule, 50257 → 50304; no padding for characters."""
+        n = self.vocab_size
+        return n if self.kind == "char" else (n // 64 + 1) * 64
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. Raises InputError for a character a char tokenizer does not know."""
-        if self.kind != "char":
+        if self.kind == "char":
+            return self._look_up(text).tolist()
+        try:
             return self._inner.encode(text, add_special_tokens=False).ids
-        self._check_known(text)
-        return [self._ids[c] for c in text]  # what the library returns, many times faster
+        except TypeError:
+            raise _not_unicode(text) from None
 
-    def encode_array(self, text: str, dtype: np.dtype[Any]) -> np.ndarray:
-        """As `encode`, but an array (N,) of `dtype`: a fraction of the memory for a long text."""
-        if self.kind != "char":
-            return np.array(self.encode(text), dtype)
-        self._check_known(text)
-        return np.fromiter(map(self._ids.__getitem__, text), dtype, len(text))
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, many texts at once, by all threads of the library: an array (N,) for each."""
+        if self.kind == "char":
+            return [self._look_up(text) for text in texts]
+        try:
+            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            raise _not_unicode("".join(texts)) from None
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What a text is continued from: as a document begins, never a mark of its end.
+
+        An empty text, and one of which nothing is left, starts a new document; [] if the tokenizer
+        has no mark for that.
+        """
+        ids = self.encode(text)
+        if self.bos_id is not None:
+            return [self.bos_id, *ids]
+        return ids or ([] if self.eos_id is None else [self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Raises InputError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
-        symbols = [self.token(i) for i in ids]
+        symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        return self._inner.decode(ids, skip_special_tokens=False)
+        text = self._inner.decode(ids, skip_special_tokens=False)
+        return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
+
+    def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """What `ids` add to the text of `before`: with the space between two words, unlike `decode`."""
+        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
+        return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, id: int) -> str:
         """How one id is shown in tables. Raises InputError for an id outside the vocabulary."""
+        symbol = self._symbol(id)
+        if not isinstance(self._inner.decoder, decoders.ByteLevel):
+            return symbol
+        text = self._inner.decode([id], skip_special_tokens=False)
+        return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
+
+    def _symbol(self, id: int) -> str:
         try:
             return self._symbols[id]
         except KeyError:
@@ -127,21 +199,199 @@ class Tokenizer:
         """The id of a token, None if there is no such token."""
         return self._ids.get(token)
 
-    def _check_known(self, text: str) -> None:
-        unknown = set(text) - self._ids.keys()
-        if unknown:
-            at, c = next((i, c) for i, c in enumerate(text) if c in unknown)
+    def equals(self, other: Tokenizer) -> bool:
+        """Whether both have the same kind and vocabulary, wherever they were read from."""
+        return self.kind == other.kind and self._ids == other._ids
+
+    def _look_up(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,)
+        ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,), the last entry is -1
+        if len(ids) and ids.min() < 0:
+            at = int(ids.argmin())
             raise InputError(
-                f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: this tokenizer knows "
-                f"only the {len(self._ids)} different characters of the text it was made from"
+                f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
+                f"knows only the {len(self._ids)} different characters of the text it was made from"
             )
+        return ids
 
 
-def build(name: str, text: str) -> Tokenizer:
-    """The tokenizer called `name`, made from `text`. Raises InputError for any name but "char"."""
-    if name != "char":
-        raise InputError(f"tokenizer={name!r} is not supported yet: only 'char' is available so far")
-    return Tokenizer.char(text)
+# --- Tokenizers made here ----------------------------------------------------------------------
+
+
+def is_made(name: str) -> bool:
+    """Whether a tokenizer is made from texts: char and bpe:N. Raises InputError for an N that cannot be."""
+    if name.startswith("bpe:"):
+        number, least = name.removeprefix("bpe:"), len(pre_tokenizers.ByteLevel.alphabet()) + 1
+        if not (number.isascii() and number.isdigit() and least <= int(number) <= 1 << 24):
+            raise InputError(f"tokenizer={name!r}: N of bpe:N must be a number from {least} up, as bpe:8192")
+        return True
+    return name == "char"
+
+
+def build(name: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer called `name`: char and bpe:N are made from `texts`, all others found.
+
+    bpe:N: byte-level BPE with at most N ids, <|endoftext|> the first of them. Raises InputError for a
+    name that means nothing.
+    """
+    if not is_made(name):
+        return find(name)
+    if name == "char":
+        symbols: set[str] = set()
+        for text in texts:
+            symbols.update(text)
+        return Tokenizer.from_symbols(sorted(symbols))
+    inner = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(name.removeprefix("bpe:")),
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner)
+
+
+def _byte_level(model: models.BPE) -> hf.Tokenizer:
+    inner = hf.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+# --- Tokenizers made by others -----------------------------------------------------------------
+
+
+def find(name: str) -> Tokenizer:
+    """The tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub.
+
+    Raises InputError if there is none or its files are malformed.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    if is_made(name):
+        raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
+    import huggingface_hub  # slow to import, and needed for this alone
+
+    hub_name = NAMES[name][0] if name in NAMES else name
+    patterns = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
+    try:
+        folder = huggingface_hub.snapshot_download(hub_name, allow_patterns=patterns)
+    except Exception as error:  # no network, no such name, no access: each has its own type
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(
+            f"tokenizer={name!r} is no local file or folder and cannot be fetched from the hub ({reason}): "
+            f"give char, bpe:N, or a file or folder with {LAYOUTS}"
+        ) from None
+    return _from_folder(Path(folder))
+
+
+def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
+    """The tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
+
+    "auto" asks for the stored one, any other `name` for one that must agree with it; one that was made
+    from a text agrees by its kind, a short name by its size. Raises InputError if it does not.
+    """
+    if name == "auto":
+        return stored
+    if stored is None:
+        return find(name)
+    if name == "char":
+        agrees = stored.kind == "char"
+    elif name.startswith("bpe:"):
+        agrees = (stored.kind, f"bpe:{stored.vocab_size}") == ("bpe", name)
+    elif name in NAMES and not Path(name).exists():
+        agrees = (stored.kind, stored.vocab_size) == NAMES[name][1:]
+    else:
+        agrees = stored.equals(find(name))
+    if not agrees:
+        raise InputError(
+            f"tokenizer_name={name!r} is not the tokenizer of {source}, which is of the kind {stored.kind} "
+            f"with {stored.vocab_size:,} ids: leave it out"
+        )
+    return stored
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
+        if (folder / name).is_file() and (folder / BPE_FILES.get(name, name)).is_file():
+            return _from_file(folder / name)
+    raise InputError(f"{shown(folder)} holds no tokenizer: it needs {LAYOUTS}")
+
+
+def _from_file(path: Path) -> Tokenizer:
+    """One file of any layout; of a pair, either."""
+    for vocabulary, merges in BPE_FILES.items():
+        if path.name in (vocabulary, merges):
+            return _from_merges(path.with_name(vocabulary), path.with_name(merges))
+    if path.suffix == ".json":
+        return Tokenizer.from_json(_read(path), shown(path))
+    return _from_word_pieces(path)
+
+
+def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
+    """GPT-2's byte-level BPE: {token: id} and one merge of two tokens a line."""
+    lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
+    try:
+        ids = json.loads(_read(vocabulary))
+        pairs = [(first, second) for first, second in (line.split() for line in lines)]
+        for first, second in pairs:
+            if not ids.keys() >= {first, second, first + second}:  # the library would panic
+                raise ValueError(f"'{first} {second}' makes no token")
+        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises a bare Exception
+        reason = " ".join(str(error).split())
+        raise InputError(f"{shown(vocabulary)} and {merges.name} are no tokenizer ({reason})") from None
+
+
+def _from_word_pieces(path: Path) -> Tokenizer:
+    """BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how text is cleaned."""
+    tokens = _read(path).removesuffix("\n").split("\n")
+    ids = {token: i for i, token in enumerate(tokens)}
+    if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
+        raise InputError(f"{shown(path)} is no BERT vocabulary: it has no line {missing[0]}")
+    config, settings = path.with_name("tokenizer_config.json"), {}
+    if config.is_file():
+        try:
+            settings = dict(json.loads(_read(config)))
+        except (TypeError, ValueError):
+            raise InputError(f"{shown(config)} is not a JSON object") from None
+    inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    inner.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return _with_specials(inner, ids)
+
+
+def _with_specials(inner: hf.Tokenizer, ids: dict[str, int]) -> Tokenizer:
+    inner.add_special_tokens([token for token in SPECIAL if token in ids])
+    return Tokenizer(inner)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{shown(path)} has {path.stat().st_size:,} bytes, too many for a tokenizer")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {shown(path)} ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{shown(path)} is not UTF-8") from None
+
+
+def _not_unicode(text: str) -> InputError:
+    """The error for half a character, such as a byte of the command line that could not be decoded."""
+    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
 
 
 def _kind(inner: hf.Tokenizer) -> str:

@@ -39,6 +39,7 @@ from nanobackpack.runtime import (
     pick_dtype,
     seed_of,
 )
+from nanobackpack.tokenizers import resolve
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -70,14 +71,15 @@ class Trainer:
             folder if folder.is_dir() else Path("data") / config.dataset,
             None if config.data_bin_dtype == "auto" else config.data_bin_dtype,
         )
-        tokenizer_json = self.data.tokenizer.to_json() if self.data.tokenizer else None
+        tokenizer = resolve(config.tokenizer_name, self.data.tokenizer, str(self.data.folder))
+        tokenizer_json = tokenizer.to_json() if tokenizer else None
         for split in SPLITS:
             self.data.check_length(split, config.block_size)
-        # Without meta.json the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
-        known = self.data.vocab_size
-        model_config = config.model_config(known or 50304, 0 if known else 50257)
-        if not known:
-            self.data.check_ids(model_config.vocab_size)
+        # Ids without a tokenizer are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
+        size, used = (tokenizer.padded_size, tokenizer.vocab_size) if tokenizer else (50304, 50257)
+        model_config = config.model_config(size, used if used < size else 0)
+        if not self.data.vocab_size:
+            self.data.check_ids(used if tokenizer else size)
 
         self.step = 0  # optimizer steps done
         self.best_val_loss = math.inf

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import json
+import lzma
+import os
 import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,9 @@ import pytest
 
 from nanobackpack import prepare
 from nanobackpack.config import InputError
+from nanobackpack.corpus import Corpus, Piece, document, from_files
 from nanobackpack.data import Meta, TokenData
+from nanobackpack.splits import at_end, dealt, drawn, fraction
 from nanobackpack.tokenizers import Tokenizer, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,24 +190,149 @@ def test_write_dataset_errors(tmp_path: Path):
     assert "10 characters" in write(TEXT[:10])
     assert "val part" in write(TEXT[:10])
     assert "train part" in write(TEXT[:3], 0.9)
-    assert "too few" in write("")
+    assert "is empty" in write("")
     assert "'z' (U+007A) at position 3" in write("To z" + TEXT)
     (tmp_path / "file").touch()
     assert "cannot write to" in write(folder=tmp_path / "file")
 
 
-def test_text_files(tmp_path: Path):
-    (tmp_path / "b" / "deep").mkdir(parents=True)
-    for name in ("b/z.md", "b/deep/y.txt", "b/skipped.py", "a.dat"):
-        (tmp_path / name).touch()
-    paths = [str(tmp_path / p) for p in ("b", "a.dat", "b/z.md")]
-    found = [p.relative_to(tmp_path).as_posix() for p in prepare.text_files(paths)]
-    assert found == ["a.dat", "b/deep/y.txt", "b/z.md"]
-    (tmp_path / "none").mkdir()
-    for given, reason in (([], "no text given"), ([str(tmp_path / "none")], "none has no *.txt")):
-        with pytest.raises(InputError) as error:
-            prepare.text_files(given)
-        assert reason in message(error)
+# --- Streams of documents -----------------------------------------------------------------------
+
+BPE = build("bpe:300", [TEXT])
+DOCS = [f"Document {i}:\n to be {'or not ' * (i % 7)}\nto be." for i in range(300)]
+
+
+def documents_of(ids: np.ndarray, end: int) -> list[list[int]]:
+    """Token ids cut after each end mark."""
+    assert ids[-1] == end
+    return [part.tolist() for part in np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]]
+
+
+def corpus_of(documents: list[str], read_more: Callable[[], None] = lambda: None) -> Corpus:
+    """Documents in memory; read_more is called after the last one."""
+
+    def read(progress: object = None) -> Iterator[Piece]:
+        for text in documents:
+            yield from document([text])
+        read_more()
+
+    return Corpus("documents", 0, read)
+
+
+def read_ids(folder: Path, name: str) -> np.ndarray:
+    meta = Meta.load(folder / "meta.json")
+    content = next(folder.rglob(f"{name}.bin")).read_bytes()
+    assert meta.sha256[f"{name}.bin"] == hashlib.sha256(content).hexdigest()
+    ids = np.frombuffer(content, "<u2" if meta.dtype == "uint16" else "<u4")
+    assert len(ids) == meta.tokens[name]
+    return ids
+
+
+@pytest.mark.parametrize("batch_chars", [1, 1000, 1 << 20])
+def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_chars: int):
+    monkeypatch.setattr(prepare, "_BATCH_CHARS", batch_chars)
+    split = drawn(evaluation=fraction(0.1), val=fraction(0.05))
+    meta = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, split)
+    assert meta.source == "documents"
+    held = {name: documents_of(read_ids(tmp_path, name), 0) for name in ("train", "val", "evaluation")}
+    assert [len(held[name]) for name in ("train", "val", "evaluation")] == [255, 15, 30]
+    assert meta.chars["val"] == sum(len(BPE.decode(ids[:-1])) for ids in held["val"])
+    found = [BPE.decode(ids[:-1]) for documents in held.values() for ids in documents]
+    assert sorted(found) == sorted(DOCS)
+    assert held["train"] == [[*BPE.encode(d), 0] for d in DOCS if [*BPE.encode(d), 0] in held["train"]]
+
+
+def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nanobackpack.corpus.PIECE_CHARS", 50)
+    (tmp_path / "a.txt").write_text("\n".join(DOCS))
+    prepare.write_tokens(tmp_path / "out", {"": from_files([tmp_path])}, BPE, at_end(0.25))
+    text = "\n".join(DOCS)
+    cut = int(len(text) * 0.75)
+    assert read_ids(tmp_path / "out", "train").tolist() == BPE.encode(text[:cut])  # it does not end here
+    assert read_ids(tmp_path / "out", "val").tolist() == [*BPE.encode(text[cut:]), 0]
+
+
+def test_characters_have_a_line_end_between_documents(tmp_path: Path):
+    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "char", at_end(0.5))
+    data = TokenData(tmp_path)
+    assert data.tokenizer is not None
+    ids = np.concatenate([data.splits["train"], data.splits["val"]]).tolist()
+    assert data.tokenizer.decode(ids) == "\n".join(DOCS)
+
+
+def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepare, "_TRAIN_CHARS", 1000)
+    texts = list(prepare._some([corpus_of(DOCS), corpus_of(["last"] * 300)], 0.1))
+    assert 55 <= len(texts) <= 60
+    assert 25 <= texts.count("last") <= 30
+    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "bpe:280", at_end(0.5))
+    assert TokenData(tmp_path).vocab_size == 280
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_interrupted_leaves_the_old_files(tmp_path: Path):
+    old = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, at_end(0.5))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    calls = iter([lambda: None, interrupt])  # in the second pass, when most of it is written
+    with pytest.raises(KeyboardInterrupt):
+        prepare.write_tokens(tmp_path, {"": corpus_of(DOCS[:99], lambda: next(calls)())}, BPE, at_end(0.5))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert TokenData(tmp_path).meta == old
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_prepare import BPE, DOCS, at_end, corpus_of, prepare
+calls = iter([lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL)])
+prepare.write_tokens(Path(sys.argv[1]), {"": corpus_of(DOCS, lambda: next(calls)())}, BPE, at_end(0.5))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_what_a_killed_process_left_is_removed(tmp_path: Path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(out)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -9, killed.stderr
+    left = [p.name for p in out.iterdir()]
+    assert len(left) == 2
+    assert all(name.endswith(".tmp") for name in left)  # nothing has its final name
+    running, mine = out / f".other.bin.{os.getpid()}.tmp", out / "mine.txt"
+    running.touch()
+    mine.touch()
+    prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, at_end(0.5))
+    files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
+
+
+def test_languages(tmp_path: Path):
+    corpora = {"de_": corpus_of(DOCS), "fr_": corpus_of(DOCS[::-1])}
+    split = drawn(val=fraction(0.1))
+    meta = prepare.write_tokens(tmp_path, corpora, BPE, split, dtype="uint32", languages=["de", "fr"])
+    assert Meta.load(tmp_path / "meta.json") == meta
+    assert meta.languages == ["de", "fr"]
+    assert list(meta.tokens) == ["de_train", "de_val", "fr_train", "fr_val"]
+    assert len(documents_of(read_ids(tmp_path, "fr_train"), 0)) == 270
+    assert (tmp_path / "de_val.bin").stat().st_size == 4 * meta.tokens["de_val"]
+
+
+def test_shards(tmp_path: Path):
+    meta = prepare.write_tokens(
+        tmp_path, {"de/de_": corpus_of(DOCS)}, BPE, dealt(10), dtype="uint32", languages=["de"]
+    )
+    assert {p.name for p in (tmp_path / "de").iterdir()} == {f"de_{i}.bin" for i in range(10)}
+    found = [BPE.decode(d[:-1]) for i in range(10) for d in documents_of(read_ids(tmp_path, f"de_{i}"), 0)]
+    assert sorted(found) == sorted(DOCS)
+    assert max(meta.chars.values()) - min(meta.chars.values()) <= max(map(len, DOCS))
+    assert max(meta.tokens.values()) < 1.2 * min(meta.tokens.values())
+    assert f"de_*.bin {sum(meta.tokens.values()):,} tokens" in " ".join(
+        prepare.summary(meta, tmp_path).split()
+    )
 
 
 # --- The scripts -------------------------------------------------------------------------------
@@ -254,6 +384,15 @@ def test_shakespeare_char(script: Script, tmp_path: Path):
     assert data.tokenizer.decode(data.splits["train"][:14].tolist()) == "First Citizen:"
 
 
+def test_shakespeare(script: Script, tmp_path: Path):
+    if not SHAKESPEARE.exists():
+        pytest.skip("the text and the tokenizer are not here")
+    tokenizer = SHAKESPEARE.parents[1] / "gpt2"
+    out = script("shakespeare", "--input", SHAKESPEARE, "--tokenizer", tokenizer, "--out", tmp_path)
+    assert "301,966" in out
+    assert "36,059" in out
+
+
 def test_shakespeare_char_with_a_text_of_yours(script: Script, tmp_path: Path):
     path, out = tmp_path / "mine.txt", tmp_path / "out"
     path.write_bytes(TEXT.encode())
@@ -271,6 +410,103 @@ def test_pydocs_char_from_another_folder(tmp_path: Path):
     meta = TokenData(tmp_path / "made").meta
     assert meta is not None
     assert meta.tokens["train"] == int(sum(meta.tokens.values()) * 0.9) > 100_000
+
+
+CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"0123456789abcdefghijklmnopqrstuvwxyz天地玄黄宇宙洪荒日月"]
+
+
+@pytest.fixture
+def chinese(tmp_path: Path) -> Path:
+    """A tiny Chinese vocabulary."""
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(CHINESE), encoding="utf-8")
+    return path
+
+
+def write_records(path: Path, records: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+
+def held_texts(folder: Path, *names: str) -> list[str]:
+    """The documents of splits, as tokens in a row, sorted."""
+    found = []
+    for name in names:
+        text = "".join(CHINESE[i] for i in read_ids(folder, name))
+        assert text.startswith("[CLS]")
+        found += ["[CLS]" + part for part in text.split("[CLS]")[1:]]
+    return sorted(found)
+
+
+def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
+    data, out = tmp_path / "clue", tmp_path / "out"
+    assert "wiki_zh_2019" in script.error("clue_small", "--input", tmp_path, "--tokenizer", chinese)
+    for i, folder in enumerate(("AA", "AB")):
+        write_records(data / "wiki_zh_2019" / folder / "wiki_00", [{"text": f"天地\n\n玄{i}\n\n黄"}])
+    for i, part in enumerate(("train", "valid", "testa")):
+        record = {"title": f"日{i}", "desc": "月", "content": "洪 [SEP] 荒"}  # a typed mark is no mark
+        write_records(data / "webtext2019zh" / f"web_text_zh_{part}.json", [record])
+    for i, part in enumerate(("train", "valid")):
+        record = {"content": f"宇{i}", "title": "天", "source": "地"}
+        write_records(data / "new2016zh" / f"news2016zh_{part}.json", [record])
+    script("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
+    typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
+    assert held_texts(out, "train", "val", "evaluation") == sorted(
+        [f"[CLS]玄{i}黄[SEP]" for i in range(2)]
+        + [f"[CLS]日{i}月[SEP]洪{typed}荒[SEP]" for i in range(3)]
+        + [f"[CLS]宇{i}[SEP]" for i in range(2)]
+    )
+    assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [5, 1, 1]
+    assert TokenData(out).vocab_size == len(CHINESE)
+
+
+def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):
+    write_records(tmp_path / "a.jsonl", [{"content": f"天{i}", "title": "地"} for i in range(10)])
+    script("tigerbot", "--input", tmp_path / "a.jsonl", "--tokenizer", chinese, "--out", tmp_path / "out")
+    whole = [f"[CLS]天{i}[SEP]" for i in range(10)]
+    assert held_texts(tmp_path / "out", "train", "val", "evaluation") == whole
+    error = script.error("tigerbot", "--input", tmp_path / "none.jsonl", "--tokenizer", chinese)
+    assert "none.jsonl" in error
+
+
+def test_openwebtext(script: Script, tmp_path: Path):
+    BPE.save(tmp_path / "tokenizer.json")
+    write_records(tmp_path / "in" / "a.jsonl", [{"text": text} for text in DOCS])
+    args = ("--input", tmp_path / "in", "--tokenizer", tmp_path / "tokenizer.json", "--num_proc", 1)
+    script("openwebtext", *args, "--out", tmp_path / "out")
+    assert [len(documents_of(read_ids(tmp_path / "out", name), 0)) for name in ("train", "val")] == [299, 1]
+    (tmp_path / "one.txt").write_text("one document")
+    error = script.error(
+        "openwebtext", "--input", tmp_path / "one.txt", *args[2:], "--out", tmp_path / "none"
+    )
+    assert "only 1 documents" in error
+    assert "textfiles" in error
+    assert not (tmp_path / "none").exists()
+
+
+def test_common_crawl(script: Script, tmp_path: Path, chinese: Path):
+    documents = [a + b for a in "天地玄黄" for b in "天地玄黄宇宙洪荒日月"]
+    (tmp_path / "zh.txt").write_text("\n".join(documents), encoding="utf-8")
+    with lzma.open(tmp_path / "de.txt.xz", "wt", encoding="utf-8") as file:
+        file.write("".join(f"{i} a b\n" for i in range(10, 30)))
+    args = ("--input", tmp_path / "zh.txt", tmp_path / "de.txt.xz", "--tokenizer", chinese)
+    script("common_crawl", *args, "--out", tmp_path / "out")
+    meta = Meta.load(tmp_path / "out" / "meta.json")
+    assert (meta.languages, meta.dtype) == (["de", "zh"], "uint32")
+    names = ("zh_train", "zh_val", "zh_evaluation")
+    assert held_texts(tmp_path / "out", *names) == sorted(f"[CLS]{text}[SEP]" for text in documents)
+    assert [len(held_texts(tmp_path / "out", name)) for name in names] == [34, 2, 4]
+    script("common_crawl", *args, "--shards", 10, "--out", tmp_path / "packs")
+    assert len(held_texts(tmp_path / "packs", *[f"de_{i}" for i in range(10)])) == 20
+    assert (tmp_path / "packs" / "tokenizer.json").exists()
+    for wrong, reason in (
+        (("--shards", 100), "too few for 100 shards"),
+        (("--languages", "am"), "--languages"),
+        (("--shards", -1), "shards=-1"),
+    ):
+        assert reason in script.error("common_crawl", *args, *wrong, "--out", tmp_path / "no")
+    (tmp_path / "zh.txt.gz").touch()
+    assert "two files of the language 'zh'" in script.error("common_crawl", "--input", tmp_path)
 
 
 def test_textfiles(script: Script, tmp_path: Path):
@@ -291,7 +527,7 @@ def test_textfiles(script: Script, tmp_path: Path):
 
 def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     written = []
-    monkeypatch.setattr(prepare, "write_dataset", lambda out, *args, **named: written.append(out))
+    monkeypatch.setattr(prepare, "write_tokens", lambda out, *args, **named: written.append(out))
     monkeypatch.setattr(prepare, "summary", lambda meta, out: "done")
     (tmp_path / "a.txt").write_text("first")
     out = script("textfiles", tmp_path / "a.txt", "--name=my_notes")
@@ -306,7 +542,10 @@ def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatc
         (["a.txt", "--name=../up"], "not a plain folder name"),
         (["a.txt", "--name=.hidden"], "not a plain folder name"),
         (["a.txt", "--name=textfiles"], "own prepare.py"),
-        (["a.txt", "--tokenizer=bpe"], "only 'char'"),
+        (["a.txt", "--tokenizer=bpe:x"], "tokenizer='bpe:x'"),
+        (["a.txt", "--num_proc=-1"], "num_proc=-1"),
+        (["none.txt"], "none.txt"),
+        (["*.md"], "*.md"),
         (["a.txt", "--val=2"], "val=2.0 is out of range"),
     ],
 )

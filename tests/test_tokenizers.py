@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tokenizers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
+from nanobackpack import tokenizers
 from nanobackpack.config import InputError
 from nanobackpack.files import replacing
-from nanobackpack.tokenizers import Tokenizer, build
+from nanobackpack.tokenizers import Tokenizer, build, find, resolve
 
-U2 = np.dtype("<u2")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")
+ENGLISH = "The quick brown fox doesn't jump over the lazy dog's 12 bones.\n\n  Quickly!\n" * 3
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
@@ -58,11 +60,11 @@ def test_json_means_the_same_to_the_library_alone(text: str):
     assert plain.decode(tokenizer.encode(text)) == text
 
 
-def test_encode_array_equals_encode():
-    tokenizer = Tokenizer.char("a b\r\n\u4e2d\U0001f600")
-    array = tokenizer.encode_array("\U0001f600a\u4e2d\r\n", U2)
-    assert array.dtype == U2
-    assert array.tolist() == tokenizer.encode("\U0001f600a\u4e2d\r\n")
+def test_encode_batch_equals_encode():
+    texts = ["\U0001f600a\u4e2d\r\n", "", "b a"]
+    for tokenizer in (Tokenizer.char("a b\r\n\u4e2d\U0001f600"), build("bpe:300", texts)):
+        arrays = tokenizer.encode_batch(texts)
+        assert [array.tolist() for array in arrays] == [tokenizer.encode(text) for text in texts]
 
 
 def test_save_and_load(tmp_path: Path):
@@ -86,7 +88,7 @@ def test_symbols_that_cannot_be_are_refused(symbols: list[str]):
 
 def test_unknown_character_is_named():
     tokenizer = Tokenizer.char("ab\n")
-    for encode in (tokenizer.encode, lambda text: tokenizer.encode_array(text, U2)):
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
         with pytest.raises(InputError) as error:
             encode("ab\u4e2d\u00e9")
         text = message(error)
@@ -141,12 +143,283 @@ def test_another_model_of_the_library():
     assert json.loads(tokenizer.to_json())["truncation"] is None
 
 
+# --- Made from a text --------------------------------------------------------------------------
+
+
 def test_build():
-    assert build("char", "ba").encode("ab") == [0, 1]
+    assert build("char", iter(["b", "a"])).encode("ab") == [0, 1]
+    tokenizer = build("bpe:300", iter([ENGLISH]))
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.padded_size) == ("bpe", 300, 320)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (None, 0, None)
+    assert len(tokenizer.encode(ENGLISH)) < len(ENGLISH) / 1.5
+    assert tokenizer.decode(tokenizer.encode(ENGLISH)) == ENGLISH
+
+
+@pytest.mark.parametrize("name", ["bpe:", "bpe:256", "bpe:-1", "bpe:1e4", "bpe:99999999999", "bpe:²"])
+def test_sizes_that_cannot_be(name: str):
     with pytest.raises(InputError) as error:
-        build("bpe", "ba")
-    assert "'bpe'" in message(error)
-    assert "'char'" in str(error.value)
+        build(name, [])
+    assert repr(name) in message(error)
+
+
+BPE = build("bpe:300", [ENGLISH])
+
+
+@given(UNICODE)
+def test_round_trip_of_any_text_in_bytes(text: str):
+    ids = BPE.encode(text)
+    assert BPE.decode(ids) == text
+    assert BPE.eos_id not in ids
+    again = Tokenizer.from_json(BPE.to_json())
+    assert again.encode(text) == ids
+    assert (again.kind, again.eos_id, again.vocab_size) == (BPE.kind, BPE.eos_id, BPE.vocab_size)
+
+
+@given(UNICODE, UNICODE)
+def test_what_is_decoded_after_a_text_continues_it(first: str, second: str):
+    before, after = BPE.encode(first), BPE.encode(second)
+    assert first + BPE.decode_after(before, after) == first + second
+
+
+def test_a_special_token_cannot_be_typed():
+    for tokenizer in (BPE, bert(Path("unused"))):
+        for special in ("<|endoftext|>", "[CLS]", "[SEP]"):
+            assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(f"a {special} b"))
+    assert BPE.decode(BPE.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
+
+
+def test_half_a_character_is_refused():
+    for encode in (BPE.encode, lambda text: BPE.encode_batch(["fine", text])):
+        with pytest.raises(InputError, match=r"'\\udcff' \(U\+DCFF\)"):
+            encode("a\udcff")
+
+
+# --- Made by others: tiny files of each layout ---------------------------------------------------
+
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "hello",
+    "world",
+    "##s",
+    "你",
+    "好",
+    "，",
+    ",",
+    "a",
+    "[",
+    "]",
+]
+
+
+def bert(path: Path, **config: object) -> Tokenizer:
+    """A tiny BERT, in a file at `path` for as long as it takes to read it."""
+    path.parent.mkdir(exist_ok=True)
+    try:
+        path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+        (path.parent / "tokenizer_config.json").write_text(json.dumps(config))
+        return find(str(path))
+    finally:
+        path.unlink()
+        (path.parent / "tokenizer_config.json").unlink()
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def xlm() -> Tokenizer:
+    """A tiny relative of XLM-R: <s>, </s>, and words after "▁"."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁hello", -1.0), ("▁world", -1.0)]
+    inner = hf.Tokenizer(models.Unigram(pieces, unk_id=3))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    inner.decoder = decoders.Metaspace()
+    inner.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return Tokenizer(inner)
+
+
+def test_bert(tmp_path: Path):
+    tokenizer = bert(tmp_path / "vocab.txt")
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.padded_size) == ("wordpiece", 15, 64)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 3, 4)
+    text = "Héllo WORLDS 你好，你 , x"
+    assert tokenizer.encode(text) == [5, 6, 7, 8, 9, 10, 8, 11, 1]
+    assert tokenizer.decode(tokenizer.encode(text)) == "hello worlds你好，你, [UNK]"
+    assert tokenizer.token(7) == "##s"
+    assert tokenizer.prompt_ids("你") == [2, 8]
+    assert tokenizer.prompt_ids("\n") == tokenizer.prompt_ids("") == [2]
+    assert tokenizer.decode_after([2, 5], [6, 7]) == " worlds"
+    assert tokenizer.decode_after([2, 8], [9]) == "好"
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert (again.bos_id, again.encode(text)) == (2, tokenizer.encode(text))
+
+
+def test_bert_settings(tmp_path: Path):
+    cased = bert(tmp_path / "vocab.txt", do_lower_case=False)
+    assert cased.encode("hello Hello") == [5, 1]
+
+
+def test_xlm():
+    tokenizer = xlm()
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (0, 2, 6)
+    assert tokenizer.encode("hello world") == [4, 5]
+    assert tokenizer.prompt_ids("hello") == [0, 4]
+    assert tokenizer.prompt_ids("\n") == [0]
+    assert tokenizer.decode_after([0, 4], [5]) == " world"
+    assert tokenizer.padded_size == 64
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_byte_level_bpe_in_two_files(tmp_path: Path, names: tuple[str, str]):
+    model = json.loads(BPE.to_json())["model"]
+    (tmp_path / names[0]).write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    (tmp_path / names[1]).write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    for name in (str(tmp_path), str(tmp_path / names[0]), str(tmp_path / names[1])):
+        tokenizer = find(name)
+        assert tokenizer.encode(ENGLISH) == BPE.encode(ENGLISH)
+        assert tokenizer.equals(BPE)
+        assert tokenizer.eos_id == BPE.eos_id
+    assert tokenizer.prompt_ids("\n") == tokenizer.encode("\n") != []
+    assert tokenizer.prompt_ids("") == [tokenizer.eos_id]
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        find(str(tmp_path))
+
+
+def test_a_saved_tokenizer_is_found(tmp_path: Path):
+    BPE.save(tmp_path / "tokenizer.json")
+    for name in (tmp_path, tmp_path / "tokenizer.json"):
+        assert find(str(name)).to_json() == BPE.to_json()
+
+
+def test_tables_show_text_not_bytes():
+    tokenizer = build("bpe:260", ["中中中 中"])
+    assert "中" in {tokenizer.token(i) for i in tokenizer.encode("中")}
+    parts = [BPE.token(i) for i in BPE.encode(" 中")]  # three bytes after the space
+    assert (parts[0], len(parts)) == (" ", 4)
+    assert not any("\ufffd" in part for part in parts)
+
+
+NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", "{}", "is not a tokenizer.json"),
+        ("tokenizer.json", NO_UNKNOWN, "is not a tokenizer.json (WordPiece error"),
+        ("tokenizer.json", "[", "is not a tokenizer.json"),
+        ("tokenizer.json", b"\xff", "is not UTF-8"),
+        ("vocab.txt", "a\nb\n", "no line [UNK]"),
+        ("vocab.txt", "", "no line [UNK]"),
+        ("vocab.json", '{"a": 0}', "merges.txt (No such file or directory)"),
+        ("vocab.json", "[]", "vocab.json and merges.txt are no tokenizer"),
+        ("vocab.json", '{"a": 0, "b": 1}', "('a b' makes no token)"),
+        ("vocab.json", '{"a": 0, "ab": 1}', "('a b' makes no token)"),
+        ("vocab.json", '{"a": 0, "b": 1, "ab": "2"}', "vocab.json and merges.txt are no tokenizer"),
+        ("vocab.json", '{"a": 0, "b": 1, "ab": -2}', "vocab.json and merges.txt are no tokenizer"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, name: str, content: str | bytes, reason: str):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if "No such file" not in reason:
+        (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(InputError) as error:
+        find(str(tmp_path / name))
+    assert reason in message(error)
+
+
+def test_a_file_too_big_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenizers, "_MAX_BYTES", 3)
+    (tmp_path / "tokenizer.json").write_text("{  }")
+    with pytest.raises(InputError, match="4 bytes, too many"):
+        find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "chinese-character-bert", "xlm-250k", "some/model", "no name", "../x", ""]
+)
+def test_what_the_hub_cannot_give(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as error:
+        find(name or "empty")
+    assert "vocab.txt" in message(error)
+
+
+def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    char = Tokenizer.char("ab")
+    assert resolve("auto", None, "data") is None
+    assert resolve("auto", char, "data") is char
+    assert resolve("char", char, "data") is char
+    assert resolve("bpe:300", BPE, "data") is BPE
+    BPE.save("tokenizer.json")
+    found = resolve("tokenizer.json", None, "data")
+    assert found is not None
+    assert found.equals(BPE)
+    assert resolve("tokenizer.json", BPE, "data") is BPE
+    for name, stored in [
+        ("bpe:301", BPE),
+        ("char", BPE),
+        ("gpt2", BPE),
+        ("bpe:300", char),
+        ("tokenizer.json", char),
+    ]:
+        with pytest.raises(InputError) as error:
+            resolve(name, stored, "data/mine")
+        assert "data/mine" in message(error)
+        assert repr(name) in str(error.value)
+    with pytest.raises(InputError, match="made from a text"):
+        resolve("char", None, "data")
+
+
+# --- Real ones: equal to the programs that made them ----------------------------------------------
+
+
+@needs_shared
+def test_gpt2_equals_tiktoken():
+    tiktoken = pytest.importorskip("tiktoken")
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    folder = SHARED / "gpt2"
+    ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+    theirs = tiktoken.Encoding(
+        "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+    )
+    ours = find(str(folder))
+    assert (ours.eos_id, ours.bos_id, ours.vocab_size, ours.padded_size) == (50256, None, 50257, 50304)
+    assert ours.token(262) == " the"
+    files = [*SHARED.glob("multilingual/*.txt"), SHARED / "tinyshakespeare" / "input.txt"]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    texts = [text[:100_000] for text in texts] + ["a <|endoftext|> b", "\n\n  x   \n", "\u1680 \x1c\x85.'S's"]
+    for text, array in zip(texts, ours.encode_batch(texts), strict=True):
+        assert array.tolist() == theirs.encode_ordinary(text)
+    assert resolve("gpt2", ours, "data") is ours
+
+
+@needs_shared
+@pytest.mark.slow
+def test_chinese_bert_equals_transformers():
+    transformers = pytest.importorskip("transformers")
+    vocabulary = SHARED / "zh" / "google_zh_vocab.txt"
+    theirs, ours = transformers.BertTokenizer(str(vocabulary)), find(str(vocabulary))
+    assert (ours.bos_id, ours.eos_id, ours.mask_id, ours.padded_size) == (101, 102, 103, 21184)
+    for file in SHARED.glob("zh/*.txt"):
+        text = file.read_text(encoding="utf-8")
+        if file != vocabulary:  # its own lines [CLS] and so on are special tokens to them, text to us
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert resolve("chinese-character-bert", ours, "data") is ours
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):

@@ -28,7 +28,7 @@ def main(settings: Settings) -> None:
     text = "\n".join(topics[name] for name in sorted(topics))
     source = f"pydoc_data.topics of Python {platform.python_version()}"
     out = Path(settings.out or HERE)
-    meta = prepare.write_dataset(out, text, build("char", text), val_fraction=0.1, source=source)
+    meta = prepare.write_dataset(out, text, build("char", [text]), val_fraction=0.1, source=source)
     print(prepare.summary(meta, out))
 
 

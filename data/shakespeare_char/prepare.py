@@ -10,33 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanobackpack import cli, prepare
-from nanobackpack.files import shown
-from nanobackpack.tokenizers import build
+from nanobackpack.corpus import from_files
+from nanobackpack.splits import at_end
 
 HERE = Path(__file__).resolve().parent
-URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-SIZE_BYTES = 1_115_394
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Tiny Shakespeare by characters."""
+class Settings(prepare.Settings):
+    """Tiny Shakespeare by characters: the first 90 % are for training."""
 
-    input: str = ""
+    input: tuple[str, ...] = ()
     """Text file to use; empty: download Tiny Shakespeare."""
-    out: str = ""
-    """Folder to write to; empty: the folder of this script."""
+    tokenizer: str = "char"
+    """char, or another kind: see data/shakespeare."""
 
 
 def main(settings: Settings) -> None:
-    path = Path(settings.input) if settings.input else HERE / "input.txt"
-    if not settings.input:
-        prepare.download(URL, path, SHA256, SIZE_BYTES)
-    text, out = prepare.read_text(path), Path(settings.out or HERE)
-    source = shown(path) if settings.input else URL
-    meta = prepare.write_dataset(out, text, build("char", text), val_fraction=0.1, source=source)
-    print(prepare.summary(meta, out))
+    corpus = from_files(settings.input) if settings.input else prepare.shakespeare(HERE)
+    settings.write(HERE, {"": corpus}, at_end(0.1), framed=False)
 
 
 if __name__ == "__main__":

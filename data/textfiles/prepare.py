@@ -1,6 +1,8 @@
-"""Your own texts: files, and folders searched for *.txt and *.md, become data/NAME/. Run:
+"""Your own texts: files, globs, and folders searched for *.txt, *.md, *.jsonl and *.parquet (also packed as
+.gz, .xz or .zst) become data/NAME/. Run:
 
-python data/textfiles/prepare.py notes.txt essays/ --tokenizer=char --name=mine --val=0.1
+python data/textfiles/prepare.py notes.txt essays/ --name=mine               # byte-level BPE of 8192 tokens
+python data/textfiles/prepare.py notes.txt essays/ --name=mine --tokenizer=char --val=0.1
 """
 
 from __future__ import annotations
@@ -11,24 +13,27 @@ from pathlib import Path
 
 from nanobackpack import cli, prepare
 from nanobackpack.config import InputError
+from nanobackpack.corpus import from_files
 from nanobackpack.files import shown
-from nanobackpack.tokenizers import build
+from nanobackpack.splits import at_end
 
 DATA = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(prepare.Settings):
     """Your own texts as a data set."""
 
     paths: tuple[str, ...] = ()
-    """Text files, and folders to search for *.txt and *.md."""
-    tokenizer: str = "char"
-    """How to cut the text into tokens: char."""
+    """Text files, globs, and folders to search."""
+    input: tuple[str, ...] = ()
+    """More of them."""
+    tokenizer: str = "bpe:8192"
+    """char, bpe:N (made from the texts), gpt2, a hub name, or a tokenizer's file or folder."""
     name: str = "mine"
     """Name of the data set, its folder under data/."""
-    val: float = 0.1
-    """Part of the text held out for validation."""
+    val: float = 0.05
+    """Part of the text held out for validation, its end."""
     out: str = ""
     """Folder to write to; empty: data/NAME."""
 
@@ -39,12 +44,10 @@ def main(settings: Settings) -> None:
         raise InputError(f"name={name!r} is not a plain folder name: use letters, digits, _ - .")
     if (out / "prepare.py").exists():
         raise InputError(f"{shown(out)} has its own prepare.py: choose another --name")
-    text = "\n".join(map(prepare.read_text, prepare.text_files(settings.paths)))
-    tokenizer, source = build(settings.tokenizer, text), ", ".join(settings.paths)
-    meta = prepare.write_dataset(out, text, tokenizer, val_fraction=settings.val, source=source)
+    corpus = from_files([*settings.paths, *settings.input])
+    settings.write(out, {"": corpus}, at_end(settings.val))
     flags = f"--dataset={shown(out) if settings.out else name} --out_dir=out-{name}"
-    print(prepare.summary(meta, out), "\nnow train with", sep="\n")
-    print("  python train.py config/train_shakespeare_char.py", flags)
+    print(f"now train with\n  python train.py config/train_shakespeare_char.py {flags}")
 
 
 if __name__ == "__main__":
