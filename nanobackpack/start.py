@@ -1,0 +1,179 @@
+"""What a run starts from: fresh weights, its own last state, or another model.
+
+Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
+with it, but dropout may change, and a smaller block_size drops positions. A GPT that is to become a
+Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanobackpack import checkpoint
+from nanobackpack.backpack import BackpackLM, NanoSenses
+from nanobackpack.config import Architecture, InputError, ModelConfig, TrainConfig
+from nanobackpack.data import Splits
+from nanobackpack.files import shown
+from nanobackpack.gpt import GPT
+from nanobackpack.tokenizers import Tokenizer
+
+FREE = ("dropout", "block_size")  # what may differ from the model a run starts from
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model of a run, in training mode on the CPU, and what was found out on the way."""
+
+    model: BackpackLM | GPT
+    config: TrainConfig  # the settings, where those of the architecture are the model's
+    resumed: dict[str, Any] | None = None  # the checkpoint, if its run goes on
+    note: str = ""  # where the weights come from, for people
+
+
+def start(config: TrainConfig, data: Splits) -> Start:
+    """What config.init_from asks for, for the vocabulary of `data`. Fresh weights come from torch's seed.
+
+    Raises: InputError if the checkpoint cannot be used, or does not fit the settings or the data.
+    """
+    # Without meta.json the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
+    known = data.vocab_size
+    fresh = config.model_config(known or 50304, 0 if known else 50257)
+    if config.init_from == "scratch":
+        return Start(checkpoint.build(fresh).train(), config)
+    if config.init_from == "resume":
+        return resume(config, data, fresh.n_token)
+    source = checkpoint.load_model(config.init_from)
+    check_vocabulary(source, config, data, fresh.n_token)
+    return start_from(source, config, fresh.vocab_size)
+
+
+def resume(config: TrainConfig, data: Splits, n_token: int) -> Start:
+    """The last state of a run. Raises: InputError if there is none, or it does not fit."""
+    resumed = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
+    config = following(config, resumed.get("model_args"))
+    check_same(resumed, config, data.tokenizer.to_json() if data.tokenizer else None, n_token)
+    found = checkpoint.stored_config(resumed, config.out_dir)
+    model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout))
+    model.load_state_dict(resumed["model"])
+    return Start(model.train(), config, resumed)
+
+
+def following(config: TrainConfig, found: object) -> TrainConfig:
+    """The settings, those of the architecture that have their default values as `found` has them.
+
+    Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
+    """
+    names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
+    names -= {"model_name", "dropout"}
+    kept = {k: v for k, v in found.items() if k in names} if isinstance(found, dict) else {}
+    return dataclasses.replace(config, **kept)
+
+
+def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
+    """A new run's model with the weights of `source`; a Backpack made of a GPT has vocab_size rows, if more.
+
+    Raises: InputError naming the settings that do not fit.
+    """
+    name, target = config.init_from, dataclasses.replace(source.config, dropout=config.dropout)
+    note = f"weights of {name}"
+    if source.config.model_name != config.model_name:
+        if not isinstance(source, GPT):
+            raise InputError(f"{name} is a Backpack, which cannot start a GPT: leave out --model_name=gpt2")
+        target = around(source.config, config, vocab_size)
+        note = (
+            f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
+            f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
+        )
+    config = following(config, dataclasses.asdict(target))
+    differ = [
+        f"{f.name}={getattr(config, f.name)} (it has {getattr(target, f.name)})"
+        for f in dataclasses.fields(Architecture)
+        if f.name not in FREE and getattr(config, f.name) != getattr(target, f.name)
+    ]
+    if config.block_size > target.block_size:
+        differ.append(f"block_size={config.block_size} (it has {target.block_size}, which can only shrink)")
+    if differ:
+        raise InputError(f"{name} does not fit {', '.join(differ)}: leave these settings out or adapt them")
+    model = checkpoint.build(dataclasses.replace(target, block_size=config.block_size))
+    if target.model_name != source.config.model_name:
+        shorten_senses(model, source)
+    copy_weights(source, model)
+    model.tokenizer = source.tokenizer
+    return Start(model.train(), config, note=note)
+
+
+def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """The Backpack whose context network is that GPT. Padded ids beyond the GPT's cost nothing."""
+    return dataclasses.replace(
+        gpt,
+        model_name="backpack-lm",
+        sense_network=config.sense_network,
+        n_sense_vector=config.n_sense_vector,
+        n_layer=gpt.n_layer + (config.sense_network == "nano"),
+        vocab_size=max(gpt.vocab_size, vocab_size),
+        vocab_used=gpt.n_token,
+        dropout=config.dropout,
+    )
+
+
+@torch.no_grad()
+def shorten_senses(model: BackpackLM | GPT, source: BackpackLM | GPT) -> None:
+    """Fresh senses are made for a fresh embedding, of deviation 0.02. GPT-2's is seven times as long, and
+    so would the first logits be: hopelessly sure of themselves. So the senses become that much shorter."""
+    if isinstance(model, BackpackLM) and isinstance(model.senses, NanoSenses):
+        model.senses.ln_2.weight.mul_(0.02 / source.wte.weight.std())
+
+
+@torch.no_grad()
+def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
+    """Fill model with what source has: the first positions, and zeros for ids that source does not have."""
+    ours = model.state_dict()
+    for name, t in source.state_dict().items():
+        n = min(len(t), len(ours[name]))
+        ours[name][:n] = t[:n]
+        if name == "wte.weight":
+            ours[name][n:] = 0
+
+
+def check_vocabulary(source: BackpackLM | GPT, config: TrainConfig, data: Splits, n_token: int) -> None:
+    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens."""
+    theirs, ours = source.tokenizer, data.tokenizer
+    if theirs and ours:
+        difference = theirs.difference(ours)
+    else:
+        difference = "" if source.config.n_token == n_token else "these are not the same"
+    if difference:
+        raise InputError(
+            f"{config.init_from} has {_named(theirs, source.config.n_token)}, {shown(data.folder)} has "
+            f"{_named(ours, n_token)}: {difference}; prepare the data with the model's tokenizer"
+        )
+
+
+def _named(tokenizer: Tokenizer | None, n_token: int) -> str:
+    return f"a {tokenizer.kind} tokenizer of {n_token:,} tokens" if tokenizer else f"{n_token:,} tokens"
+
+
+def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: str | None, n_token: int) -> None:
+    """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
+
+    Raises: InputError listing old and new values.
+    """
+    before = old.get("model_args")
+    if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
+        raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
+    after = {f.name: getattr(config, f.name) for f in dataclasses.fields(Architecture)}
+    after |= {"dropout": before.get("dropout"), "vocab_size": n_token}
+    before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
+    differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
+    if tokenizer and old.get("tokenizer") != tokenizer:
+        differ.append("another tokenizer")
+    if differ:
+        raise InputError(
+            f"the checkpoint does not fit these settings ({', '.join(differ)}): "
+            "give the settings it was trained with, or --init_from=scratch"
+        )
