@@ -271,6 +271,29 @@ class SenseConfig(LoadConfig):
             raise InputError("words is empty: give at least one, as in --words a e c")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(LoadConfig):
+    """The perplexity of a model."""
+
+    dataset: str = ""
+    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
+    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
+    split: str = "auto"
+    """train, val, evaluation, of one language de_val, ...; auto: evaluation if there is one, else val."""
+    batch_size: int = 12
+    """Windows computed in one go."""
+    batches: int = 0
+    """Random batches that stand for the split, drawn with seed (0: all of the split)."""
+    json: str = ""
+    """File for the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "batch_size", 1)
+        at_least(self, "batches", 0)
+
+
 # --- Checks: each raises one clear line -------------------------------------------------------
 
 

@@ -171,6 +171,10 @@ class Splits:
             )
         return tokens
 
+    def add(self, split: str, path: Path) -> None:
+        """Take in the file of a split. Raises InputError as `open`."""
+        self.splits[split], self.paths[split] = self.open(path, split), path
+
     def parts(self, split: str) -> dict[str, float]:
         """What a split consists of, and how much each part counts in training: here itself alone."""
         return {split: 1.0}
@@ -283,7 +287,6 @@ class TokenData(Splits):
         super().__init__(folder, dtype)
         held_out = [HELD_OUT] if (self.folder / f"{HELD_OUT}.bin").exists() else []
         for split in (*SPLITS, *held_out):
-            path = self.folder / f"{split}.bin"
-            self.splits[split], self.paths[split] = self.open(path, split), path
+            self.add(split, self.folder / f"{split}.bin")
         if self.vocab_size:
             self.check_ids(self.vocab_size)

@@ -82,7 +82,7 @@ class Mixture(Splits):
             name = f"{language}_{split}"
             path = self.folder / f"{name}.bin"
             if split in SPLITS or path.exists():
-                self.splits[name], self.paths[name] = self.open(path, name), path
+                self.add(name, path)
 
     def _open_packs(self, language: str, packs: Path) -> None:
         n = len(list(packs.glob(f"{language}_*.bin")))

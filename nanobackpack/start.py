@@ -40,23 +40,24 @@ def start(config: TrainConfig, data: Splits) -> Start:
 
     Raises: InputError if the checkpoint cannot be used, or does not fit the settings or the data.
     """
-    # Without meta.json the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
+    if config.init_from == "resume":
+        return resume(config, data)
+    # Without a tokenizer the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
     known = data.vocab_size
     fresh = config.model_config(known or 50304, 0 if known else 50257)
     if config.init_from == "scratch":
         return Start(checkpoint.build(fresh).train(), config)
-    if config.init_from == "resume":
-        return resume(config, data, fresh.n_token)
     source = checkpoint.load_model(config.init_from)
-    check_vocabulary(source, config, data, fresh.n_token)
-    return start_from(source, config, fresh.vocab_size)
+    check_vocabulary(source, config.init_from, data)
+    same = source.config.n_token == fresh.n_token
+    return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
 
 
-def resume(config: TrainConfig, data: Splits, n_token: int) -> Start:
+def resume(config: TrainConfig, data: Splits) -> Start:
     """The last state of a run. Raises: InputError if there is none, or it does not fit."""
     resumed = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
     config = following(config, resumed.get("model_args"))
-    check_same(resumed, config, data.tokenizer.to_json() if data.tokenizer else None, n_token)
+    check_same(resumed, config, data.tokenizer)
     found = checkpoint.stored_config(resumed, config.out_dir)
     model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout))
     model.load_state_dict(resumed["model"])
@@ -140,25 +141,27 @@ def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
             ours[name][n:] = 0
 
 
-def check_vocabulary(source: BackpackLM | GPT, config: TrainConfig, data: Splits, n_token: int) -> None:
-    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens."""
-    theirs, ours = source.tokenizer, data.tokenizer
-    if theirs and ours:
-        difference = theirs.difference(ours)
-    else:
-        difference = "" if source.config.n_token == n_token else "these are not the same"
+def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
+    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
+
+    Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.
+    """
+    theirs, ours = model.tokenizer, data.tokenizer
+    n_theirs = model.config.n_token
+    if not ours:
+        data.check_ids(n_theirs)
+        return
+    same_size = n_theirs == ours.vocab_size
+    difference = theirs.difference(ours) if theirs else "" if same_size else "these are not the same"
     if difference:
+        kind = f"a {theirs.kind} tokenizer of " if theirs else ""
         raise InputError(
-            f"{config.init_from} has {_named(theirs, source.config.n_token)}, {shown(data.folder)} has "
-            f"{_named(ours, n_token)}: {difference}; prepare the data with the model's tokenizer"
+            f"{name} has {kind}{n_theirs:,} tokens, {shown(data.folder)} has a {ours.kind} tokenizer of "
+            f"{ours.vocab_size:,} tokens: {difference}; prepare the data with the model's tokenizer"
         )
 
 
-def _named(tokenizer: Tokenizer | None, n_token: int) -> str:
-    return f"a {tokenizer.kind} tokenizer of {n_token:,} tokens" if tokenizer else f"{n_token:,} tokens"
-
-
-def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: str | None, n_token: int) -> None:
+def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None) -> None:
     """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
 
     Raises: InputError listing old and new values.
@@ -167,10 +170,12 @@ def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: str | None, 
     if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     after = {f.name: getattr(config, f.name) for f in dataclasses.fields(Architecture)}
-    after |= {"dropout": before.get("dropout"), "vocab_size": n_token}
-    before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
+    after |= {"dropout": before.get("dropout")}
+    if tokenizer:
+        after |= {"vocab_size": tokenizer.vocab_size}
+        before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
     differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
-    if tokenizer and old.get("tokenizer") != tokenizer:
+    if tokenizer and old.get("tokenizer") != tokenizer.to_json():
         differ.append("another tokenizer")
     if differ:
         raise InputError(
