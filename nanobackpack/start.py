@@ -22,7 +22,11 @@ from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
 from nanobackpack.tokenizers import Tokenizer
 
-FREE = ("dropout", "block_size")  # what may differ from the model a run starts from
+
+def shape(model_name: str) -> list[str]:
+    """The settings of the architecture that the tensors of such a model depend on; block_size too."""
+    senses = {"n_sense_vector", "sense_network"} if model_name == "gpt2" else set()
+    return [f.name for f in dataclasses.fields(Architecture) if f.name not in {"dropout", *senses}]
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,10 @@ def following(config: TrainConfig, found: object) -> TrainConfig:
 
 
 def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
-    """A new run's model with the weights of `source`; a Backpack made of a GPT has vocab_size rows, if more.
+    """A new run's model with the weights of `source`.
 
+    A Backpack made of a GPT gets vocab_size rows, if these are more: the padding of all our models. A GPT
+    stays as it is: padding has logit 0, GPT-2's own are far below, and all probability would go there.
     Raises: InputError naming the settings that do not fit.
     """
     name, target = config.init_from, dataclasses.replace(source.config, dropout=config.dropout)
@@ -91,13 +97,11 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
         )
     config = following(config, dataclasses.asdict(target))
-    differ = [
-        f"{f.name}={getattr(config, f.name)} (it has {getattr(target, f.name)})"
-        for f in dataclasses.fields(Architecture)
-        if f.name not in FREE and getattr(config, f.name) != getattr(target, f.name)
-    ]
-    if config.block_size > target.block_size:
-        differ.append(f"block_size={config.block_size} (it has {target.block_size}, which can only shrink)")
+    differ = []
+    for key in shape(target.model_name):
+        wanted, has = getattr(config, key), getattr(target, key)
+        if wanted != has and not (key == "block_size" and wanted < has):
+            differ.append(f"{key}={wanted} (it has {has})")
     if differ:
         raise InputError(f"{name} does not fit {', '.join(differ)}: leave these settings out or adapt them")
     model = checkpoint.build(dataclasses.replace(target, block_size=config.block_size))
@@ -109,7 +113,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
 
 
 def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
-    """The Backpack whose context network is that GPT. Padded ids beyond the GPT's cost nothing."""
+    """The Backpack whose context network is that GPT."""
     return dataclasses.replace(
         gpt,
         model_name="backpack-lm",
@@ -169,8 +173,7 @@ def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | 
     before = old.get("model_args")
     if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
-    after = {f.name: getattr(config, f.name) for f in dataclasses.fields(Architecture)}
-    after |= {"dropout": before.get("dropout")}
+    after = {key: getattr(config, key) for key in shape(config.model_name)}
     if tokenizer:
         after |= {"vocab_size": tokenizer.vocab_size}
         before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}

@@ -288,14 +288,6 @@ def test_a_config_file_value_of_the_wrong_type_is_an_error(
     assert re.search("n_layer|seed|bias|dropout|dtype|out_dir", message)
 
 
-CONFIGS = sorted((ROOT / "config").glob("*.py"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_every_config_file_here_parses(path: Path) -> None:
-    assert train(path) != TrainConfig()
-
-
 def test_shakespeare_config_has_the_promised_values() -> None:
     promised = {
         "out_dir": "out-shakespeare-char",
