@@ -39,7 +39,8 @@ class Meta:
     tokenizer: str  # file name, in the same folder
     source: str  # where the text came from, for people
     sha256: dict[str, str]  # of each .bin file, in hex
-    languages: tuple[str, ...] = ()  # of a mixture, whose splits are called de_train, de_val, ...
+    languages: list[str] = dataclasses.field(default_factory=list)
+    """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
 
     @classmethod
     def load(cls, path: Path) -> Meta:
@@ -53,7 +54,7 @@ class Meta:
         else:
             problem = _problem(values)
             if not problem:
-                return cls(**values | {"languages": tuple(values.get("languages", ()))})
+                return cls(**values)
         raise InputError(f"{shown(path)} {problem}: {prepare_command(path.parent)}")
 
     def save(self, path: Path) -> None:
@@ -72,12 +73,12 @@ def _problem(values: Any) -> str:
     if missing := sorted(names - values.keys() - {"languages"}):
         return f"has no entry {missing[0]!r}"
     languages = values.get("languages", [])
-    if not isinstance(languages, list) or not all(isinstance(name, str) for name in languages):
-        return "has a wrong 'languages'"
+    needed = () if languages else SPLITS
 
-    def counts(value: Any) -> bool:  # of a mixture's splits whatever is told
-        some = isinstance(value, dict) and all(type(n) is int for n in value.values())
-        return some and (bool(languages) or value.keys() >= set(SPLITS))
+    def counts(value: Any) -> bool:
+        if not isinstance(value, dict) or not all(split in value for split in needed):
+            return False
+        return all(type(count) is int for count in value.values())
 
     hashes, size = values["sha256"], values["vocab_size"]
     valid = {
@@ -88,6 +89,7 @@ def _problem(values: Any) -> str:
         "tokenizer": isinstance(values["tokenizer"], str) and values["tokenizer"] != "",
         "source": isinstance(values["source"], str),
         "sha256": isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values()),
+        "languages": isinstance(languages, list) and all(isinstance(name, str) for name in languages),
     }
     return next((f"has a wrong {name!r}" for name, ok in valid.items() if not ok), "")
 
@@ -139,7 +141,6 @@ class Splits:
             )
         self.dtype = self.meta.dtype if self.meta else dtype or self.usual_dtype
         self.tokenizer = read_tokenizer(self.folder)
-        self.vocab_size = self.tokenizer.vocab_size if self.tokenizer else None
         if self.meta and self.meta.vocab_size != self.vocab_size:
             raise InputError(
                 f"{shown(meta_path)} says vocab_size {self.meta.vocab_size}, but "
@@ -148,6 +149,11 @@ class Splits:
         self.splits: dict[str, Any] = {}
         self.paths: dict[str, Path] = {}  # where each split comes from, for messages
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of ids of the tokenizer."""
+        return self.tokenizer.vocab_size if self.tokenizer else None
 
     def open(self, path: Path, split: str = "") -> np.ndarray:
         """The ids (N,) in a file, mapped into memory.

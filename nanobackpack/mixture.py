@@ -88,7 +88,7 @@ class Mixture(Splits):
         n = len(list(packs.glob(f"{language}_*.bin")))
         if n < 2:
             raise InputError(f"{shown(packs)} has only {n} .bin file: at least 2 are needed, one to hold out")
-        *train, last = [self.open(packs / f"{language}_{i}.bin") for i in range(n)]
+        *train, last = [self.open(packs / f"{language}_{i}.bin", f"{language}_{i}") for i in range(n)]
         cut = len(last) * 2 // 5
         streams: list[Any] = [Shards(train), last[:cut], last[cut:]]
         for split, tokens in zip((*SPLITS, HELD_OUT), streams, strict=True):

@@ -127,7 +127,7 @@ def test_meta_json_tells_tokenizer_and_characters(folder: Path, tmp_path: Path) 
         tokens[path.stem] = path.stat().st_size // 4
     meta = Meta(
         vocab_size=60, dtype="uint32", tokens=tokens, chars={k: 3 * n for k, n in tokens.items()},
-        tokenizer="tokenizer.json", source="a test", sha256={}, languages=tuple(SIZES),
+        tokenizer="tokenizer.json", source="a test", sha256={}, languages=list(SIZES),
     )  # fmt: skip
     meta.save(tmp_path / "meta.json")
     data = open_folder(tmp_path, "auto")
@@ -265,7 +265,7 @@ def named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Tokenizer.from_symbols([chr(0x4E00 + i) for i in range(60)]).save(copy / "tokenizer.json")
     Meta(
         vocab_size=60, dtype="uint32", tokens={}, chars={}, tokenizer="tokenizer.json",
-        source="a test", sha256={}, languages=tuple(SIZES),
+        source="a test", sha256={}, languages=list(SIZES),
     ).save(copy / "meta.json")  # fmt: skip
     return copy
 
