@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanobackpack import compat
+from nanobackpack import compat, hub
 from nanobackpack.backpack import BackpackLM
 from nanobackpack.config import InputError, ModelConfig
 from nanobackpack.data import read_tokenizer
@@ -92,8 +93,9 @@ def find(path: Path) -> Path:
 def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | GPT:
     """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
 
-    `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), or a folder with
-    config.json and weights (backpack-gpt2, GPT-2). Nothing found in a file is ever executed.
+    `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), a folder with
+    config.json and weights (backpack-gpt2, GPT-2), or where there is no such path the name of one on the
+    Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     Raises: InputError with one line if there is nothing there or it cannot be used.
     """
@@ -105,8 +107,10 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         model = _load_hugging_face(path)
     elif path.is_dir():
         raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
+    elif hub.is_id(path.as_posix()):
+        model = _load_hugging_face(hub.fetch_model(path.as_posix()))
     else:
-        raise InputError(f"no model at {path}: train one with python train.py, or give the path of another")
+        raise InputError(f"no model at {path}: {_recipe(path.name)}, or give the path of another")
     model.tokenizer = resolve(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
     if used > model.config.vocab_size:
@@ -114,6 +118,14 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     if used and used < model.config.n_token:  # the rest is padding
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
+
+
+def _recipe(name: str) -> str:
+    """The command that trains the model a folder of that name would hold."""
+    for file in sorted(Path("config").glob("*.py")):
+        if re.search(rf"""^out_dir *= *["']{re.escape(name)}["']""", file.read_text(encoding="utf-8"), re.M):
+            return f"train it with `python train.py {file.as_posix()}`"
+    return "train one with python train.py"
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
@@ -131,11 +143,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
         compat.import_state(model, state, layout, str(source))
         model.tokenizer = _beside(checkpoint.get("config"))
         return model
-    args = checkpoint.get("model_args")
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    if not isinstance(args, dict) or not known >= args.keys():
-        raise InputError(f"{source}: model_args are not those of this version")
-    model = build(ModelConfig(**args))
+    model = build(stored_config(checkpoint, source))
     try:
         model.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as e:
@@ -143,6 +151,15 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if checkpoint.get("tokenizer"):
         model.tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
     return model
+
+
+def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
+    """The architecture in a checkpoint of ours. Raises: InputError if it is not one we know."""
+    args = checkpoint.get("model_args")
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    if not isinstance(args, dict) or not known >= args.keys():
+        raise InputError(f"{source}: model_args are not those of this version")
+    return ModelConfig(**args)
 
 
 def _beside(config: object) -> Tokenizer | None:
@@ -179,6 +196,16 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     config, state, layout = compat.read_hugging_face(settings, state, str(folder))
     model: LanguageModel = build(config)
     compat.import_state(model, state, layout, str(weights))
-    if (folder / "tokenizer.json").is_file():
-        model.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    model.tokenizer = _tokenizer_in(folder)
     return model  # type: ignore[return-value]
+
+
+def _tokenizer_in(folder: Path) -> Tokenizer | None:
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder / "tokenizer.json")
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocab.is_file() and merges.is_file()):
+        return None
+    from tokenizers import ByteLevelBPETokenizer
+
+    return Tokenizer.from_json(ByteLevelBPETokenizer(str(vocab), str(merges)).to_str(), str(vocab))

@@ -88,7 +88,8 @@ class TrainConfig(Architecture):
     out_dir: str = "out"
     """Folder for checkpoints, metrics.jsonl, config.json and loss.png."""
     init_from: str = "scratch"
-    """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped."""
+    """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped; or the weights of gpt2,
+    gpt2-medium, gpt2-large, gpt2-xl, of a run's folder, a checkpoint, a model folder, or a hub's name."""
     eval_interval: int = 2000
     """Evaluate and save every so many steps."""
     eval_iters: int = 200
@@ -103,15 +104,15 @@ class TrainConfig(Architecture):
     """Keep a copy ckpt_STEP.pt every so many steps (0: never)."""
 
     dataset: str = "openwebtext"
-    """Folder under data/, or the path of a folder with train.bin and val.bin."""
+    """Folder under data/, or the path of one: with train.bin and val.bin, or with several languages."""
     data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Type of the ids in the .bin files; auto: what meta.json says, else uint16."""
+    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
     tokenizer_name: str = "auto"
     """auto: the one stored with the data; a name, file or folder must agree, or serves where none is."""
     huge_pack_dir: str = ""
-    """Folder of sharded languages."""
+    """Folder with LANGUAGE/LANGUAGE_0.bin, ...: several languages in many files; used instead of dataset."""
     xlm_alpha: float = 0.3
-    """Exponent of the language mixture."""
+    """A language is drawn with probability ∝ its share of the tokens to this power; 0: all alike."""
 
     batch_size: int = 12
     """Sequences in a micro-batch."""
@@ -174,7 +175,7 @@ class TrainConfig(Architecture):
             at_least(self, name, 1)
         for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):
             at_least(self, name, 0)
-        for name in ("learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
+        for name in ("xlm_alpha", "learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
             at_least(self, name, 0.0)
         for name in ("beta1", "beta2"):
             within(self, name, 0.0, 1.0, open_end=True)
@@ -183,9 +184,6 @@ class TrainConfig(Architecture):
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
                 "lower --min_lr, or keep the rate constant with --decay_lr=False"
             )
-        not_yet(self, "init_from", "scratch", "resume")
-        not_yet(self, "huge_pack_dir", "")
-        not_yet(self, "xlm_alpha", 0.3)
         not_yet(self, "wandb_log", False)
         not_yet(self, "wandb_project", "owt")
         not_yet(self, "wandb_run_name", "gpt2")
@@ -202,7 +200,7 @@ class LoadConfig:
     """Which model to open and where to run it: shared by every program that reads a model."""
 
     init_from: str = "resume"
-    """resume: the model in out_dir; or the path of a checkpoint, a run's folder or a model folder."""
+    """resume: the model in out_dir; or a checkpoint, a run's folder, a model folder, or a hub's name."""
     out_dir: str = "out"
     """Folder of a training run."""
     seed: int = 1337
@@ -269,6 +267,29 @@ class SenseConfig(LoadConfig):
         at_least(self, "k", 1)
         if not self.words:
             raise InputError("words is empty: give at least one, as in --words a e c")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(LoadConfig):
+    """The perplexity of a model."""
+
+    dataset: str = ""
+    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
+    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
+    split: str = "auto"
+    """train, val, evaluation, of one language de_val, ...; auto: evaluation if there is one, else val."""
+    batch_size: int = 12
+    """Windows computed in one go."""
+    batches: int = 0
+    """Random batches that stand for the split, drawn with seed (0: all of the split)."""
+    json: str = ""
+    """File for the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "batch_size", 1)
+        at_least(self, "batches", 0)
 
 
 # --- Checks: each raises one clear line -------------------------------------------------------

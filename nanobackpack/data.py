@@ -1,7 +1,8 @@
 """Token files on disk: opened once, checked, and cut into windows for training and evaluation.
 
-A data set is a folder with train.bin and val.bin (raw little-endian ids), meta.json and
-tokenizer.json. nanoBackpackLM's folders, with meta.pkl or with the two .bin alone, are read too.
+A data set is a folder with train.bin and val.bin (raw little-endian ids), where held out for the end
+evaluation.bin, meta.json and tokenizer.json. nanoBackpackLM's folders, with meta.pkl or with the .bin
+files alone, are read too. Several languages at once: mixture.py.
 Shapes: B batch, T time (positions).
 """
 
@@ -22,6 +23,7 @@ from nanobackpack.files import replacing, shown
 from nanobackpack.tokenizers import Tokenizer, prepare_command
 
 SPLITS = ("train", "val")
+HELD_OUT = "evaluation"  # the split no run looks at; not every data set has one
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
 
@@ -113,19 +115,21 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-class TokenData:
-    """An opened data set: `splits["train"]` and `splits["val"]` are memory-mapped ids (N,).
+class Splits:
+    """A folder of token files: `splits` maps the name of each to its memory-mapped ids (N,).
 
-    `meta`, `tokenizer` and `vocab_size` are None where the folder does not tell. Raises InputError
-    if a file is missing, malformed, or contradicts the others or the given `dtype`.
+    `meta`, `tokenizer` and `vocab_size` are None where the folder does not tell.
     """
 
+    usual_dtype = "uint16"  # of the ids, where neither meta.json nor the caller says
+    scanned_tokens: int | None = None  # looked at in each file by check_ids; None: all
+
     def __init__(self, folder: Path | str, dtype: str | None = None) -> None:
+        """Raises InputError if meta.json, tokenizer and the given `dtype` contradict each other."""
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
-        for path in (self.folder, *(self.folder / f"{split}.bin" for split in SPLITS)):
-            if not path.exists():
-                raise InputError(f"{shown(path)} does not exist: {prepare_command(self.folder)}")
+        if not self.folder.exists():
+            raise InputError(f"{shown(self.folder)} does not exist: {prepare_command(self.folder)}")
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         meta_path = self.folder / "meta.json"
@@ -135,55 +139,83 @@ class TokenData:
                 f"dtype={dtype!r} contradicts {shown(meta_path)}, which says {self.meta.dtype!r}: "
                 "leave it out"
             )
-        self.dtype = self.meta.dtype if self.meta else dtype or "uint16"
+        self.dtype = self.meta.dtype if self.meta else dtype or self.usual_dtype
         self.tokenizer = read_tokenizer(self.folder)
-        self.vocab_size = self.tokenizer.vocab_size if self.tokenizer else None
         if self.meta and self.meta.vocab_size != self.vocab_size:
             raise InputError(
                 f"{shown(meta_path)} says vocab_size {self.meta.vocab_size}, but "
                 f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
             )
-        self.splits = {split: self._open(split) for split in SPLITS}
-        self._last_order: tuple[object, np.ndarray] = (None, np.empty(0, np.int64))
-        if self.vocab_size:
-            self.check_ids(self.vocab_size)
+        self.splits: dict[str, Any] = {}
+        self.paths: dict[str, Path] = {}  # where each split comes from, for messages
+        self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split
 
-    def _open(self, split: str) -> np.ndarray:
-        path, dtype = self.folder / f"{split}.bin", DTYPES[self.dtype]
-        n_bytes, again = path.stat().st_size, prepare_command(self.folder)
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of ids of the tokenizer."""
+        return self.tokenizer.vocab_size if self.tokenizer else None
+
+    def open(self, path: Path, split: str = "") -> np.ndarray:
+        """The ids (N,) in a file, mapped into memory.
+
+        Raises InputError if it is missing, or not as long as it must be for ids, or for `split` in meta.json.
+        """
+        dtype, again = DTYPES[self.dtype], prepare_command(self.folder)
+        if not path.exists():
+            raise InputError(f"{shown(path)} does not exist: {again}")
+        n_bytes = path.stat().st_size
         if not n_bytes or n_bytes % dtype.itemsize:
             raise InputError(
                 f"{shown(path)} has {n_bytes:,} bytes, which is no sequence of {self.dtype} ids: {again}"
             )
         # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
         tokens = np.asarray(np.memmap(path, dtype, mode="r"))
-        if self.meta and len(tokens) != self.meta.tokens[split]:
+        expected = self.meta.tokens.get(split, len(tokens)) if self.meta else len(tokens)
+        if len(tokens) != expected:
             raise InputError(
-                f"{shown(path)} has {len(tokens):,} tokens, but meta.json says "
-                f"{self.meta.tokens[split]:,}: {again}"
+                f"{shown(path)} has {len(tokens):,} tokens, but meta.json says {expected:,}: {again}"
             )
         return tokens
+
+    def add(self, split: str, path: Path) -> None:
+        """Take in the file of a split. Raises InputError as `open`."""
+        self.splits[split], self.paths[split] = self.open(path, split), path
+
+    def parts(self, split: str) -> dict[str, float]:
+        """What a split consists of, and how much each part counts in training: here itself alone."""
+        return {split: 1.0}
+
+    def n_tokens(self, split: str) -> int:
+        """Tokens in all parts of a split."""
+        return sum(len(self.splits[part]) for part in self.parts(split))
+
+    def chars_per_token(self, split: str) -> float | None:
+        """Characters of text for each token, None if not known."""
+        parts = self.parts(split)
+        if not self.meta or not self.meta.chars.keys() >= parts.keys():
+            return None
+        return sum(self.meta.chars[part] for part in parts) / self.n_tokens(split)
 
     def check_ids(self, vocab_size: int) -> None:
         """Raises InputError if a file holds an id that is not below vocab_size."""
         for split, tokens in self.splits.items():
-            for start in range(0, len(tokens), _SCAN_TOKENS):
+            for start in range(0, min(len(tokens), self.scanned_tokens or len(tokens)), _SCAN_TOKENS):
                 highest = int(tokens[start : start + _SCAN_TOKENS].max())
                 if highest >= vocab_size:
                     raise InputError(
-                        f"{shown(self.folder / f'{split}.bin')} holds the id {highest}, but the vocabulary "
+                        f"{shown(self.paths[split])} holds the id {highest}, but the vocabulary "
                         f"has only {vocab_size} (ids 0 to {vocab_size - 1}): {prepare_command(self.folder)}"
                     )
 
     def check_length(self, split: str, block_size: int) -> None:
-        """Raises InputError unless the split holds a window: block_size + 1 tokens."""
-        n = len(self.splits[split])
-        if n < block_size + 1:
-            raise InputError(
-                f"{shown(self.folder / f'{split}.bin')} has {n:,} tokens, too few for "
-                f"block_size={block_size}, which needs {block_size + 1}: "
-                "use a smaller --block_size or more text"
-            )
+        """Raises InputError unless each part of the split holds a window: block_size + 1 tokens."""
+        for part in self.parts(split):
+            if (n := len(self.splits[part])) < block_size + 1:
+                raise InputError(
+                    f"{shown(self.paths[part])} has {n:,} tokens, too few for "
+                    f"block_size={block_size}, which needs {block_size + 1}: "
+                    "use a smaller --block_size or more text"
+                )
 
     def batch(
         self, split: str, batch_size: int, block_size: int, generator: torch.Generator
@@ -215,12 +247,14 @@ class TokenData:
         """The shuffled starts of all windows, of the pass through the split that window `number` is in."""
         spare = len(self.splits[split]) - 1  # tokens that can be predicted
         n_windows = max(1, spare // block_size - 1)  # one less than fit leaves room for the offset
-        key = (split, seed, number // n_windows, block_size)
-        if self._last_order[0] != key:
-            draw = np.random.default_rng([seed, key[2]])
+        key = (seed, number // n_windows, block_size)
+        last, order = self._orders.get(split, (None, np.empty(0, np.int64)))
+        if last != key:
+            draw = np.random.default_rng([seed, key[1]])
             offset = draw.integers(spare - n_windows * block_size + 1)
-            self._last_order = key, draw.permutation(n_windows) * block_size + offset
-        return self._last_order[1]
+            order = draw.permutation(n_windows) * block_size + offset
+            self._orders[split] = key, order
+        return order
 
     @staticmethod
     def _at(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -248,6 +282,17 @@ class TokenData:
         piece = torch.from_numpy(tokens[start : start + b * t + 1].astype(np.int64))  # (b*t + 1,)
         return piece[:-1].view(b, t), piece[1:].view(b, t)
 
-    def chars_per_token(self, split: str) -> float | None:
-        """Characters of text for each token, None if not known."""
-        return self.meta.chars[split] / self.meta.tokens[split] if self.meta else None
+
+class TokenData(Splits):
+    """The usual data set: train.bin and val.bin, and evaluation.bin if there is one.
+
+    Raises InputError if a file is missing, malformed, or contradicts the others or the given `dtype`.
+    """
+
+    def __init__(self, folder: Path | str, dtype: str | None = None) -> None:
+        super().__init__(folder, dtype)
+        held_out = [HELD_OUT] if (self.folder / f"{HELD_OUT}.bin").exists() else []
+        for split in (*SPLITS, *held_out):
+            self.add(split, self.folder / f"{split}.bin")
+        if self.vocab_size:
+            self.check_ids(self.vocab_size)

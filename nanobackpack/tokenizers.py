@@ -124,6 +124,13 @@ class Tokenizer:
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
 
+    def difference(self, other: Tokenizer) -> str:
+        """The first id that does not mean the same token in both, in words; "" if all do."""
+        for i in range(max(self.vocab_size, other.vocab_size)) if self._ids != other._ids else ():
+            if (a := self._symbols.get(i)) != (b := other._symbols.get(i)):
+                return f"id {i} is {a!r} in one and {b!r} in the other"
+        return ""
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, from 0 to the highest one; no padding."""

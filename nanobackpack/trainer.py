@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from nanobackpack import checkpoint
-from nanobackpack.config import InputError, ModelConfig, TrainConfig
-from nanobackpack.data import SPLITS, TokenData
+from nanobackpack.config import InputError, TrainConfig
+from nanobackpack.data import SPLITS
 from nanobackpack.files import replacing
 from nanobackpack.flops import flops_per_step, peak_flops
 from nanobackpack.kernels import TokenTypes, token_types
 from nanobackpack.layers import Output
 from nanobackpack.metrics import Log, describe, duration, plot_losses
+from nanobackpack.mixture import open_data
 from nanobackpack.optim import learning_rate, make_optimizer
 from nanobackpack.runtime import (
     autocast,
@@ -39,7 +40,7 @@ from nanobackpack.runtime import (
     pick_dtype,
     seed_of,
 )
-from nanobackpack.tokenizers import resolve
+from nanobackpack.start import start
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -66,32 +67,20 @@ class Trainer:
         self.dtype = pick_dtype(config.dtype, self.device)
         compiled = pick_compile(config.compile, self.device)
 
-        folder = Path(config.dataset)
-        self.data = TokenData(
-            folder if folder.is_dir() else Path("data") / config.dataset,
-            None if config.data_bin_dtype == "auto" else config.data_bin_dtype,
-        )
-        tokenizer = resolve(config.tokenizer_name, self.data.tokenizer, str(self.data.folder))
-        tokenizer_json = tokenizer.to_json() if tokenizer else None
+        self.data = open_data(config)
+        torch.manual_seed(seed_of(config.seed, INIT))
+        begin = start(config, self.data)
+        self.config = config = begin.config
+        self.model, self.note, resumed = begin.model, begin.note, begin.resumed
         for split in SPLITS:
             self.data.check_length(split, config.block_size)
-        # Ids without a tokenizer are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
-        size, used = (tokenizer.padded_size, tokenizer.vocab_size) if tokenizer else (50304, 50257)
-        model_config = config.model_config(size, used if used < size else 0)
         if not self.data.vocab_size:
-            self.data.check_ids(used if tokenizer else size)
+            self.data.check_ids(self.model.config.vocab_size)
+        tokenizer = self.data.tokenizer or self.model.tokenizer
 
         self.step = 0  # optimizer steps done
         self.best_val_loss = math.inf
-        resumed = None
-        if config.init_from == "resume":
-            resumed = checkpoint.read(self.out_dir / "ckpt.pt")
-            check_same(resumed, model_config, tokenizer_json)
-        torch.manual_seed(seed_of(config.seed, INIT))
-        self.model = checkpoint.build(model_config)
-        if resumed:
-            self.model.load_state_dict(resumed["model"])
-        self.model.to(self.device).train()
+        self.model.to(self.device)
         self.model.context.recompute = config.recompute
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -101,7 +90,7 @@ class Trainer:
             self.step, self.best_val_loss = resumed["iter_num"], resumed["best_val_loss"]
         self.forward = torch.compile(self.model) if compiled else self.model
 
-        self.tokenizer_json = tokenizer_json
+        self.tokenizer_json = tokenizer.to_json() if tokenizer else None
         self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
         self.stop_signal = 0  # the signal that asked the run to end
         # First step whose loss was not finite (-1: none). On the device: looking at it would stall it.
@@ -188,26 +177,36 @@ class Trainer:
         """Save first, since an evaluation can take long; then keep the state if it is the best yet."""
         if self.step > 0 and self.step != self.saved_step and not self.config.eval_only:
             self.save("ckpt.pt")
-        train, val = (self.estimate(split) for split in SPLITS)
+        (train, _), (val, parts) = (self.estimate(split) for split in SPLITS)
         note = ""
         if val < self.best_val_loss:
             self.best_val_loss = val
             if self.step > 0 and not self.config.eval_only:
                 self.save("best.pt")
                 note = ", the best so far"
-        self.log.record(step=self.step, train_eval_loss=train, val_loss=val)
+        self.log.record(step=self.step, train_eval_loss=train, val_loss=val, **parts)
         self.log.say(f"step {self.step}: train loss {train:.4f}, val loss {val:.4f}{note}")
 
     @torch.no_grad()
-    def estimate(self, split: str) -> float:
-        """Mean loss in nats over eval_iters batches of `split`, the same windows at each evaluation."""
+    def estimate(self, split: str) -> tuple[float, dict[str, float]]:
+        """Mean loss in nats over eval_iters batches of `split`, the same windows at each evaluation.
+
+        Of several languages each gets its share of the batches, and counts as often as in training; their
+        losses are returned too, as {"de_val_loss": ...}.
+        """
         draw = generator(self.config.seed, EVAL, SPLITS.index(split))
-        total = torch.zeros((), device=self.device)
+        parts = self.data.parts(split)
+        n_batch = math.ceil(self.config.eval_iters / len(parts))
+        losses = {}
         with self.evaluating():
-            for _ in range(self.config.eval_iters):
-                self.check_stop()
-                total += self.loss(self.model, *self.eval_batch(split, draw))
-        return total.item() / self.config.eval_iters
+            for part in parts:
+                total = torch.zeros((), device=self.device)
+                for _ in range(n_batch):
+                    self.check_stop()
+                    total += self.loss(self.model, *self.eval_batch(part, draw))
+                losses[part] = total.item() / n_batch
+        mean = sum(weight * losses[part] for part, weight in parts.items())
+        return mean, {f"{part}_loss": loss for part, loss in losses.items() if part != split}
 
     @torch.no_grad()
     def whole_split(self, split: str) -> float:
@@ -297,8 +296,9 @@ class Trainer:
         self.log.say(
             f"{self.model.config.model_name} with {n:,} parameters on {self.device} in "
             f"{str(self.dtype).removeprefix('torch.')}, {tokens:,} tokens per step of "
-            f"{len(self.data.splits['train']):,} in {self.data.folder}"
+            f"{self.data.n_tokens('train'):,} in {self.data.folder}"
             + (f", from step {self.step}" if self.step else "")
+            + (f"; {self.note}" if self.note else "")
         )
 
     def report(self, loss: float, lr: float, ms: float) -> None:
@@ -352,25 +352,6 @@ class Trainer:
     def check_stop(self) -> None:
         if self.stop_signal:
             raise Stopped
-
-
-def check_same(old: dict[str, object], new: ModelConfig, tokenizer: str | None) -> None:
-    """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
-
-    Raises: InputError listing old and new values.
-    """
-    before, after = old.get("model_args"), dataclasses.asdict(new)
-    if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
-        raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
-    differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
-    differ = [d for d in differ if not d.startswith("dropout ")]
-    if old.get("tokenizer") != tokenizer:
-        differ.append("another tokenizer")
-    if differ:
-        raise InputError(
-            f"the checkpoint does not fit these settings ({', '.join(differ)}): "
-            "give the settings it was trained with, or --init_from=scratch"
-        )
 
 
 def train(config: TrainConfig) -> int:

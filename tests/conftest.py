@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nanobackpack import GPT, BackpackLM, ModelConfig
 from nanobackpack.checkpoint import build
+from nanobackpack.compat import GPT2, export_state
 from nanobackpack.tokenizers import Tokenizer
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
@@ -45,6 +49,22 @@ def tiny_model(seed: int = 0, **settings: Any) -> BackpackLM | GPT:
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=draw) / 4 + (p.dim() == 1) * p)
+    return model
+
+
+def save_gpt2(folder: Path, **settings: Any) -> GPT:
+    """A tiny GPT in a folder as the Hugging Face hub has GPT-2's: config.json and model.safetensors."""
+    model = tiny_model(**{"model_name": "gpt2", "bias": True} | settings)
+    assert isinstance(model, GPT)
+    c = model.config
+    config = {
+        "model_type": "gpt2", "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
+        "n_positions": c.block_size, "vocab_size": c.vocab_size, "resid_pdrop": 0.1,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = {k: t.contiguous() for k, t in export_state(model, GPT2).items() if k != "lm_head.weight"}
+    save_file(state, folder / "model.safetensors")
     return model
 
 

@@ -288,14 +288,6 @@ def test_a_config_file_value_of_the_wrong_type_is_an_error(
     assert re.search("n_layer|seed|bias|dropout|dtype|out_dir", message)
 
 
-CONFIGS = sorted((ROOT / "config").glob("*.py"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_every_config_file_here_parses(path: Path) -> None:
-    assert train(path) != TrainConfig()
-
-
 def test_shakespeare_config_has_the_promised_values() -> None:
     promised = {
         "out_dir": "out-shakespeare-char",
@@ -367,9 +359,8 @@ BAD_TRAIN = [
     "--warmup_iters=-1", "--lr_decay_iters=0", "--eval_interval=0", "--eval_iters=0", "--log_interval=0",
     "--backup_checkpoint_step=-1", "--seed=-1", "--seed=1.0", "--eval_only=si", "--decay_lr=None",
     "--no_such_setting=1", "--n_layer", "--n_layer --n_head=2", "--", "--=1", "no_such_file.py", "-x",
-    "n_layer=3", "--config=x", "--init_from=gpt2-xl", "--backend=gloo",
-    "--wandb_log=True", "--wandb_project=mine", "--wandb_run_name=run", "--huge_pack_dir=packs",
-    "--xlm_alpha=0.5",
+    "n_layer=3", "--config=x", "--backend=gloo",
+    "--wandb_log=True", "--wandb_project=mine", "--wandb_run_name=run", "--xlm_alpha=-0.5",
 ]  # fmt: skip
 BAD_SAMPLE = [
     "--temperature=-1", "--temperature=hot", "--temperature=inf", "--top_k=-1", "--top_k=1.5", "--top_p=0",
@@ -418,13 +409,12 @@ def test_messages_name_the_value_and_what_is_allowed() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--wandb_log=True"], ["--huge_pack_dir=x"], ["--xlm_alpha=0.7"], ["--backend=gloo"],
-     ["--init_from=gpt2"]],
-)  # fmt: skip
+    [["--wandb_log=True"], ["--backend=gloo"]],
+)
 def test_what_is_not_there_yet_is_refused(argv: list[str], tmp_path: Path) -> None:
     assert "not supported yet" in error_of(*argv)
     name, value = argv[0][2:].split("=")
-    value = value if value == "True" or name == "xlm_alpha" else repr(value)
+    value = value if value == "True" else repr(value)
     assert "not supported yet" in error_of(file(tmp_path, f"{name} = {value}\n"))
 
 

@@ -1,0 +1,187 @@
+"""What a run starts from: fresh weights, its own last state, or another model.
+
+Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
+with it, but dropout may change, and a smaller block_size drops positions. A GPT that is to become a
+Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanobackpack import checkpoint
+from nanobackpack.backpack import BackpackLM, NanoSenses
+from nanobackpack.config import Architecture, InputError, ModelConfig, TrainConfig
+from nanobackpack.data import Splits
+from nanobackpack.files import shown
+from nanobackpack.gpt import GPT
+from nanobackpack.tokenizers import Tokenizer
+
+
+def shape(model_name: str) -> list[str]:
+    """The settings of the architecture that the tensors of such a model depend on; block_size too."""
+    senses = {"n_sense_vector", "sense_network"} if model_name == "gpt2" else set()
+    return [f.name for f in dataclasses.fields(Architecture) if f.name not in {"dropout", *senses}]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model of a run, in training mode on the CPU, and what was found out on the way."""
+
+    model: BackpackLM | GPT
+    config: TrainConfig  # the settings, where those of the architecture are the model's
+    resumed: dict[str, Any] | None = None  # the checkpoint, if its run goes on
+    note: str = ""  # where the weights come from, for people
+
+
+def start(config: TrainConfig, data: Splits) -> Start:
+    """What config.init_from asks for, for the vocabulary of `data`. Fresh weights come from torch's seed.
+
+    Raises: InputError if the checkpoint cannot be used, or does not fit the settings or the data.
+    """
+    if config.init_from == "resume":
+        return resume(config, data)
+    # Without a tokenizer the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
+    size, used = (data.tokenizer.padded_size, data.tokenizer.vocab_size) if data.tokenizer else (50304, 50257)
+    fresh = config.model_config(size, used if used < size else 0)
+    if config.init_from == "scratch":
+        return Start(checkpoint.build(fresh).train(), config)
+    source = checkpoint.load_model(config.init_from)
+    check_vocabulary(source, config.init_from, data)
+    same = source.config.n_token == fresh.n_token
+    return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
+
+
+def resume(config: TrainConfig, data: Splits) -> Start:
+    """The last state of a run. Raises: InputError if there is none, or it does not fit."""
+    resumed = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
+    config = following(config, resumed.get("model_args"))
+    check_same(resumed, config, data.tokenizer)
+    found = checkpoint.stored_config(resumed, config.out_dir)
+    model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout))
+    model.load_state_dict(resumed["model"])
+    return Start(model.train(), config, resumed)
+
+
+def following(config: TrainConfig, found: object) -> TrainConfig:
+    """The settings, those of the architecture that have their default values as `found` has them.
+
+    Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
+    """
+    names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
+    names -= {"model_name", "dropout"}
+    kept = {k: v for k, v in found.items() if k in names} if isinstance(found, dict) else {}
+    return dataclasses.replace(config, **kept)
+
+
+def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
+    """A new run's model with the weights of `source`.
+
+    A Backpack made of a GPT gets vocab_size rows, if these are more: the padding of all our models. A GPT
+    stays as it is: padding has logit 0, GPT-2's own are far below, and all probability would go there.
+    Raises: InputError naming the settings that do not fit.
+    """
+    name, target = config.init_from, dataclasses.replace(source.config, dropout=config.dropout)
+    note = f"weights of {name}"
+    if source.config.model_name != config.model_name:
+        if not isinstance(source, GPT):
+            raise InputError(f"{name} is a Backpack, which cannot start a GPT: leave out --model_name=gpt2")
+        target = around(source.config, config, vocab_size)
+        note = (
+            f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
+            f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
+        )
+    config = following(config, dataclasses.asdict(target))
+    differ = []
+    for key in shape(target.model_name):
+        wanted, has = getattr(config, key), getattr(target, key)
+        if wanted != has and not (key == "block_size" and wanted < has):
+            differ.append(f"{key}={wanted} (it has {has})")
+    if differ:
+        raise InputError(f"{name} does not fit {', '.join(differ)}: leave these settings out or adapt them")
+    model = checkpoint.build(dataclasses.replace(target, block_size=config.block_size))
+    if target.model_name != source.config.model_name:
+        shorten_senses(model, source)
+    copy_weights(source, model)
+    model.tokenizer = source.tokenizer
+    return Start(model.train(), config, note=note)
+
+
+def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """The Backpack whose context network is that GPT."""
+    return dataclasses.replace(
+        gpt,
+        model_name="backpack-lm",
+        sense_network=config.sense_network,
+        n_sense_vector=config.n_sense_vector,
+        n_layer=gpt.n_layer + (config.sense_network == "nano"),
+        vocab_size=max(gpt.vocab_size, vocab_size),
+        vocab_used=gpt.n_token,
+        dropout=config.dropout,
+    )
+
+
+@torch.no_grad()
+def shorten_senses(model: BackpackLM | GPT, source: BackpackLM | GPT) -> None:
+    """Fresh senses are made for a fresh embedding, of deviation 0.02. GPT-2's is seven times as long, and
+    so would the first logits be: hopelessly sure of themselves. So the senses become that much shorter."""
+    if isinstance(model, BackpackLM) and isinstance(model.senses, NanoSenses):
+        model.senses.ln_2.weight.mul_(0.02 / source.wte.weight.std())
+
+
+@torch.no_grad()
+def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
+    """Fill model with what source has: the first positions, and zeros for ids that source does not have."""
+    ours = model.state_dict()
+    for name, t in source.state_dict().items():
+        n = min(len(t), len(ours[name]))
+        ours[name][:n] = t[:n]
+        if name == "wte.weight":
+            ours[name][n:] = 0
+
+
+def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
+    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
+
+    Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.
+    """
+    theirs, ours = model.tokenizer, data.tokenizer
+    n_theirs = model.config.n_token
+    if not ours:
+        data.check_ids(n_theirs)
+        return
+    same_size = n_theirs == ours.vocab_size
+    difference = theirs.difference(ours) if theirs else "" if same_size else "these are not the same"
+    if difference:
+        kind = f"a {theirs.kind} tokenizer of " if theirs else ""
+        raise InputError(
+            f"{name} has {kind}{n_theirs:,} tokens, {shown(data.folder)} has a {ours.kind} tokenizer of "
+            f"{ours.vocab_size:,} tokens: {difference}; prepare the data with the model's tokenizer"
+        )
+
+
+def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None) -> None:
+    """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
+
+    Raises: InputError listing old and new values.
+    """
+    before = old.get("model_args")
+    if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
+        raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
+    after = {key: getattr(config, key) for key in shape(config.model_name)}
+    if tokenizer:
+        after |= {"vocab_size": tokenizer.vocab_size}
+        before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
+    differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
+    if tokenizer and old.get("tokenizer") != tokenizer.to_json():
+        differ.append("another tokenizer")
+    if differ:
+        raise InputError(
+            f"the checkpoint does not fit these settings ({', '.join(differ)}): "
+            "give the settings it was trained with, or --init_from=scratch"
+        )

@@ -1,0 +1,159 @@
+"""The files in config/: their values against a table of nanoBackpackLM's, and a tiny run of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import save_gpt2
+
+from nanobackpack import cli, load_model
+from nanobackpack.config import InputError, TrainConfig
+from nanobackpack.metrics import read_metrics
+from nanobackpack.prepare import write_dataset
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {p.name: p for p in sorted((ROOT / "config").glob("*.py"))}
+FIELDS: dict[str, Any] = TrainConfig.__dataclass_fields__
+
+MICRO = {"n_layer": 6, "n_head": 6, "n_embd": 384}
+CHINESE = {"tokenizer_name": "chinese-character-bert"}
+XLM = {"tokenizer_name": "xlm-250k", "data_bin_dtype": "uint32", "xlm_alpha": 0.3}
+GPT = {"model_name": "gpt2"}
+
+
+def training(out_dir: str, dataset: str, run_name: str, n_steps: int, **more: Any) -> dict[str, Any]:
+    """12 × 1024 × 5 tokens per process; GPT-2 small's sizes and 16 senses are the defaults."""
+    return {
+        "batch_size": 12, "block_size": 1024, "gradient_accumulation_steps": 5,
+        "max_iters": n_steps, "lr_decay_iters": n_steps, "weight_decay": 0.1,
+        "eval_interval": 1000, "eval_iters": 200, "log_interval": 10,
+        "out_dir": out_dir, "dataset": dataset,
+        "wandb_log": True, "wandb_project": "owt", "wandb_run_name": run_name, **more,
+    }  # fmt: skip
+
+
+def evaluation(name: str) -> dict[str, Any]:
+    return {
+        "batch_size": 8, "eval_iters": 500, "eval_only": True, "wandb_log": False,
+        "init_from": name, "dataset": "openwebtext", "out_dir": f"eval-{name}", **GPT,
+    }  # fmt: skip
+
+
+TABLE: dict[str, dict[str, Any]] = {
+    "train_backpack_lm.py": training("backpack-small", "openwebtext", "backpack-small", 600000),
+    "train_gpt2.py": training("out", "openwebtext", "gpt2-124M", 500000, **GPT),
+    "train_clue_small.py": training("clue_small", "clue_small", "backpack-clue-124M", 500000, **CHINESE),
+    "train_clue_micro.py": training(
+        "clue_micro", "clue_small", "backpack-clue-30M", 500000, **MICRO, **CHINESE
+    ),
+    "train_tigerbot.py": training(
+        "backpack_tigerbot_small", "tigerbot", "backpack-tigerbot-124M", 500000, **CHINESE
+    ),
+    "train_tigerbot_gpt2.py": training(
+        "gpt_tigerbot_small", "tigerbot", "gpt2-tigerbot-124M", 500000, **CHINESE, **GPT
+    ),
+    "train_backpack_xlm_micro.py": training(
+        "backpack_xlm", "common_crawl", "backpack-xlm-micro", 200000, **MICRO, **XLM
+    ),
+    "finetune_shakespeare.py": {
+        "init_from": "gpt2-xl", "batch_size": 1, "gradient_accumulation_steps": 32, "max_iters": 20,
+        "learning_rate": 3e-5, "decay_lr": False, "eval_interval": 5, "eval_iters": 40,
+        "always_save_checkpoint": False, "out_dir": "out-shakespeare", "dataset": "shakespeare",
+        "wandb_log": False, "wandb_project": "shakespeare", "wandb_run_name": "ft-shakespeare", **GPT,
+    },
+    "eval_gpt2.py": evaluation("gpt2"),
+    "eval_gpt2_medium.py": evaluation("gpt2-medium"),
+    "eval_gpt2_large.py": evaluation("gpt2-large"),
+    "eval_gpt2_xl.py": evaluation("gpt2-xl"),
+}  # fmt: skip
+OURS = {"demo.py", "train_shakespeare_char.py"}  # tested in test_readme.py and test_cli.py
+
+
+def test_every_file_is_in_the_tables() -> None:
+    assert FILES.keys() == TABLE.keys() | OURS
+    readme = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    named = readme.replace(
+        ", _medium, _large, _xl", ", eval_gpt2_medium.py, eval_gpt2_large.py, eval_gpt2_xl.py"
+    )
+    assert all(name in named for name in FILES)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_values(name: str) -> None:
+    assert cli.read_config_file(str(FILES[name]), FIELDS) == TABLE[name]
+    assert '"""' in FILES[name].read_text(encoding="utf-8")[:3]
+
+
+def parse(name: str, *flags: str) -> TrainConfig:
+    try:
+        return cli.parse(TrainConfig, [str(FILES[name]), *flags])
+    except InputError as error:
+        if "not supported yet" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_parses(name: str) -> None:
+    assert parse(name) != TrainConfig()
+
+
+# --- A tiny run of each -----------------------------------------------------------------------
+
+SMALL = [
+    "--device=cpu", "--compile=False", "--tokenizer_name=auto", "--eval_iters=2", "--batch_size=2",
+    "--wandb_log=False", "--wandb_project=owt", "--wandb_run_name=gpt2", "--warmup_iters=1",
+]  # fmt: skip
+SIZES = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=8", "--max_iters=2", "--lr_decay_iters=2"]
+TEXT = "abcdefghijklmnopqrs" * 20
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("train_")])
+def test_a_tiny_training(name: str, tmp_path: Path) -> None:
+    """Each file trains what its name says: the GPT ones a GPT, the one for languages all of them."""
+    if "xlm" in name:
+        for language in ("de", "fr"):
+            (tmp_path / "packs" / language).mkdir(parents=True)
+            for i in range(3):
+                ids = np.random.default_rng(i).integers(19, size=60).astype("<u4")
+                ids.tofile(tmp_path / "packs" / language / f"{language}_{i}.bin")
+        source = [f"--huge_pack_dir={tmp_path / 'packs'}", "--n_layer=1", "--n_embd=4"]
+    else:
+        write_dataset(tmp_path / "data", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+        source = [f"--dataset={tmp_path / 'data'}"]
+    config = parse(name, *SMALL, *SIZES, "--n_sense_vector=4", f"--out_dir={tmp_path / 'out'}", *source)
+    assert train(config) == 0
+    model = load_model(tmp_path / "out")
+    assert model.config.model_name == ("gpt2" if "gpt2" in name else "backpack-lm")
+    evaluations = [r for r in read_metrics(tmp_path / "out" / "metrics.jsonl") if "val_loss" in r]
+    assert ("fr_val_loss" in evaluations[-1]) == ("xlm" in name)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if "init_from" in TABLE[name]])
+def test_a_tiny_gpt2(name: str, tmp_path: Path) -> None:
+    """Fine-tuning keeps what improves; evaluating trains and writes no model."""
+    write_dataset(tmp_path / "data", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    gpt = save_gpt2(tmp_path / "gpt", vocab_size=19, vocab_used=0)
+    flags = [
+        f"--init_from={tmp_path / 'gpt'}",
+        f"--dataset={tmp_path / 'data'}",
+        f"--out_dir={tmp_path / 'out'}",
+    ]
+    config = parse(name, *SMALL, *flags)
+    assert train(config) == 0
+    records = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    losses = [r["val_loss"] for r in records if "val_loss" in r]
+    if name.startswith("eval"):
+        assert len(losses) == 1
+        assert not list((tmp_path / "out").glob("*.pt"))
+        return
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 5, 10, 15, 20]
+    assert {r["lr"] for r in records if "lr" in r} == {3e-5}
+    assert min(losses) < losses[0]
+    tuned = load_model(tmp_path / "out")
+    assert tuned.config.n_layer == gpt.config.n_layer
