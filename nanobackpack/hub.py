@@ -8,8 +8,8 @@ from pathlib import Path
 from nanobackpack.config import InputError
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
-TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
+WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
+ELSE = "pytorch_model.bin"  # where there is no model.safetensors; read without unpickling code
 
 
 def is_id(name: str) -> bool:
@@ -22,27 +22,18 @@ def fetch_model(name: str) -> Path:
 
     Raises: InputError if the hub does not have it, or cannot be reached and it was not fetched before.
     """
-    from huggingface_hub import hf_hub_download  # comes with `tokenizers`; slow to import
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except EntryNotFoundError:  # also where only the cache can be asked
-            return None
+    from huggingface_hub import snapshot_download  # comes with `tokenizers`; slow to import
 
     try:
-        config = fetch("config.json")
-        weights = next((path for file in WEIGHTS if (path := fetch(file))), None) if config else None
-        for file in TOKENIZERS if weights else ():
-            fetch(file)
+        folder = Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        if not (folder / "model.safetensors").is_file():
+            folder = Path(snapshot_download(name, allow_patterns=[ELSE]))
+        if (folder / "config.json").is_file():
+            return folder
+        reason = "it has no config.json"
     except Exception as error:  # the hub's library, and the network's, raise many kinds
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise InputError(f"{name} cannot be fetched from the Hugging Face hub: {reason}") from error
-    if config is None or weights is None:
-        missing = "config.json" if config is None else " or ".join(WEIGHTS)
-        raise InputError(
-            f"{name} is no folder here, and its {missing} is neither on the Hugging Face hub nor in its "
-            "cache, or there is no network: name a local folder with config.json and weights"
-        )
-    return config.parent
+    raise InputError(
+        f"{name} is no folder here and cannot be fetched from the Hugging Face hub ({reason}): "
+        "name a local folder with config.json and weights"
+    )

@@ -153,8 +153,10 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
     theirs, ours = model.tokenizer, data.tokenizer
     n_theirs = model.config.n_token
     if not ours:
-        data.check_ids(n_theirs)
-        return
+        try:
+            return data.check_ids(n_theirs)
+        except InputError as error:
+            raise InputError(f"{name} has {n_theirs:,} tokens: {error}") from error
     same_size = n_theirs == ours.vocab_size
     difference = theirs.difference(ours) if theirs else "" if same_size else "these are not the same"
     if difference:

@@ -144,6 +144,8 @@ def test_a_tiny_gpt2(name: str, tmp_path: Path) -> None:
         f"--dataset={tmp_path / 'data'}",
         f"--out_dir={tmp_path / 'out'}",
     ]
+    if name.startswith("finetune"):
+        flags.append("--gradient_accumulation_steps=2")
     config = parse(name, *SMALL, *flags)
     assert train(config) == 0
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")

@@ -242,9 +242,9 @@ def test_another_vocabulary_is_refused_by_both_names(bins: Path, letters: Path, 
     assert "has 23 tokens" in message
     assert "19 tokens" in message
     saved(tmp_path / "smaller", vocab_used=7)
-    assert "holds the id 18, but the vocabulary has only 7" in error_of(
-        settings(bins, out, tmp_path / "smaller")
-    )
+    message = error_of(settings(bins, out, tmp_path / "smaller"))
+    assert f"{tmp_path / 'smaller'} has 7 tokens: " in message
+    assert f"{bins / 'train.bin'} holds the id 18" in message
 
 
 def test_the_model_s_tokenizer_stays_with_ids_alone(bins: Path, tmp_path: Path) -> None:
@@ -322,8 +322,12 @@ def test_without_a_network_the_way_out_is_named(hub: Path) -> None:
         assert "\n" not in str(error.value)
         assert f"{name} is no folder here" in str(error.value)
         assert "name a local folder" in str(error.value)
-    (snapshot(hub, "gpt2-xl") / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"its model.safetensors or pytorch_model.bin is neither"):
+    folder = snapshot(hub, "gpt2-xl")
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"it has no config\.json"):
+        load_model("gpt2-xl")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_model("gpt2-xl")
 
 

@@ -180,7 +180,7 @@ def expected(alpha: float) -> np.ndarray:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_training_draws_languages_as_often_as_it_must(folder: Path, alpha: float) -> None:
-    data, n = Mixture(folder, alpha=alpha), 6000
+    data, n = Mixture(folder, alpha=alpha), 3000
     drawn = [language_of(data.shuffled("train", 2 * i, 2, 4, seed=5)[0]) for i in range(n)]
     counts = np.array([drawn.count(language) for language in SIZES])
     assert chisquare(counts, expected(alpha) * n).pvalue > 0.01
@@ -197,7 +197,7 @@ def test_training_draws_languages_as_often_as_it_must(folder: Path, alpha: float
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_random_batches_draw_languages_alike(folder: Path, alpha: float) -> None:
-    data, n, draw = Mixture(folder, alpha=alpha), 3000, torch.Generator().manual_seed(3)
+    data, n, draw = Mixture(folder, alpha=alpha), 2000, torch.Generator().manual_seed(3)
     drawn = [language_of(data.batch("val", 1, 4, draw)[0]) for _ in range(n)]
     counts = [drawn.count(language) for language in SIZES]
     assert chisquare(counts, expected(alpha) * n).pvalue > 0.01
