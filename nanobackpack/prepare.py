@@ -38,7 +38,8 @@ _CHUNK_BYTES = 1 << 16
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
 _TITLES = 3  # of corpora that are named in a report
-_TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on: its word counts are held in memory
+_TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
+_TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
 
 
 _SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -145,8 +146,11 @@ def write_tokens(
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
-        share = 1.0 if tokenizer == "char" else _TRAIN_CHARS / max(1, sum(c.chars for c in counts.values()))
-        tokenizer = build(tokenizer, _some(corpora.values(), share))
+        texts: Iterable[str] = (piece.text for corpus in corpora.values() for piece in corpus.read())
+        if tokenizer != "char":
+            share = _TRAIN_CHARS / sum(count.chars for count in counts.values())
+            texts = _sample(corpora.values(), min(1.0, share))
+        tokenizer = build(tokenizer, texts)
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
@@ -211,15 +215,35 @@ def _count(corpus: Corpus) -> Counts:
     return Counts(documents, chars)
 
 
-def _some(corpora: Iterable[Corpus], share: float) -> Iterator[str]:
-    """The texts of all pieces, or of a share of them that is spread evenly."""
-    due = 0.0
+def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
+    """Pieces of text to train a tokenizer on: a share of all, spread evenly.
+
+    Training holds each different word, and in Chinese whatever stands between two punctuation marks is one.
+    Where that would be too much, every other piece is dropped, as often as need be.
+    """
+    kept: list[str] = []
+    words: set[int] = set()
+    n_bytes, due = 0, 0.0
     for corpus in corpora:
         for piece in corpus.read():
             due += share
             if due >= 1:
-                due = min(due - 1, 1.0)
-                yield piece.text
+                due -= 1
+                kept.append(piece.text)
+                n_bytes += _new_words(piece.text, words)
+            while n_bytes > _TRAIN_WORD_BYTES and len(kept) > 1:
+                kept, share = kept[::2], share / 2
+                words.clear()
+                n_bytes = sum(_new_words(text, words) for text in kept)
+    return kept
+
+
+def _new_words(text: str, words: set[int]) -> int:
+    """Adds the words of a text to `words`, as their hashes; returns how many bytes the new ones have."""
+    new = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    n_bytes = sum(n for word, n in new.items() if word not in words)
+    words.update(new)
+    return n_bytes
 
 
 class _TokenFile:

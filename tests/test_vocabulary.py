@@ -54,7 +54,7 @@ def test_padded_ids_are_never_sampled_from_a_trained_model(
         texts = capsys.readouterr().out.split("\n" + "-" * 15 + "\n")[:-1]
         assert len(texts) == 20
         assert all(re.match(rf"{start}[ .]" if start.strip() else rf"{start}[^ ]", text) for text in texts)
-        found = set("".join(texts).replace(".", " . ").split())
+        found = set(" ".join(texts).replace(".", " . ").split())
         assert found <= set(VOCABULARY)
     senses = Senses(model).sense_projection("foxes", k=64)
     assert {len(row) for row in senses} == {len(VOCABULARY)}
