@@ -29,7 +29,7 @@ from nanobackpack.data import read_tokenizer
 from nanobackpack.files import replacing
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
-from nanobackpack.tokenizers import Tokenizer, resolve
+from nanobackpack.tokenizers import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
 
@@ -196,16 +196,5 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     config, state, layout = compat.read_hugging_face(settings, state, str(folder))
     model: LanguageModel = build(config)
     compat.import_state(model, state, layout, str(weights))
-    model.tokenizer = _tokenizer_in(folder)
+    model.tokenizer = in_folder(folder)
     return model  # type: ignore[return-value]
-
-
-def _tokenizer_in(folder: Path) -> Tokenizer | None:
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder / "tokenizer.json")
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.is_file() and merges.is_file()):
-        return None
-    from tokenizers import ByteLevelBPETokenizer
-
-    return Tokenizer.from_json(ByteLevelBPETokenizer(str(vocab), str(merges)).to_str(), str(vocab))

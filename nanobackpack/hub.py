@@ -8,7 +8,7 @@ from pathlib import Path
 from nanobackpack.config import InputError
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
+WANTED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 ELSE = "pytorch_model.bin"  # where there is no model.safetensors; read without unpickling code
 
 

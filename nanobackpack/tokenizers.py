@@ -322,10 +322,17 @@ def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | Non
     return stored
 
 
-def _from_folder(folder: Path) -> Tokenizer:
+def in_folder(folder: Path) -> Tokenizer | None:
+    """The tokenizer a folder holds, in any layout; None if there is none. Raises InputError."""
     for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
         if (folder / name).is_file() and (folder / BPE_FILES.get(name, name)).is_file():
             return _from_file(folder / name)
+    return None
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    if tokenizer := in_folder(folder):
+        return tokenizer
     raise InputError(f"{shown(folder)} holds no tokenizer: it needs {LAYOUTS}")
 
 
