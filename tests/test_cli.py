@@ -367,9 +367,9 @@ BAD_TRAIN = [
     "--warmup_iters=-1", "--lr_decay_iters=0", "--eval_interval=0", "--eval_iters=0", "--log_interval=0",
     "--backup_checkpoint_step=-1", "--seed=-1", "--seed=1.0", "--eval_only=si", "--decay_lr=None",
     "--no_such_setting=1", "--n_layer", "--n_layer --n_head=2", "--", "--=1", "no_such_file.py", "-x",
-    "n_layer=3", "--config=x", "--init_from=gpt2-xl", "--tokenizer_name=bpe", "--backend=gloo",
-    "--wandb_log=True", "--wandb_project=mine", "--wandb_run_name=run", "--huge_pack_dir=packs",
-    "--xlm_alpha=0.5",
+    "n_layer=3", "--config=x", "--init_from=gpt2-xl", "--tokenizer_name=bpe", "--backend=mpi",
+    "--wandb_log=1", "--huge_pack_dir=packs", "--xlm_alpha=0.5", "--distributed=dp",
+    "--distributed=fsdp --optimizer=muon", "--distributed=fsdp --dtype=float16",
 ]  # fmt: skip
 BAD_SAMPLE = [
     "--temperature=-1", "--temperature=hot", "--temperature=inf", "--top_k=-1", "--top_k=1.5", "--top_p=0",
@@ -418,7 +418,7 @@ def test_messages_name_the_value_and_what_is_allowed() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--wandb_log=True"], ["--huge_pack_dir=x"], ["--xlm_alpha=0.7"], ["--backend=gloo"],
+    [["--huge_pack_dir=x"], ["--xlm_alpha=0.7"],
      ["--tokenizer_name=bert-base-chinese"], ["--init_from=gpt2"]],
 )  # fmt: skip
 def test_what_is_not_there_yet_is_refused(argv: list[str], tmp_path: Path) -> None:

@@ -812,12 +812,6 @@ def test_train_py_turns_bad_input_into_one_line(
     assert in_the_way.read_text() == "mine"
 
 
-def test_several_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="not supported yet"):
-        Trainer(tiny(data, tmp_path))
-
-
 # --- Optimizer --------------------------------------------------------------------------------
 
 
