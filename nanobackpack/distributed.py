@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -116,19 +118,13 @@ class Processes:
             return model
         model.to(self.device)
         run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-        return DistributedDataParallel(run, broadcast_buffers=False) if self.several else run
+        return DistributedDataParallel(run, gradient_as_bucket_view=True) if self.several else run
 
-    @contextlib.contextmanager
-    def adding_up(self, forward: nn.Module, last: bool) -> Iterator[None]:
-        """Gradients computed in here stay with the process, but in the last micro-batch of a step all of
-        the step's are averaged over the processes."""
-        if isinstance(forward, DistributedDataParallel):
-            with contextlib.nullcontext() if last else forward.no_sync():
-                yield
-        else:
-            if self.several:
-                forward.set_requires_gradient_sync(last)  # type: ignore[operator]
-            yield
+    def adding_up(self, forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Forward and backward of a micro-batch go in here. Whole copies average their gradients over the
+        processes once a step, in its last micro-batch; slices in each, as nobody has room for a whole one."""
+        wait = isinstance(forward, DistributedDataParallel) and not last
+        return forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
     def state_of(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer
@@ -143,12 +139,12 @@ class Processes:
         weights, named = get_state_dict(model, optimizer, options=options)
         if self.rank:
             return {}, {}
-        groups: list[dict[str, Any]] = named["param_groups"]  # type: ignore[assignment]
-        numbers = {name: i for i, name in enumerate(name for g in groups for name in g["params"])}
         state: dict[str, Any] = named["state"]  # type: ignore[assignment]
+        groups: list[dict[str, Any]] = named["param_groups"]  # type: ignore[assignment]
+        order = [name for group in groups for name in group["params"]]
         return weights, {
-            "state": {numbers[name]: state[name] for name in numbers if name in state},
-            "param_groups": [g | {"params": [numbers[name] for name in g["params"]]} for g in groups],
+            "state": {i: state[name] for i, name in enumerate(order) if name in state},
+            "param_groups": optimizer.state_dict()["param_groups"],  # its own number the parameters
         }
 
     def load_optimizer(
@@ -206,7 +202,7 @@ def joined(device: str, backend: Literal["nccl", "gloo"] = "nccl") -> Iterator[P
         dist.init_process_group(between, timeout=TIMEOUT)
     except RuntimeError as e:
         raise InputError(
-            f"process {rank} of {world_size} cannot reach the others ({_first_line(e)}): check --master_addr "
+            f"process {rank} of {world_size} cannot reach the others ({_reason(e)}): check --master_addr "
             "and the firewall, and name the network card in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from e
     try:
@@ -215,15 +211,20 @@ def joined(device: str, backend: Literal["nccl", "gloo"] = "nccl") -> Iterator[P
         if not isinstance(e, dist.DistError) and not any(name in str(e) for name in ("gloo", "NCCL")):
             raise
         raise ProcessLost(
-            f"another process of this job ended or cannot be reached ({_first_line(e)}); "
+            f"another process of this job ended or cannot be reached ({_reason(e)}); "
             "what was saved before is whole"
         ) from e
+    finally:
+        # gloo's threads still drop tensors of the last sum, which aborts the process if Python ends meanwhile.
+        time.sleep(0.2)
     # Not after an exception: it could wait for the others. They notice when this process ends.
     dist.destroy_process_group()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _reason(error: Exception) -> str:
+    """What went wrong, without gloo's source line before it and its advice after it."""
+    first = str(error).strip().splitlines()[0]
+    return re.sub(r"^\[.*?\] ", "", first).split(". ")[0]
 
 
 def speaks_first() -> bool:

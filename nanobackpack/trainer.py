@@ -120,8 +120,8 @@ class Trainer:
         self.introduce()
         start_s = mark_s = time.perf_counter()
         mark_step = self.step
-        try:
-            with self.signals():
+        with self.signals(), contextlib.closing(log):
+            try:
                 while not config.eval_only and self.step < config.max_iters:
                     if self.step % config.eval_interval == 0:
                         self.save_and_evaluate()
@@ -141,17 +141,15 @@ class Trainer:
                     self.check_stop()
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
-        except Stopped:
-            if config.eval_only:
-                log.say("stopped")
-            else:
-                self.save("ckpt.pt")
-                log.say(
-                    f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
-                    "go on with the same command and --init_from=resume"
-                )
-        finally:
-            log.close()
+            except Stopped:
+                if config.eval_only:
+                    log.say("stopped")
+                else:
+                    self.save("ckpt.pt")
+                    log.say(
+                        f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
+                        "go on with the same command and --init_from=resume"
+                    )
         return 130 if self.stop_signal == signal.SIGINT else 0
 
     def train_step(self, lr: float) -> Tensor:
