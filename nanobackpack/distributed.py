@@ -215,7 +215,7 @@ def joined(device: str, backend: Literal["nccl", "gloo"] = "nccl") -> Iterator[P
             "what was saved before is whole"
         ) from e
     finally:
-        # gloo's threads still drop tensors of the last sum, which aborts the process if Python ends meanwhile.
+        # gloo's threads may still drop tensors of the last sum: if Python ends meanwhile, the process aborts.
         time.sleep(0.2)
     # Not after an exception: it could wait for the others. They notice when this process ends.
     dist.destroy_process_group()

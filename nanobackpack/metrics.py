@@ -100,7 +100,7 @@ def start_wandb(out_dir: Path, config: TrainConfig) -> Any:
         )
     except wandb.Error as e:
         reason = str(e).strip().splitlines()[0]
-        raise InputError(f"wandb does not start ({reason}): wandb login, or set WANDB_MODE=offline") from e
+        raise InputError(f"wandb does not start: {reason} Or keep the log here: WANDB_MODE=offline") from e
 
 
 def _before(record: dict[str, Any], step: int) -> bool:
