@@ -7,6 +7,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     config          TrainConfig of the run
     tokenizer       the tokenizer's JSON, or None
     optimizer, scaler, iter_num (steps done), best_val_loss
+    world_size      processes that trained it; the file is the same whatever it says
 All randomness of a step follows from (seed, step), so these are the whole state of a run.
 """
 
@@ -24,7 +25,7 @@ import torch
 
 from nanobackpack import compat, hub
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError, ModelConfig
+from nanobackpack.config import InputError, ModelConfig, TrainConfig
 from nanobackpack.data import read_tokenizer
 from nanobackpack.files import replacing
 from nanobackpack.gpt import GPT
@@ -70,6 +71,25 @@ def read(path: Path) -> dict[str, Any]:
 
 def _first(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
+
+
+def regrouped(old: dict[str, Any], config: TrainConfig, world_size: int) -> str:
+    """What a run resumed on another number of processes cannot keep, in a line; "" if on as many."""
+    before = old.get("world_size", 1)
+    if before == world_size:
+        return ""
+    sequences = config.batch_size * config.gradient_accumulation_steps * world_size
+    then = old["config"]["batch_size"] * old["config"]["gradient_accumulation_steps"] * before
+    if sequences != then:
+        what = (
+            f"a step sees {sequences} sequences, not {then}, so the pass through the text starts at another "
+            f"place: keep {then} with --gradient_accumulation_steps"
+        )
+    elif config.dropout:
+        what = "other units are dropped, so it goes on like the first run, but not exactly so"
+    else:
+        what = "sums are in another order, so it goes on as the first run but for rounding"
+    return f"resumed by {world_size} processes, saved by {before}: {what}"
 
 
 def find(path: Path) -> Path:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import tyro
 
 from nanobackpack.config import InputError, describe
+from nanobackpack.distributed import ProcessLost, speaks_first
 
 C = TypeVar("C")
 
@@ -34,13 +35,16 @@ def run(main: Callable[[Any], int | None], config_type: type, argv: Sequence[str
 def guard(main: Callable[[], int | None]) -> NoReturn:
     """Call main and exit with what it returns (None: 0).
 
-    Exit status 2 with one line for bad input, 130 for Ctrl-C. Bugs keep their traceback.
+    Exit status 2 with one line for bad input, 130 for Ctrl-C. Bugs keep their traceback. Of several
+    processes only the first to fail prints its line, and those it leaves behind exit with 1.
     """
     try:
         status = main()
         sys.stdout.flush()
     except InputError as e:
         status = fail(str(e))
+    except ProcessLost as e:
+        status = fail(str(e), 1)
     except BrokenPipeError:  # the reader went away, as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
@@ -51,9 +55,10 @@ def guard(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
-def fail(message: str) -> int:
-    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
-    return 2
+def fail(message: str, status: int = 2) -> int:
+    if speaks_first():
+        print("error: " + " ".join(message.split("\n")), file=sys.stderr, flush=True)
+    return status
 
 
 def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:

@@ -117,7 +117,7 @@ class TrainConfig(Architecture):
     batch_size: int = 12
     """Sequences in a micro-batch."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches per step; their gradients are averaged."""
+    """Micro-batches per step in each process; their gradients are averaged."""
     recompute: bool = False
     """Compute each block again in backward instead of keeping it: far less memory, a quarter slower."""
     max_iters: int = 600000
@@ -153,13 +153,15 @@ class TrainConfig(Architecture):
     """Type of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the model; auto: on CUDA where a compiler is found."""
-    backend: str = "nccl"
-    """Communication between processes."""
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """Each of several processes keeps the whole model (ddp) or a slice of it (fsdp): docs/scaling.md."""
+    backend: Literal["nccl", "gloo"] = "nccl"
+    """Communication between GPUs; CPUs use gloo either way."""
     seed: int = 1337
     """Start of all randomness."""
 
     wandb_log: bool = False
-    """Log to Weights & Biases."""
+    """Log to Weights & Biases too (pip install 'nanobackpack[wandb]')."""
     wandb_project: str = "owt"
     """Project name there."""
     wandb_run_name: str = "gpt2"
@@ -184,10 +186,16 @@ class TrainConfig(Architecture):
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
                 "lower --min_lr, or keep the rate constant with --decay_lr=False"
             )
-        not_yet(self, "wandb_log", False)
-        not_yet(self, "wandb_project", "owt")
-        not_yet(self, "wandb_run_name", "gpt2")
-        not_yet(self, "backend", "nccl")
+        if self.distributed == "fsdp" and self.optimizer == "muon":
+            raise InputError(
+                "optimizer='muon' needs whole matrices, and distributed='fsdp' cuts them into slices: "
+                "take --optimizer=adamw or --distributed=ddp"
+            )
+        if self.distributed == "fsdp" and self.dtype == "float16":
+            raise InputError(
+                "dtype='float16' scales its gradients, which distributed='fsdp' does not support here: "
+                "take --dtype=bfloat16 or --distributed=ddp"
+            )
 
     def model_config(self, vocab_size: int, vocab_used: int = 0) -> ModelConfig:
         """The model this run trains, for a vocabulary of that size."""
@@ -323,14 +331,6 @@ def divides(config: Any, divisor: str, number: str) -> None:
     if n % d:
         choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
         raise InputError(f"{divisor}={d} does not divide {number}={n}: take a divisor such as {choices}")
-
-
-def not_yet(config: Any, name: str, *works: object) -> None:
-    """Refuse a setting of nanoBackpackLM whose function is still to come, rather than ignore it."""
-    value = getattr(config, name)
-    if value not in works:
-        allowed = " or ".join(repr(w) for w in works)
-        raise InputError(f"{name}={value!r} is not supported yet: leave it at {allowed}")
 
 
 def check_types(config: Any) -> None:

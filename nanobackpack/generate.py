@@ -18,9 +18,10 @@ from torch import Tensor
 
 from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, SampleConfig
+from nanobackpack.distributed import Processes, joined
 from nanobackpack.layers import LanguageModel, check_ids
 from nanobackpack.prepare import read_text
-from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
+from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_dtype, seed_of
 
 
 @torch.inference_mode()
@@ -31,12 +32,13 @@ def stream(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     restart: bool = False,
 ) -> Iterator[Tensor]:
     """Continue input_ids (B, T), T from 1 to any length; yield the new ids (B) one step at a time.
 
-    temperature 0 takes the likeliest token. The model is put in eval mode while this runs.
+    temperature 0 takes the likeliest token. With a generator for each row, a row's text depends on its own
+    alone. The model is put in eval mode while this runs.
     Raises: ValueError for ids, temperature, top_k or top_p out of range.
     """
     size = model.config.block_size
@@ -68,12 +70,13 @@ def choose(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Tensor:
     """One id (B) per row of logits (B, V).
 
     Temperature first, then top_k, then top_p: the smallest set of likeliest tokens whose probability
-    reaches top_p (Holtzman et al. 2020). None switches either off.
+    reaches top_p (Holtzman et al. 2020). None switches either off. One generator for all rows, or a list
+    of one for each.
     Raises: ValueError for a temperature below 0, top_k below 1, top_p outside (0, 1].
     """
     if not temperature >= 0 or (top_k is not None and top_k < 1):  # `not >=` also refuses NaN
@@ -91,17 +94,27 @@ def choose(
         ranked, order = logits.softmax(dim=1).sort(dim=1, descending=True)
         outside = ranked.cumsum(dim=1) - ranked >= top_p  # what the likelier ones already cover
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
-    return torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    p = logits.softmax(dim=1)
+    if isinstance(generator, list):
+        drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(p, generator, strict=True)]
+        return torch.cat(drawn)
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
 def sample(config: SampleConfig) -> None:
     """Print config.num_samples continuations of config.start, all grown in one batch.
 
-    On a terminal the first appears as it grows. Each is followed by a line of dashes.
+    On a terminal the first appears as it grows. Each is followed by a line of dashes. Of several processes
+    each grows its share, and rank 0 prints all: the same, as each sample has its own seed.
     Raises: InputError for a prompt or model that cannot be used.
     """
     keep_memory()
-    device = pick_device(config.device)
+    with joined(config.device) as processes:
+        _sample(config, processes)
+
+
+def _sample(config: SampleConfig, processes: Processes) -> None:
+    device = processes.device
     dtype = pick_dtype(config.dtype, device)
     pick_compile(config.compile, device)  # decoding is not compiled; a wrong setting is still refused
     model = load_model(config.model_path, config.tokenizer_name).to(device)
@@ -113,24 +126,26 @@ def sample(config: SampleConfig) -> None:
     ids = model.tokenizer.prompt_ids(prompt)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
-    start = torch.tensor([ids], device=device).expand(config.num_samples, -1)  # (B, T)
-    draw = torch.Generator(device).manual_seed(config.seed)
+    own = processes.share(config.num_samples)
+    start = torch.tensor([ids], device=device).expand(len(own), -1)  # (B, T)
+    draws = [torch.Generator(device).manual_seed(seed_of(config.seed, i)) for i in own]
 
-    watched, printed = sys.stdout.isatty(), 0
+    watched, printed = processes.rank == 0 and sys.stdout.isatty(), 0
     if watched:
         print(prompt, end="", flush=True)
-    rows: list[list[int]] = [[] for _ in range(config.num_samples)]
+    rows: list[list[int]] = [[] for _ in own]
+    steps = stream(
+        model,
+        start,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_k or None,
+        config.top_p,
+        draws,
+        config.restart,
+    )
     with autocast(device, dtype):
-        for new in stream(
-            model,
-            start,
-            config.max_new_tokens,
-            config.temperature,
-            config.top_k or None,
-            config.top_p,
-            draw,
-            config.restart,
-        ):
+        for new in steps if own else ():
             for row, token in zip(rows, new.tolist(), strict=True):
                 row.append(token)
             if watched:
@@ -138,7 +153,7 @@ def sample(config: SampleConfig) -> None:
                 if not text.endswith("\ufffd"):  # half a character: wait for the rest
                     print(text[printed:], end="", flush=True)
                     printed = len(text)
-    texts = [prompt + model.tokenizer.decode_after(ids, row) for row in rows]
+    texts = processes.gather([prompt + model.tokenizer.decode_after(ids, row) for row in rows])
     if watched:
         print("\n" + "-" * 15)
     for text in texts[watched:]:

@@ -1,4 +1,4 @@
-"""What a run reports: lines for people, metrics.jsonl for programs, and the curve as a picture."""
+"""What a run reports: lines for people, metrics.jsonl (and wandb) for programs, the curve as a picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.files import replacing
 
 
@@ -18,21 +19,26 @@ class Log:
 
     `step` counts finished optimizer steps. A resumed run keeps the lines up to its step, so that the
     file reads as if the run had never stopped.
+    Raises: InputError if the run should be logged to wandb and wandb refuses.
     """
 
-    def __init__(self, out_dir: Path, step: int, total_steps: int) -> None:
+    def __init__(self, out_dir: Path, step: int, config: TrainConfig) -> None:
+        self._wandb = start_wandb(out_dir, config) if config.wandb_log else None
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if _before(r, step)] if step else []
         with replacing(self.path) as f:
             f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not on_terminal)
+        self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not on_terminal)
 
     def record(self, **values: Any) -> None:
-        """Append one JSON line."""
+        """Append one JSON line; its numbers go to wandb as well."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        if self._wandb:
+            numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
+            self._wandb.log(numbers, step=values["step"])
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -43,8 +49,58 @@ class Log:
         self._bar.update()
 
     def close(self) -> None:
+        """The end, also of a run that failed: draws the curve as loss.png."""
         self._bar.close()
         self._file.close()
+        plot_losses(self.path, self.path.with_name("loss.png"))
+        if self._wandb:
+            self._wandb.finish()
+
+
+class NoLog(Log):
+    """The log of a process that leaves it to rank 0."""
+
+    def __init__(self) -> None:
+        pass
+
+    def record(self, **values: Any) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def import_wandb() -> Any:
+    """The wandb library. Raises: InputError if it is not installed."""
+    try:
+        import wandb
+    except ImportError as e:
+        raise InputError("wandb_log=True needs wandb: pip install 'nanobackpack[wandb]'") from e
+    return wandb
+
+
+def start_wandb(out_dir: Path, config: TrainConfig) -> Any:
+    """A run on Weights & Biases, or in out_dir/wandb with WANDB_MODE=offline.
+
+    Raises: InputError if it cannot be started, as without an account.
+    """
+    wandb = import_wandb()
+    try:
+        return wandb.init(
+            project=config.wandb_project,
+            name=config.wandb_run_name,
+            config=dataclasses.asdict(config),
+            dir=out_dir,
+        )
+    except wandb.Error as e:
+        reason = str(e).strip().splitlines()[0]
+        raise InputError(f"wandb does not start: {reason} Or keep the log here: WANDB_MODE=offline") from e
 
 
 def _before(record: dict[str, Any], step: int) -> bool:

@@ -14,11 +14,28 @@ import torch
 from nanobackpack.config import InputError
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device called `name`; "auto" takes cuda, else mps, else cpu.
 
+    Of several processes on this machine, the one of that local_rank: each takes a GPU, or all the CPU.
     Raises: InputError if this machine has no such device.
     """
+    if local_rank is not None:
+        gpus = torch.cuda.device_count()
+        if name not in ("auto", "cuda", "cpu"):
+            raise InputError(
+                f"device={name!r} is for one process: of several each takes a GPU of its own with "
+                "--device=cuda (or auto), or all share the CPU with --device=cpu"
+            )
+        if name != "cpu" and 0 < gpus <= local_rank:
+            raise InputError(
+                f"process {local_rank} of this machine has no GPU, since it has {gpus}: "
+                f"start at most --nproc_per_node={gpus}"
+            )
+        if name == "auto":
+            name = "cuda" if gpus else "cpu"
+        if name == "cuda" and gpus:
+            name = f"cuda:{local_rank}"
     found = ["cpu"]
     if torch.backends.mps.is_available():
         found.insert(0, "mps")

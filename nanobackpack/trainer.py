@@ -2,6 +2,9 @@
 
 All randomness of a step follows from (seed, step): which windows it sees and its dropout masks. So a
 resumed run goes on exactly, and how often it evaluates or logs changes nothing in what it learns.
+
+Several processes run the same loop on different windows (distributed.py). They share each step's gradient,
+its loss, and whether to stop, so they take every decision alike; rank 0 alone writes and speaks.
 """
 
 from __future__ import annotations
@@ -10,11 +13,10 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,11 +26,12 @@ from torch import Tensor
 from nanobackpack import checkpoint
 from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.data import SPLITS
+from nanobackpack.distributed import Processes, joined
 from nanobackpack.files import replacing
 from nanobackpack.flops import flops_per_step, peak_flops
 from nanobackpack.kernels import TokenTypes, token_types
 from nanobackpack.layers import Output
-from nanobackpack.metrics import Log, describe, duration, plot_losses
+from nanobackpack.metrics import Log, NoLog, describe, duration, import_wandb
 from nanobackpack.mixture import open_data
 from nanobackpack.optim import learning_rate, make_optimizer
 from nanobackpack.runtime import (
@@ -50,22 +53,21 @@ class Stopped(Exception):
 
 
 class Trainer:
-    """A run: its data, model, optimizer, and how far it is.
+    """A run: its data, model, optimizer, and how far it is; alone, or as one of several processes.
 
     Raises: InputError for settings, data or a checkpoint that cannot be used, before anything is
     written.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                "several processes are not supported yet: start python train.py without torchrun"
-            )
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         self.config = config
         self.out_dir = Path(config.out_dir)
-        self.device = pick_device(config.device)
+        self.processes = processes or Processes(pick_device(config.device))
+        self.device = self.processes.device
         self.dtype = pick_dtype(config.dtype, self.device)
         compiled = pick_compile(config.compile, self.device)
+        if config.wandb_log:
+            import_wandb()  # if it is missing say so now
 
         self.data = open_data(config)
         torch.manual_seed(seed_of(config.seed, INIT))
@@ -80,15 +82,15 @@ class Trainer:
 
         self.step = 0  # optimizer steps done
         self.best_val_loss = math.inf
-        self.model.to(self.device)
         self.model.context.recompute = config.recompute
+        self.forward = self.processes.spread(self.model, config.distributed, compiled)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if resumed:
-            self.optimizer.load_state_dict(resumed["optimizer"])
+            self.processes.load_optimizer(self.model, self.optimizer, resumed["optimizer"])
             self.scaler.load_state_dict(resumed["scaler"])
             self.step, self.best_val_loss = resumed["iter_num"], resumed["best_val_loss"]
-        self.forward = torch.compile(self.model) if compiled else self.model
+        self.regrouped = checkpoint.regrouped(resumed, config, self.processes.world_size) if resumed else ""
 
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
         self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
@@ -104,15 +106,12 @@ class Trainer:
         Raises: InputError if the loss stops being a number; the last good checkpoint is kept.
         """
         config = self.config
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(self.out_dir / "config.json") as f:
-            f.write(json.dumps(dataclasses.asdict(config), indent=2).encode())
-        self.log = log = Log(self.out_dir, self.step, config.max_iters)
+        self.log = log = self.open_log()
         self.introduce()
         start_s = mark_s = time.perf_counter()
         mark_step = self.step
-        try:
-            with self.signals():
+        with self.signals(), contextlib.closing(log):
+            try:
                 while not config.eval_only and self.step < config.max_iters:
                     if self.step % config.eval_interval == 0:
                         self.save_and_evaluate()
@@ -132,18 +131,15 @@ class Trainer:
                     self.check_stop()
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
-        except Stopped:
-            if config.eval_only:
-                log.say("stopped")
-            else:
-                self.save("ckpt.pt")
-                log.say(
-                    f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
-                    "go on with the same command and --init_from=resume"
-                )
-        finally:
-            log.close()
-            plot_losses(log.path, self.out_dir / "loss.png")
+            except Stopped:
+                if config.eval_only:
+                    log.say("stopped")
+                else:
+                    self.save("ckpt.pt")
+                    log.say(
+                        f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
+                        "go on with the same command and --init_from=resume"
+                    )
         return 130 if self.stop_signal == signal.SIGINT else 0
 
     def train_step(self, lr: float) -> Tensor:
@@ -153,12 +149,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         if config.dropout:
-            torch.manual_seed(seed_of(config.seed, DROPOUT, self.step))
+            torch.manual_seed(seed_of(config.seed, DROPOUT, self.step, self.processes.rank))
         total = torch.zeros((), device=self.device)
         for micro in range(n_micro):
-            loss = self.loss(self.forward, *self.train_batch(micro)) / n_micro
-            self.scaler.scale(loss).backward()
+            with self.processes.adding_up(self.forward, last=micro == n_micro - 1):
+                loss = self.loss(self.forward, *self.train_batch(micro)) / n_micro
+                self.scaler.scale(loss).backward()
             total += loss.detach()
+        total = self.processes.mean(total)
         if config.grad_clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
@@ -187,7 +185,6 @@ class Trainer:
         self.log.record(step=self.step, train_eval_loss=train, val_loss=val, **parts)
         self.log.say(f"step {self.step}: train loss {train:.4f}, val loss {val:.4f}{note}")
 
-    @torch.no_grad()
     def estimate(self, split: str) -> tuple[float, dict[str, float]]:
         """Mean loss in nats over eval_iters batches of `split`, the same windows at each evaluation.
 
@@ -197,35 +194,30 @@ class Trainer:
         draw = generator(self.config.seed, EVAL, SPLITS.index(split))
         parts = self.data.parts(split)
         n_batch = math.ceil(self.config.eval_iters / len(parts))
-        losses = {}
-        with self.evaluating():
-            for part in parts:
-                total = torch.zeros((), device=self.device)
-                for _ in range(n_batch):
-                    self.check_stop()
-                    total += self.loss(self.model, *self.eval_batch(part, draw))
-                losses[part] = total.item() / n_batch
+        losses = {p: self.mean_loss(self.eval_batch(p, draw) for _ in range(n_batch)) for p in parts}
         mean = sum(weight * losses[part] for part, weight in parts.items())
         return mean, {f"{part}_loss": loss for part, loss in losses.items() if part != split}
 
-    @torch.no_grad()
     def whole_split(self, split: str) -> float:
         """Mean loss in nats over all of `split`, each token but the first predicted once."""
-        total, n = torch.zeros((), device=self.device, dtype=torch.float64), 0
-        with self.evaluating():
-            for x, y in self.data.windows(split, self.config.batch_size, self.config.block_size):
-                self.check_stop()
-                total += self.loss(self.model, x, y) * y.numel()
-                n += y.numel()
-        return total.item() / n
+        return self.mean_loss(self.data.windows(split, self.config.batch_size, self.config.block_size))
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss in nats over all tokens of `batches`, which the processes share out."""
+        losses, sizes = [], []
         self.model.eval()
         try:
-            yield
+            for (x, y), counts in self.processes.deal(batches):
+                self.check_stop()
+                losses.append(self.loss(self.model, x, y))
+                sizes.append(y.numel() * counts)
         finally:
             self.model.train()
+        n = torch.tensor(sizes, dtype=torch.float64)  # (batches)
+        total = torch.stack(losses).cpu().double() @ n
+        nats, tokens = self.processes.sum(torch.stack([total, n.sum()]))
+        return (nats / tokens).item()
 
     def finish(self, elapsed_s: float) -> None:
         """The last word on a run: its loss over the whole validation split."""
@@ -244,7 +236,8 @@ class Trainer:
     def train_batch(self, micro: int) -> tuple[Tensor, Tensor]:
         """Micro-batch number `micro` of this step: inputs and targets, (B, T) int64 each, on the CPU."""
         config, B = self.config, self.config.batch_size
-        number = (self.step * config.gradient_accumulation_steps + micro) * B
+        number = self.step * config.gradient_accumulation_steps + micro
+        number = (number * self.processes.world_size + self.processes.rank) * B
         return self.data.shuffled("train", number, B, config.block_size, seed_of(config.seed, BATCH))
 
     def eval_batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -267,44 +260,64 @@ class Trainer:
         return out.loss
 
     def save(self, name: str) -> None:
-        """Write the whole state of the run to out_dir/name.
+        """Write the whole state of the run to out_dir/name, from rank 0.
 
         Raises: InputError, and keeps what is there, if a loss or a weight is not a finite number.
         """
         self.check_finite()
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        weights, optimizer = self.processes.state_of(self.model, self.optimizer)
+        if self.processes.max(not all(bool(t.isfinite().all()) for t in weights.values())):
             self.fail(f"step {self.step - 1} left weights that are not finite numbers", self.step - 1)
         state = {
-            "model": self.model.state_dict(),
+            "model": weights,
             "model_args": dataclasses.asdict(self.model.config),
             "config": dataclasses.asdict(self.config),
             "tokenizer": self.tokenizer_json,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "iter_num": self.step,
             "best_val_loss": self.best_val_loss,
+            "world_size": self.processes.world_size,
         }
-        checkpoint.save(self.out_dir / name, state)
+        if self.processes.rank == 0:
+            checkpoint.save(self.out_dir / name, state)
         if name == "ckpt.pt":
             self.saved_step = self.step
 
+    def open_log(self) -> Log:
+        """The run's log, begun with its settings in config.json; of several processes only rank 0 has one."""
+        if self.processes.rank:
+            return NoLog()
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        log = Log(self.out_dir, self.step, self.config)
+        with replacing(self.out_dir / "config.json") as f:
+            f.write(json.dumps(dataclasses.asdict(self.config), indent=2).encode())
+        return log
+
+    @property
+    def tokens_per_step(self) -> int:
+        config = self.config
+        micro_batches = config.gradient_accumulation_steps * self.processes.world_size
+        return config.batch_size * config.block_size * micro_batches
+
     def introduce(self) -> None:
-        n = self.model.num_params()
-        tokens = self.config.batch_size * self.config.block_size
-        tokens *= self.config.gradient_accumulation_steps
+        n, world_size = self.model.num_params(), self.processes.world_size
+        where = f"{world_size} × {self.device.type} ({self.config.distributed})"
         self.log.say(f"settings ({self.out_dir / 'config.json'} has all):\n{describe(self.config)}")
         self.log.say(
-            f"{self.model.config.model_name} with {n:,} parameters on {self.device} in "
-            f"{str(self.dtype).removeprefix('torch.')}, {tokens:,} tokens per step of "
+            f"{self.model.config.model_name} with {n:,} parameters "
+            f"on {where if world_size > 1 else self.device} in "
+            f"{str(self.dtype).removeprefix('torch.')}, {self.tokens_per_step:,} tokens per step of "
             f"{self.data.n_tokens('train'):,} in {self.data.folder}"
             + (f", from step {self.step}" if self.step else "")
             + (f"; {self.note}" if self.note else "")
         )
+        if self.regrouped:
+            self.log.say(self.regrouped)
 
     def report(self, loss: float, lr: float, ms: float) -> None:
         config = self.config
-        tokens_per_step = config.batch_size * config.block_size * config.gradient_accumulation_steps
-        rate = tokens_per_step / ms * 1000
+        rate = self.tokens_per_step / ms * 1000
         left = duration((config.max_iters - self.step) * ms / 1000)
         extra, note = {}, ""
         if peak := peak_flops(self.device):  # else tokens/s must do
@@ -333,14 +346,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the run between two steps; a second Ctrl-C ends it at once."""
+        """Let SIGINT and SIGTERM end the run between two steps; a second Ctrl-C ends it at once, if it is
+        one process: of several each may hear the first one twice, from torchrun too."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
 
         def remember(number: int, frame: object) -> None:
             self.stop_signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if not self.processes.several:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
         old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -350,11 +365,14 @@ class Trainer:
                 signal.signal(number, handler)
 
     def check_stop(self) -> None:
+        """Raises: Stopped, if any of the processes got a signal: in all of them at once."""
+        self.stop_signal = self.processes.max(self.stop_signal)
         if self.stop_signal:
             raise Stopped
 
 
 def train(config: TrainConfig) -> int:
-    """Run a training; returns the exit status."""
+    """Run a training, as one of its processes if torchrun started several; returns the exit status."""
     keep_memory(not config.recompute)
-    return Trainer(config).run()
+    with joined(config.device, config.backend) as processes:
+        return Trainer(config, processes).run()

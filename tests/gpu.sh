@@ -11,3 +11,9 @@ text=../shared/data/tinyshakespeare/input.txt
 python -m pytest tests/test_gpu.py tests/test_models.py tests/test_generate.py | tee "$out/tests.txt"
 python bench.py --device=cuda --json="$out/bench.json" --plot="$out/bench.png" | tee "$out/bench.txt"
 python train.py config/train_shakespeare_char.py --out_dir="$out/shakespeare" | tee "$out/shakespeare.txt"
+if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then  # two processes, both ways; and their losses side by side
+  for how in ddp fsdp; do
+    torchrun --standalone --nproc_per_node=2 train.py config/train_shakespeare_char.py --distributed=$how \
+      --optimizer=adamw --max_iters=100 --eval_interval=50 --out_dir="$out/$how" | tee "$out/$how.txt"
+  done
+fi

@@ -812,12 +812,6 @@ def test_train_py_turns_bad_input_into_one_line(
     assert in_the_way.read_text() == "mine"
 
 
-def test_several_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="not supported yet"):
-        Trainer(tiny(data, tmp_path))
-
-
 # --- Optimizer --------------------------------------------------------------------------------
 
 
@@ -917,3 +911,45 @@ def test_cross_entropy_ignores_minus_one(data: Path, tmp_path: Path) -> None:
     out = model(x, y)
     expected = F.cross_entropy(out.logits[0, [0, 2]], torch.tensor([2, 4]))
     torch.testing.assert_close(out.loss, expected)
+
+
+# --- wandb ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_same_numbers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline: nothing leaves the machine, and the file it would send lies in out_dir."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = tiny(data, tmp_path, wandb_log=True, wandb_project="foxes", wandb_run_name="first")
+    assert train(config) == 0
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    written = file.read_bytes()  # in blocks of 32 KB, each with a header that can part a word
+    content = b"".join(written[i + 7 : i + 32768] for i in range(0, len(written), 32768))
+    names = {k for r in records(tmp_path) for k in r if k not in ("step", "event")}
+    assert {"train_loss", "val_loss", "val_loss_full"} <= names
+    for name in [*names, "foxes", "first", "n_sense_vector"]:
+        assert name.encode() in content, name
+
+
+def test_wandb_that_is_missing_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'nanobackpack\[wandb\]'"):
+        train(tiny(data, tmp_path / "out", wandb_log=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_wandb_without_an_account_is_one_line(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "out", wandb_log=True)
+    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != getattr(TrainConfig(), k)]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    run = subprocess.run(
+        [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, text=True, capture_output=True,
+        env=kept | {"NETRC": str(tmp_path / "netrc"), "HOME": str(tmp_path), "WANDB_SILENT": "true"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert re.fullmatch(r"error: wandb does not start: .*WANDB_MODE=offline\n", run.stderr)
+    assert not list((tmp_path / "out").glob("*.json*"))

@@ -1,0 +1,447 @@
+"""Several processes, started by torchrun on this machine's CPU and connected over loopback.
+
+torchrun runs train.py, sample.py, or this very file: `failing` below is a training that goes wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from test_trainer import (
+    ROOT,
+    TEXT,
+    finite,
+    identical,
+    learned,
+    records,
+    saved,
+    temporary,
+    tiny,
+    without_timings,
+)
+
+import nanobackpack as nb
+from nanobackpack import checkpoint, cli
+from nanobackpack.config import InputError, TrainConfig
+from nanobackpack.distributed import Processes, joined
+from nanobackpack.generate import choose
+from nanobackpack.prepare import write_dataset
+from nanobackpack.runtime import pick_device
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import Trainer, train
+
+CPU = torch.device("cpu")
+LIMIT_S = 240  # far above what any of these takes, far below the patience of torch.distributed
+WIDE = {"n_embd": 32}  # V <= D: the sum runs over logits instead of vectors
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "foxes"
+    write_dataset(folder, TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    return folder
+
+
+def flags(config: Any) -> list[str]:
+    fields = dataclasses.fields(config)
+    return [f"--{f.name}={v}" for f in fields if (v := getattr(config, f.name)) != f.default]
+
+
+def launch(agent: list[str], command: list[str], **env: str) -> subprocess.Popen[str]:
+    """A torchrun agent; nothing of ours in its environment but what a user's shell would have."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *agent, *command],
+        env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def result(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Its exit status, output and errors; it may not hang."""
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()  # does nothing to one that has ended
+    return process.returncode, out, err
+
+
+def torchrun(*command: str, n: int = 2, **env: str) -> tuple[int, str, str]:
+    return result(launch(["--standalone", f"--nproc_per_node={n}"], list(command), **env))
+
+
+def train_on(config: TrainConfig, n: int = 2) -> str:
+    """Train on n processes; returns what they print."""
+    status, out, err = torchrun(str(ROOT / "train.py"), *flags(config), n=n)
+    assert status == 0, err
+    assert "error" not in err
+    return out
+
+
+def assert_equal_losses(a: Path, b: Path) -> None:
+    """The losses of all steps within 1e-5; of the evaluation before the first step within 1e-6."""
+    first, second = (without_timings(records(out)) for out in (a, b))
+    assert len(first) == len(second)
+    for r, s in zip(first, second, strict=True):
+        assert r == pytest.approx(s, abs=1e-6 if r["step"] == 0 else 1e-5)
+
+
+# --- Two processes are one with twice the accumulation ----------------------------------------
+
+# 3 batches to evaluate: one process gets a filler. A higher rate magnifies rounding: at 1e-2 one process with
+# 2 x 8 sequences and one with 4 x 4 differ by 2e-5 after 20 steps, and two processes no less.
+STEPS = {"max_iters": 20, "eval_interval": 10, "eval_iters": 3, "learning_rate": 1e-3, "min_lr": 1e-4}
+
+
+def assert_two_are_one(data: Path, tmp_path: Path, **changes: Any) -> str:
+    train(tiny(data, tmp_path / "one", **STEPS | changes, gradient_accumulation_steps=4))
+    out = train_on(tiny(data, tmp_path / "two", **STEPS | changes, gradient_accumulation_steps=2))
+    assert_equal_losses(tmp_path / "one", tmp_path / "two")
+    return out
+
+
+def test_ddp(data: Path, tmp_path: Path) -> None:
+    out = assert_two_are_one(data, tmp_path)
+    assert out.count("step 0: train loss") == 1  # only one of them speaks
+    assert "on 2 × cpu (ddp)" in out
+    assert "128 tokens per step" in out
+    two = tmp_path / "two"
+    assert {p.name for p in two.iterdir()} == {
+        "ckpt.pt",
+        "best.pt",
+        "config.json",
+        "metrics.jsonl",
+        "loss.png",
+    }
+    ours, one = saved(two)["model"], saved(tmp_path / "one")["model"]
+    assert max(float((ours[k] - one[k]).abs().max()) for k in one) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        WIDE,
+        {"sense_network": "paper", "bias": True, "recompute": True},
+        {"model_name": "gpt2", "grad_clip": 0.05},
+    ],
+    ids=["wide", "paper", "gpt2"],
+)
+def test_every_model(data: Path, tmp_path: Path, distributed: str, changes: dict[str, Any]) -> None:
+    assert_two_are_one(data, tmp_path, distributed=distributed, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_compiled(data: Path, tmp_path: Path, distributed: str) -> None:
+    assert_two_are_one(data, tmp_path, distributed=distributed, compile=True)
+
+
+@pytest.mark.slow
+def test_three_processes_and_a_dropout_of_their_own(data: Path, tmp_path: Path) -> None:
+    """With dropout no two runs can be equal; but the processes stay so, or the loss would not fall."""
+    config = tiny(
+        data, tmp_path, dropout=0.1, max_iters=60, eval_interval=60, learning_rate=2e-2, lr_decay_iters=60
+    )
+    train_on(config, n=3)
+    losses = [r["val_loss"] for r in records(tmp_path) if "val_loss" in r]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.slow
+def test_two_nodes(data: Path, tmp_path: Path) -> None:
+    """The page's commands, with one process a node and both nodes here."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    train(tiny(data, tmp_path / "one", **STEPS, gradient_accumulation_steps=2))
+    command = [str(ROOT / "train.py"), *flags(tiny(data, tmp_path / "two", **STEPS))]
+    nodes = [
+        launch(
+            ["--nproc_per_node=1", "--nnodes=2", f"--node_rank={rank}", "--master_addr=127.0.0.1",
+             f"--master_port={port}"],
+            command,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    (status, out, err), other = map(result, nodes)
+    assert (status, other[0]) == (0, 0), err + other[2]
+    assert out.count("step 0: train loss") == 1
+    assert other[1] == ""
+    assert_equal_losses(tmp_path / "one", tmp_path / "two")
+
+
+# --- What each of them does -------------------------------------------------------------------
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_dealing_and_sharing_leave_nothing_out(n: int, world_size: int) -> None:
+    processes = [Processes(CPU, rank, world_size) for rank in range(world_size)]
+    hands = [list(p.deal(range(n))) for p in processes]
+    assert len({len(hand) for hand in hands}) == 1  # a sharded model hangs if they differ
+    assert sorted(item for hand in hands for item, counts in hand if counts) == list(range(n))
+    assert all(item in range(n) for hand in hands for item, _ in hand)
+    shares = [p.share(n) for p in processes]
+    assert [i for share in shares for i in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert not n or 0 in shares[0]  # rank 0 shows the first sample as it grows
+
+
+def test_processes_see_disjoint_windows_and_together_those_of_one(tmp_path: Path) -> None:
+    ids = np.arange(600, dtype="<u2")  # all different: a window is known by its first
+    for split in ("train", "val"):
+        ids.tofile(tmp_path / f"{split}.bin")
+    n_windows = 599 // 8 - 1  # of one pass through the text
+
+    def windows(rank: int, world_size: int, accumulation: int) -> list[set[int]]:
+        """Those of each step."""
+        settings = {"n_embd": 4, "n_layer": 1, "batch_size": 3, "gradient_accumulation_steps": accumulation}
+        trainer = Trainer(tiny(tmp_path, tmp_path / "out", **settings))
+        trainer.processes = Processes(CPU, rank, world_size)
+        seen = []
+        for trainer.step in range(n_windows // 18):
+            firsts = [trainer.train_batch(micro)[0][:, 0].tolist() for micro in range(accumulation)]
+            seen.append({first for some in firsts for first in some})
+        return seen
+
+    one, ours = windows(0, 1, 6), [windows(rank, 3, 2) for rank in range(3)]
+    assert all(len(step) == 6 for seen in ours for step in seen)
+    assert [set.union(*step) for step in zip(*ours, strict=True)] == one
+    assert len(set.union(*one)) == 18 * len(one)  # none twice, in a step or in the pass
+
+
+def test_other_ranks_drop_other_units(data: Path, tmp_path: Path) -> None:
+    losses = set()
+    for rank in range(3):
+        trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
+        batch = trainer.train_batch(0)
+        trainer.processes = type("Alone", (Processes,), {"several": False})(CPU, rank, 1)
+        trainer.train_batch = lambda micro, batch=batch: batch  # type: ignore[method-assign, misc]
+        losses.add(trainer.train_step(0.0).item())
+    assert len(losses) == 3
+
+
+def test_a_generator_for_each_row_is_that_row_alone() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+
+    def drawn(rows: range) -> list[int]:
+        return choose(
+            logits[rows.start : rows.stop], generator=[torch.Generator().manual_seed(i) for i in rows]
+        ).tolist()
+
+    assert drawn(range(6)) == drawn(range(4)) + drawn(range(4, 6))
+    assert drawn(range(1)) == choose(logits[:1], generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_samples", [1, 5])
+def test_sampling_prints_the_same(tmp_path: Path, num_samples: int) -> None:
+    config = tiny_model(vocab_size=11, vocab_used=8).config
+    state = {"model": tiny_model(vocab_size=11, vocab_used=8).state_dict()}
+    tokenizer = Tokenizer.char("abcdefg\n").to_json()
+    checkpoint.save(
+        tmp_path / "ckpt.pt", state | {"model_args": dataclasses.asdict(config), "tokenizer": tokenizer}
+    )
+    command = [
+        str(ROOT / "sample.py"), f"--out_dir={tmp_path}", "--device=cpu", "--start=ab",
+        f"--num_samples={num_samples}", "--max_new_tokens=30",
+    ]  # fmt: skip
+    alone = subprocess.run(
+        [sys.executable, *command], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
+    status, out, err = torchrun("--", *command)  # or torchrun takes --start for a setting of its own
+    assert status == 0, err
+    assert alone.stdout.count("-" * 15) == num_samples
+    assert out == alone.stdout
+
+
+# --- Checkpoints are the same file however many wrote them ------------------------------------
+
+LONG = {"max_iters": 8, "eval_interval": 4, "gradient_accumulation_steps": 2}
+HALF = LONG | {"max_iters": 4}
+
+
+@pytest.mark.slow
+def test_resuming_on_two_processes_is_exact(data: Path, tmp_path: Path) -> None:
+    for name, runs in (("whole", [LONG]), ("parts", [HALF, LONG | {"init_from": "resume"}])):
+        for changes in runs:
+            train_on(tiny(data, tmp_path / name, dropout=0.2, **changes))
+    assert identical(learned(tmp_path / "whole"), learned(tmp_path / "parts"))
+    assert without_timings(records(tmp_path / "whole")) == without_timings(records(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
+def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path, n: int) -> None:
+    """On n sharded processes, then alone, then sharded again: as if alone all the way."""
+    micro_batches = {1: 6, 2: 3, 3: 2}
+    runs = {k: STEPS | {"gradient_accumulation_steps": m} for k, m in micro_batches.items()}
+    out = tmp_path / "out"
+    train_on(tiny(data, out, **runs[n] | {"max_iters": 3}, distributed="fsdp"), n)
+    model = nb.load_model(out)
+    assert model.tokenizer is not None
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+    assert saved(out)["world_size"] == n
+    train(tiny(data, out, **runs[1] | {"max_iters": 6}, init_from="resume"))
+    said = train_on(tiny(data, out, **runs[n], init_from="resume", distributed="fsdp"), n)
+    assert f"resumed by {n} processes, saved by 1: sums are in another order" in said
+    train(tiny(data, tmp_path / "alone", **runs[1]))
+    last, whole = (without_timings(records(folder))[-12:] for folder in (out, tmp_path / "alone"))
+    for r, s in zip(last, whole, strict=True):  # steps, evaluations and the end
+        assert r == pytest.approx(s, abs=1e-5)
+    ours, alone = saved(out), saved(tmp_path / "alone")
+    assert ours.keys() == alone.keys()
+    assert ours["optimizer"]["param_groups"] == alone["optimizer"]["param_groups"]
+    assert ours["optimizer"]["state"].keys() == alone["optimizer"]["state"].keys()
+    for i, state in alone["optimizer"]["state"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(ours["optimizer"]["state"][i][key], value, rtol=1e-3, atol=1e-6)
+
+
+def test_what_another_number_of_processes_cannot_keep_is_said(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path)
+    old = {"world_size": 4, "config": dataclasses.asdict(config)}
+    assert checkpoint.regrouped(old, config, 4) == ""
+    assert checkpoint.regrouped({"config": old["config"]}, config, 1) == ""  # before there were several
+    assert "sees 8 sequences, not 16" in checkpoint.regrouped(old, config, 2)
+    twice = dataclasses.replace(config, gradient_accumulation_steps=2)
+    assert "another order" in checkpoint.regrouped(old, twice, 2)
+    assert "other units" in checkpoint.regrouped(old, dataclasses.replace(twice, dropout=0.1), 2)
+
+
+# --- When something goes wrong ----------------------------------------------------------------
+
+
+def failing(kind: str, argv: list[str]) -> None:
+    """A training of which rank 1 goes wrong in step 3, as `kind` says."""
+
+    class Failing(Trainer):
+        def train_step(self, lr: float) -> torch.Tensor:
+            if self.step == 3 and self.processes.rank == 1:
+                if kind == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if kind == "terminated":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if kind == "nan":
+                    with torch.no_grad():
+                        self.model.wte.weight[:, 0] = torch.nan
+                if kind == "input":
+                    raise InputError("the wrong file: take another")
+                assert kind != "bug", "ours"
+            return super().train_step(lr)
+
+    def run(config: TrainConfig) -> int:
+        with joined(config.device, config.backend) as processes:
+            return Failing(config, processes).run()
+
+    cli.run(run, TrainConfig, argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        ("input", ["the wrong file: take another"]),
+        ("bug", [r"another process of this job ended .*"]),
+        ("killed", [r"another process of this job ended .*"]),
+        ("nan", [r"the loss of step 3 is not a finite number .*ckpt.pt holds step 2: .*"]),
+    ],
+)
+def test_one_failing_ends_all(
+    data: Path, tmp_path: Path, distributed: str, kind: str, lines: list[str]
+) -> None:
+    if (kind, distributed) == ("nan", "fsdp"):
+        pytest.skip("a slice of a weight cannot be spoiled by hand")
+    config = tiny(data, tmp_path, max_iters=1000, distributed=distributed)
+    status, _, err = torchrun(__file__, kind, *flags(config))
+    assert status != 0
+    said = re.findall(r"^error: (.*)$", err, re.M)
+    assert len(said) == len(lines)
+    assert all(map(re.fullmatch, lines, said)), said
+    assert ("AssertionError: ours" in err) == (kind == "bug")
+    assert saved(tmp_path)["iter_num"] == 2
+    assert finite(saved(tmp_path))
+    assert not temporary(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path, max_iters=1000, distributed="fsdp")
+    status, out, err = torchrun(__file__, "terminated", *flags(config))
+    assert status == 0, err
+    assert "stopped at step 4, saved" in out
+    assert saved(tmp_path)["iter_num"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_sigterm_to_the_job_saves(data: Path, tmp_path: Path, distributed: str) -> None:
+    """As a cluster's scheduler sends it to torchrun, which passes it on."""
+    config = tiny(data, tmp_path, max_iters=100_000, eval_interval=100_000, distributed=distributed)
+    process = launch(["--standalone", "--nproc_per_node=2"], [str(ROOT / "train.py"), *flags(config)])
+    assert process.stdout is not None
+    while not re.match(r"step +\d+0/", line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+    process.send_signal(signal.SIGTERM)
+    _, out, _ = result(process)
+    stopped = re.search(r"stopped at step (\d+)", out)
+    assert stopped
+    assert saved(tmp_path)["iter_num"] == int(stopped[1])
+    assert train(tiny(data, tmp_path, max_iters=int(stopped[1]) + 1, init_from="resume")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--n_layer=six", "n_layer='six'"), ("--dataset=nowhere", "nowhere")]
+)
+def test_bad_settings_are_one_line_however_many(tmp_path: Path, flag: str, message: str) -> None:
+    status, out, err = torchrun(
+        str(ROOT / "train.py"), "--device=cpu", f"--out_dir={tmp_path / 'out'}", flag, n=3
+    )
+    assert status == 1  # torchrun's own, whatever its processes' are; theirs it reports
+    assert "exitcode  : 2" in err
+    assert len(re.findall(r"^error: ", err, re.M)) == 1
+    assert message in err
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_without_torchrun_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match=r"WORLD_SIZE=8.*torchrun"), joined("cpu"):
+        pass
+
+
+def test_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device("auto", 1) == pick_device("cpu", 1) == CPU
+    with pytest.raises(InputError, match="is for one process"):
+        pick_device("cuda:0", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [pick_device(name, 1) for name in ("auto", "cuda")] == [torch.device("cuda:1")] * 2
+    with pytest.raises(InputError, match="--nproc_per_node=2"):
+        pick_device("auto", 2)
+
+
+if __name__ == "__main__":
+    failing(sys.argv[1], sys.argv[2:])
