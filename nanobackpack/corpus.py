@@ -239,13 +239,15 @@ _READERS = {"text": _text, "lines": _lines, "json": _json, "parquet": _parquet}
 def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
     """What `segments` takes from a record. Raises InputError if that is not there, or no text."""
     try:
-        texts = segments(record)
+        texts: Sequence[Any] = segments(record)
     except KeyError as error:
         raise InputError(
             f"{where} has no field {error}: it has {', '.join(map(repr, record)) or 'none'}"
         ) from None
+    except (TypeError, AttributeError):  # it is not text, but was taken for it
+        texts = [None]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where} has a field that should be text and is not: {str(texts)[:80]}")
+        raise InputError(f"{where} has a field that should be text and is not: {str(record)[:80]}")
     # JSON can name half a character, which is no Unicode text.
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def remove_stale(folder: Path) -> None:
     """Deletes what `replacing` left in `folder` when its process was killed; never what one still writes."""
     for path in folder.glob(".*.tmp"):
-        number = path.name.split(".")[-2]
-        if number.isdigit() and not _running(int(number)):
+        ours = re.fullmatch(r"\..+\.(?:bin|json)\.(\d+)\.tmp", path.name)
+        if ours and not _running(int(ours[1])):
             path.unlink(missing_ok=True)
 
 

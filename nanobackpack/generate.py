@@ -155,6 +155,6 @@ def _sample(config: SampleConfig, processes: Processes) -> None:
                     printed = len(text)
     texts = processes.gather([prompt + model.tokenizer.decode_after(ids, row) for row in rows])
     if watched:
-        print("\n" + "-" * 15)
+        print(texts[0][len(prompt) + printed :] + "\n" + "-" * 15)
     for text in texts[watched:]:
         print(text + "\n" + "-" * 15)

@@ -166,6 +166,8 @@ def test_dtype(folder: Path):
         {"source": None},
         {"sha256": {"train.bin": 1}},
         {"colour": "red"},
+        {"languages": "de"},
+        {"languages": [1]},
         {"vocab_size": 27},
         {"tokenizer": "none.json"},
     ],

@@ -263,14 +263,15 @@ def test_characters_have_a_line_end_between_documents(tmp_path: Path):
 def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepare, "_TRAIN_CHARS", 1000)
     texts = prepare._sample([corpus_of(DOCS), corpus_of(["last"] * 300)], 0.1)
-    assert (len(texts), texts.count("last")) == (60, 30)
+    assert 58 <= len(texts) <= 60
+    assert 29 <= texts.count("last") <= 30
     monkeypatch.setattr(prepare, "_TRAIN_WORD_BYTES", 200)
     words = [f"word{i:04}" for i in range(1000)]  # each of them new
     kept = prepare._sample([corpus_of(words)], 1.0)
     assert 100 <= 8 * len(kept) <= 200
     numbers = np.array([int(word[4:]) for word in kept])
     assert numbers[0] == 0
-    assert set(np.diff(numbers)) <= {64}  # spread evenly over all
+    assert np.diff(numbers).max() < 2 * np.diff(numbers).min()  # spread evenly over all
     assert numbers[-1] > 900
     prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "bpe:280", at_end(0.5))
     assert TokenData(tmp_path).vocab_size == 280
@@ -450,6 +451,7 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     assert "wiki_zh_2019" in script.error("clue_small", "--input", tmp_path, "--tokenizer", chinese)
     for i, folder in enumerate(("AA", "AB")):
         write_records(data / "wiki_zh_2019" / folder / "wiki_00", [{"text": f"天地\n\n玄{i}\n\n黄"}])
+    write_records(data / "wiki_zh_2019" / "AC" / "wiki_01", [{"text": "宙"}, {"text": "宙\n\n"}])
     for i, part in enumerate(("train", "valid", "testa")):
         record = {"title": f"日{i}", "desc": "月", "content": "洪 [SEP] 荒"}  # a typed mark is no mark
         write_records(data / "webtext2019zh" / f"web_text_zh_{part}.json", [record])
@@ -459,12 +461,19 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     script("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
     typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
     assert held_texts(out, "train", "val", "evaluation") == sorted(
-        [f"[CLS]玄{i}黄[SEP]" for i in range(2)]
+        ["[CLS]宙[SEP]"]
+        + [f"[CLS]玄{i}黄[SEP]" for i in range(2)]
         + [f"[CLS]日{i}月[SEP]洪{typed}荒[SEP]" for i in range(3)]
         + [f"[CLS]宇{i}[SEP]" for i in range(2)]
     )
-    assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [5, 1, 1]
+    assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [6, 1, 1]
     assert TokenData(out).vocab_size == len(CHINESE)
+    write_records(
+        data / "webtext2019zh" / "web_text_zh_train.json", [{"title": None, "desc": "", "content": ""}]
+    )
+    assert "should be text" in script.error(
+        "clue_small", "--input", data, "--tokenizer", chinese, "--out", out
+    )
 
 
 def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):

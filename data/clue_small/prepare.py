@@ -32,7 +32,8 @@ class Settings(prepare.Settings):
 
 def wiki(record: dict[str, Any]) -> list[str]:
     """An article without its title, which a blank line ends."""
-    return [record["text"].partition("\n\n")[2] or record["text"]]
+    title, blank, text = record["text"].partition("\n\n")
+    return [text if blank else title]
 
 
 def web(record: dict[str, Any]) -> list[str]:
