@@ -89,7 +89,7 @@ def regrouped(old: dict[str, Any], config: TrainConfig, world_size: int) -> str:
         what = "other units are dropped, so it goes on like the first run, but not exactly so"
     else:
         what = "sums are in another order, so it goes on as the first run but for rounding"
-    return f"resumed by {world_size} processes, saved by {before}: {what}"
+    return f"processes: {world_size} now, {before} before: {what}"
 
 
 def find(path: Path) -> Path:

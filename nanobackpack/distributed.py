@@ -58,7 +58,7 @@ class Processes:
     def max(self, value: int) -> int:
         """The highest of the processes' values. It goes by the CPU, so that no GPU waits for it."""
         if self.several:
-            highest = torch.tensor(value)
+            highest = torch.tensor(int(value))
             dist.all_reduce(highest, dist.ReduceOp.MAX)
             value = int(highest)
         return value
