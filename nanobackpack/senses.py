@@ -78,13 +78,11 @@ class Senses:
         if pooling == "first":
             return self.model.sense_vectors([row[0] for row in rows])
         if pooling == "contextualized":
-            return torch.stack([self._contextualized(row) for row in rows])
+            at = [self.model.sense_vectors(row) for row in rows]  # N of (T, K, D)
+            pairs = zip(self._last_weights(rows), at, strict=True)
+            return torch.stack([torch.einsum("kt,tkd->kd", alpha, senses) for alpha, senses in pairs])
         senses = self.model.sense_vectors([i for row in rows for i in row])  # (all tokens, K, D)
         return torch.stack([part.mean(dim=0) for part in senses.split([len(row) for row in rows])])
-
-    def _contextualized(self, ids: list[int]) -> Tensor:
-        alpha = self._weights(ids, last=True)  # (K, T)
-        return torch.einsum("kt,tkd->kd", alpha, self.model.sense_vectors(ids))
 
     def projection(self, word: Text, pooling: Pooling = "avg") -> Tensor:
         """E · s_l, (K, V): how much each sense of the word speaks for each token."""
@@ -195,8 +193,7 @@ class Senses:
         ids = encode(self.tokenizer, prompt).ids
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
-        ids = self.bos + ids
-        size = self.model.config.block_size
+        ids, size = self.bos + ids, self.model.config.block_size
         if len(ids) > size:
             raise InputError(f"the prompt has {len(ids)} tokens, this model reads block_size={size}: cut it")
         return ids
@@ -209,7 +206,7 @@ class Senses:
     def active_senses(self, prompt: Text) -> Weights:
         """α at the last position: which senses of which tokens feed the next prediction."""
         ids = self.encode(prompt)
-        weights = self._weights(ids, last=True).T  # (T, K)
+        weights = self._last_weights([ids])[0].T  # (T, K)
         return Weights(title=f"α at the end of {prompt!r}", tokens=self._shown(ids), weights=weights)
 
     def contributions(self, prompt: Text, next: Text, versus: Text | None = None) -> Contributions:
@@ -218,7 +215,7 @@ class Senses:
         logarithm of the ratio of their probabilities."""
         ids = self.encode(prompt)
         pair = [token_id(self.tokenizer, t) for t in ((next,) if versus is None else (next, versus))]
-        weights = self._weights(ids, last=True).T  # (T, K)
+        weights = self._last_weights([ids])[0].T  # (T, K)
         direction = self._direction(*pair)  # (D)
         logits = self._logits(ids)  # (V)
         logit = logits[pair[0]] - (0 if versus is None else logits[pair[1]])
@@ -244,7 +241,7 @@ class Senses:
             n = len(ids) - len(self.bos)
             if not 0 <= at < n:
                 raise InputError(f"position {at} is outside {prompt!r}: its tokens are 0 to {n - 1}")
-            values.append(self._weights(ids, last=True)[:, len(self.bos) + at])  # (K)
+            values.append(self._last_weights([ids])[0][:, len(self.bos) + at])  # (K)
         return PerSense(title=f"{a!r}[{i}] against {b!r}[{j}]", values=values[0] - values[1])
 
     def localize(self, target: Text, prompts: Sequence[Text], k: int = 10) -> Located:
@@ -256,7 +253,7 @@ class Senses:
             raise InputError("no prompts: give at least one")
         types, where = torch.tensor([i for row in rows for i in row]).unique(return_inverse=True)  # (U)
         scores = self.model.sense_vectors(types) @ direction  # (U, K)
-        alpha = torch.cat([self._weights(row, last=True) for row in rows], dim=1)  # (K, all positions)
+        alpha = torch.cat(self._last_weights(rows), dim=1)  # (K, all positions)
         mass = torch.zeros_like(scores).index_add_(0, where.to(alpha.device), alpha.T)  # (U, K)
         best = (mass * scores).flatten().topk(min(k, scores.numel()))  # (N)
         row, sense = best.indices // scores.size(1), best.indices % scores.size(1)
@@ -308,10 +305,26 @@ class Senses:
             raise InputError(f"sense={sense} is out of range: this model has senses 0 to {K - 1}")
         return slice(sense, sense + 1), [f"sense {sense}"]
 
-    def _weights(self, ids: list[int], last: bool = False) -> Tensor:
-        """α of one row of ids, (K, T, T), or of its last position (K, T)."""
-        alpha = self.model.contextualization(torch.tensor([ids], device=self.embedding.device))[0]
-        return alpha[:, -1] if last else alpha
+    def _weights(self, ids: list[int]) -> Tensor:
+        """α of one row of ids, (K, T, T)."""
+        return self.model.contextualization(torch.tensor([ids], device=self.embedding.device))[0]
+
+    def _last_weights(self, rows: Sequence[list[int]]) -> list[Tensor]:
+        """α at the last position of each row of ids, (K, T) with the row's own T; computed in batches.
+
+        Raises: InputError for a row longer than block_size.
+        """
+        T = max(map(len, rows))
+        if (size := self.model.config.block_size) < T:
+            raise InputError(f"{T} tokens are too many, this model reads block_size={size}: cut the text")
+        n = max(1, (1 << 25) // (self.model.config.n_sense_vector * T * T))  # 128 MB of α at a time
+        found = []
+        for start in range(0, len(rows), n):
+            part = rows[start : start + n]
+            padded = [row + [0] * (T - len(row)) for row in part]  # on the right, where nothing looks
+            alpha = self.model.contextualization(torch.tensor(padded, device=self.embedding.device))
+            found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
+        return found
 
     def _logits(self, ids: list[int]) -> Tensor:
         """The model's logits after one row of ids, padding included, (vocab_size)."""
@@ -331,6 +344,8 @@ class Senses:
         self, title: str, scores: Tensor, k: int, bottom: bool = False, labels: list[str] | None = None
     ) -> Ranking:
         """The first k tokens of each row of scores (R, V)."""
+        if k < 1:
+            raise InputError(f"k={k} is out of range: list 1 token or more")
         best = scores.topk(min(k, scores.size(1)), dim=1, largest=not bottom)  # (R, k)
         return Ranking(
             title=title,
