@@ -78,8 +78,8 @@ def lexical_similarity(
     senses = Senses(model) if isinstance(model, BackpackLM) else None
     columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
     for pooling in poolings:
-        vectors = _embeddings(model, tokenizer, words, pooling)  # (N, D)
-        table = None if senses is None else senses.many_senses(words, pooling)  # (N, K, D)
+        vectors = _embeddings(model, tokenizer, words, pooling).double().cpu()  # (N, D)
+        table = None if senses is None else senses.many_senses(words, pooling).double().cpu()  # (N, K, D)
         for column, pairs in zip(columns, kept.values(), strict=True):
             a, b = (torch.tensor([index[w] for w in side]) for side in list(zip(*pairs, strict=True))[:2])
             gold = [p.score for p in pairs]
@@ -97,19 +97,25 @@ def lexical_similarity(
 
 
 def spearman(measure: Tensor, gold: Sequence[float]) -> float:
-    """Spearman's rank correlation of N numbers with N others; NaN if either are all the same."""
+    """Spearman's rank correlation of N cosines with N scores; NaN if either are all the same.
+
+    Cosines that differ by the errors of float64 alone, as those of pairs of equal words, share their rank.
+    """
     try:
         from scipy.stats import spearmanr
     except ImportError:
         raise InputError("correlations need SciPy: pip install 'nanobackpack[analysis]'") from None
-    values = measure.double().cpu()
+    values = measure.double().round(decimals=9)
     if values.isnan().any() or values.unique().numel() < 2 or len(set(gold)) < 2:
         return float("nan")
     return float(spearmanr(values.numpy(), gold).statistic)
 
 
 def _measures(vectors: Tensor, senses: Tensor | None, a: Tensor, b: Tensor) -> list[Tensor]:
-    """Of N pairs (a, b) the measures R, each (N): cosines of E, flat, every sense, and their min."""
+    """Of N pairs (a, b) the measures R, each (N): cosines of E, flat, every sense, and their min.
+
+    In float64 on the CPU: float32 would break the ties of words that share their first token.
+    """
     measures = [F.cosine_similarity(vectors[a], vectors[b], dim=1)]
     if senses is not None:
         measures.append(F.cosine_similarity(senses[a].flatten(1), senses[b].flatten(1), dim=1))
