@@ -9,6 +9,7 @@ Change `main` to look at other things: `SenseVectorExperiment` is made for that,
 all the analysis of nanobackpack.Senses.
 """
 
+from functools import partial
 from typing import Literal
 
 from nanobackpack import cli, files, senses
@@ -29,20 +30,21 @@ class SenseVectorExperiment:
         """For each sense of the word the k tokens it predicts most: K lists of k."""
         return self.senses.sense_projection(word, k).tokens
 
-    def listings(self, word: str) -> list[Ranking]:
-        """What the settings ask for: the highest and lowest scores of the senses, or their neighbours."""
+    def listings(self) -> list[list[Ranking]]:
+        """For each word what the settings ask for: the highest and the lowest scores, or neighbours."""
         s = self.settings
         sense: int | Literal["all"] = "all" if s.sense < 0 else s.sense
         if s.neighbours:
-            return [self.senses.nearest(word, s.k, sense)]
-        return [self.senses.sense_projection(word, s.k, bottom, sense=sense) for bottom in (False, True)]
+            return [[ranking] for ranking in self.senses.nearest_many(s.words, s.k, sense)]
+        project = partial(self.senses.sense_projection, k=s.k, sense=sense)
+        return [[project(word), project(word, bottom=True)] for word in s.words]
 
 
 def main() -> None:
     ex = SenseVectorExperiment()
     for path in (ex.settings.json, ex.settings.plot):
         files.check_place(path)
-    found = [ex.listings(word) for word in ex.settings.words]
+    found = ex.listings()
     for listings in found:
         print("\n".join(listing.table() for listing in listings))
     if ex.settings.plot:

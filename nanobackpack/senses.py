@@ -122,8 +122,8 @@ class Senses:
     def directions(self) -> Tensor:
         """C of every real token, scaled to length 1, (K, V, D): computed once and kept.
 
-        It takes 4·K·V·D bytes, 2.5 GB for K=16, V=50257, D=768, and about K·V times the operations of
-        one sense vector; `forget` gives the memory back.
+        It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU
+        (tests/benchmark_senses.py). `forget` gives the memory back.
         """
         if self._directions is None:
             (V, D), K = self.embedding.shape, self.model.config.n_sense_vector
@@ -144,16 +144,28 @@ class Senses:
         """The k tokens whose sense has the largest cosine with the same sense of the word: a row for each
         sense, for one of them, or for the least of all cosines ("min", eq. 14). A word of one token is
         not its own neighbour."""
-        ids = word_ids(self.tokenizer, word)
+        return self.nearest_many([word], k, sense)[0]
+
+    def nearest_many(
+        self, words: Sequence[Text], k: int = 5, sense: int | Literal["all", "min"] = "all"
+    ) -> list[Ranking]:
+        """`nearest` for N words. The table of all senses is read once for them together, which takes about
+        as long for 32 words as for 8."""
         rows, labels = self._rows("all" if sense == "min" else sense)
-        mine = F.normalize(self.word_senses(word)[rows], dim=1)  # (R, D)
-        cosines = (self.directions()[rows] @ mine[:, :, None])[:, :, 0]  # (R, V)
+        mine = F.normalize(self.many_senses(words)[:, rows], dim=2)  # (N, R, D)
+        # One product a sense: batched ones are slower on a CPU.
+        pairs = zip(self.directions()[rows], mine.transpose(0, 1), strict=True)
+        cosines = torch.stack([table @ c.T for table, c in pairs])  # (R, V, N)
         if sense == "min":
-            cosines, labels = cosines.amin(dim=0, keepdim=True), ["min"]  # (1, V)
-        if len(ids) == 1:
-            cosines[:, ids[0]] = -torch.inf
-        k = min(k, cosines.size(1) - (len(ids) == 1))
-        return self._rank(f"{word}, nearest", cosines, k, labels=labels)
+            cosines, labels = cosines.amin(dim=0, keepdim=True), ["min"]  # (1, V, N)
+        found = []
+        for word, scores in zip(words, cosines.unbind(dim=2), strict=True):  # (R, V)
+            own = word_ids(self.tokenizer, word)
+            if len(own) == 1:
+                scores[:, own[0]] = -torch.inf
+            n = min(k, scores.size(1) - (len(own) == 1))
+            found.append(self._rank(f"{word}, nearest", scores, n, labels=labels))
+        return found
 
     def sense_bias(self, word: Text, first: Text, second: Text) -> PerSense:
         """log softmax(E · s_l) at one token minus at another: which senses prefer which, a heuristic for

@@ -190,6 +190,8 @@ def test_nearest(senses: Senses):
     assert senses.nearest("d", 7, "min").ids[0].tolist() == sorted(others, key=lambda v: -least[v].item())
     assert senses.nearest("dd", 8).ids.size(1) == 8  # a word of several tokens leaves none out
     assert senses.nearest("dd", 1).ids[:, 0].tolist() == [me] * K
+    for word, ranking in zip(("a", "dd", "d"), senses.nearest_many(["a", "dd", "d"], 4), strict=True):
+        assert ranking.table() == senses.nearest(word, 4).table()
 
 
 def test_the_table_of_directions_is_kept_and_dropped(senses: Senses):
