@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from nanobackpack import Senses, cli, files
 from nanobackpack.checkpoint import open_model
-from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.config import AnalysisConfig, at_least
 from nanobackpack.results import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig(ReadConfig):
+class ExplainConfig(AnalysisConfig):
     """Why a model predicts a token: the contribution of each sense of each token of the prompt."""
 
     prompt: str = ""

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from nanobackpack import InputError, Senses, cli, files
 from nanobackpack.checkpoint import open_model
-from nanobackpack.config import ReadConfig
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.prepare import read_text
 from nanobackpack.results import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompositionConfig(ReadConfig):
+class CompositionConfig(AnalysisConfig):
     """How the tokens of a word share its weight over some sentences."""
 
     word: str = ""

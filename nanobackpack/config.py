@@ -266,7 +266,20 @@ class ReadConfig(LoadConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SenseConfig(ReadConfig):
+class AnalysisConfig(ReadConfig):
+    """What the programs that analyse a model share: they compute in float32, whatever the device."""
+
+    plot: str = ""
+    """Also draw the result to this PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("auto", "float32"):
+            raise InputError(f"dtype={self.dtype} is not for analysis, which is in float32: leave it at auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenseConfig(AnalysisConfig):
     """What the senses of some words predict: for each sense the tokens it scores highest and lowest."""
 
     words: tuple[str, ...] = ("a", "e", "c", "s", "t")
@@ -278,7 +291,7 @@ class SenseConfig(ReadConfig):
     neighbours: bool = False
     """List instead the tokens whose senses point the same way as the word's (cosine, not E · C)."""
     plot: str = ""
-    """Also draw the first word's table to this PNG; color is the score."""
+    """Also draw the first word's table to this PNG; the colour is the score."""
     strict: bool = True
     """Accepted for nanoBackpackLM's command; unknown weights are refused either way."""
 

@@ -187,7 +187,7 @@ class Senses:
             from sklearn.manifold import TSNE
         except ImportError:
             raise InputError("a map needs scikit-learn: pip install 'nanobackpack[analysis]'") from None
-        x = self.many_senses(words)[:, sense].double().cpu()  # (N, D)
+        x = self.many_senses(words)[:, sense].cpu().double()  # (N, D)
         u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
         reduced = (u * s)[:, :50]  # (N, 50): PCA
         perplexity = min(30.0, (len(words) - 1) / 3)
@@ -226,12 +226,12 @@ class Senses:
         α[l, last, j] · (E_w · C(x_j)_l). With `versus` the difference of two logits, which is the
         logarithm of the ratio of their probabilities."""
         ids = self.encode(prompt)
-        pair = [token_id(self.tokenizer, t) for t in ((next,) if versus is None else (next, versus))]
+        pair = [token_id(self.tokenizer, t) for t in (next, versus) if t is not None]
         weights = self._last_weights([ids])[0].T  # (T, K)
         direction = self._direction(*pair)  # (D)
         logits = self._logits(ids)  # (V)
         logit = logits[pair[0]] - (0 if versus is None else logits[pair[1]])
-        what = f"logit of {next!r}" + ("" if versus is None else f" minus logit of {versus!r}")
+        what = " minus ".join(f"logit of {token!r}" for token in self._shown(pair))
         return Contributions(
             title=f"{what} after {prompt!r}",
             tokens=self._shown(ids),

@@ -37,7 +37,10 @@ def encode(tokenizer: Tokenizer, text: Text) -> Encoded:
 def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     """Raises InputError for a model that came without one."""
     if tokenizer is None:
-        raise InputError("this model came without a tokenizer, so words cannot be looked up")
+        raise InputError(
+            "this model came without a tokenizer, so words cannot be looked up: a model folder needs its "
+            "tokenizer.json, a nanoBackpackLM checkpoint its data/DATASET here"
+        )
     return tokenizer
 
 

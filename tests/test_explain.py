@@ -251,7 +251,7 @@ def test_explain(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     assert '"logit"' in (folder / "a.json").read_text(encoding="utf-8")
     out, _ = run_program("explain", folder, capsys, "--prompt", "bad")
-    assert f"logit of {senses.next_tokens('bad').ids[0, :1].tolist()}" in out
+    assert f"logit of {senses.next_tokens('bad').tokens[0][0]!r} after 'bad'" in out
 
 
 def test_word_composition_program(folder: Path, capsys: pytest.CaptureFixture[str]):

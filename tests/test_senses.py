@@ -460,6 +460,7 @@ def test_script_errors(run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
         ([f"--out_dir={run_folder}", "--json=nowhere/a.json", "--words", "a"], "no folder nowhere"),
         ([f"--out_dir={run_folder}", f"--plot={run_folder}", "--words", "a"], "is a folder"),
         ([f"--out_dir={run_folder}", "--bos", "--words", "a"], "bos"),
+        ([f"--out_dir={run_folder}", "--dtype=bfloat16"], "float32"),
     ):
         assert run_script(monkeypatch, *arguments) == 2
         captured = capsys.readouterr()

@@ -78,8 +78,8 @@ def lexical_similarity(
     senses = Senses(model) if isinstance(model, BackpackLM) else None
     columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
     for pooling in poolings:
-        vectors = _embeddings(model, tokenizer, words, pooling).double().cpu()  # (N, D)
-        table = None if senses is None else senses.many_senses(words, pooling).double().cpu()  # (N, K, D)
+        vectors = _embeddings(model, tokenizer, words, pooling).cpu().double()  # (N, D)
+        table = None if senses is None else senses.many_senses(words, pooling).cpu().double()  # (N, K, D)
         for column, pairs in zip(columns, kept.values(), strict=True):
             a, b = (torch.tensor([index[w] for w in side]) for side in list(zip(*pairs, strict=True))[:2])
             gold = [p.score for p in pairs]
