@@ -2,17 +2,17 @@
 
     python experiments/word_composition.py --out_dir=out-zh --word 新闻 --sentences sentences.txt
 
-`sentences` is a text file with one sentence a line; lines without the word are passed over. Each row of the
-table is a sense: the mean share of each token, and how far the first one's share strays from its mean.
+`sentences` is a text file with one sentence a line; lines without the word are passed over, and one longer
+than block_size is refused. Each row of the table is a sense: the mean share of each token, and how far the
+first one's share strays from its mean.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nanobackpack import InputError, Senses, cli, files
 from nanobackpack.checkpoint import open_model
 from nanobackpack.config import AnalysisConfig
-from nanobackpack.prepare import read_text
+from nanobackpack.evaluate.testsets import lines
 from nanobackpack.results import write_json
 
 
@@ -37,7 +37,13 @@ def main(settings: CompositionConfig) -> None:
     for path in (settings.json, settings.plot):
         files.check_place(path)
     senses = Senses(open_model(settings), settings.bos)
-    sentences = read_text(Path(settings.sentences)).splitlines()
+    sentences = []
+    for number, line in lines(settings.sentences):
+        try:
+            senses.encode(line)
+        except InputError as error:
+            raise InputError(f"{settings.sentences}, line {number}: {error}") from None
+        sentences.append(line)
     result = senses.word_composition(settings.word, sentences)
     print(result.table())
     if settings.plot:

@@ -258,8 +258,12 @@ def test_word_composition_program(folder: Path, capsys: pytest.CaptureFixture[st
     text = folder / "s.txt"
     text.write_text("abc\n\nbcad\nab", encoding="utf-8")
     out, _ = run_program("word_composition", folder, capsys, "--word", "bc", "--sentences", str(text))
-    sentences = ["abc", "", "bcad", "ab"]
+    sentences = ["abc", "bcad", "ab"]
     assert out == Senses(load_model(folder)).word_composition("bc", sentences).table() + "\n"
+    text.write_text("abc\n" + "bc" * 7, encoding="utf-8")
+    arguments = ("--word", "bc", "--sentences", str(text))
+    _, err = run_program("word_composition", folder, capsys, *arguments, status=2)
+    assert "s.txt, line 2: the prompt has 14 tokens" in err
 
 
 @pytest.mark.parametrize(
