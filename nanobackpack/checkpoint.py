@@ -25,11 +25,12 @@ import torch
 
 from nanobackpack import compat, hub
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError, ModelConfig, TrainConfig
+from nanobackpack.config import InputError, LoadConfig, ModelConfig, TrainConfig
 from nanobackpack.data import read_tokenizer
 from nanobackpack.files import replacing
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
+from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.tokenizers import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
@@ -146,6 +147,13 @@ def _recipe(name: str) -> str:
         if re.search(rf"""^out_dir *= *["']{re.escape(name)}["']""", file.read_text(encoding="utf-8"), re.M):
             return f"train it with `python train.py {file.as_posix()}`"
     return "train one with python train.py"
+
+
+def open_model(config: LoadConfig) -> BackpackLM | GPT:
+    """The model that settings name, on their device. Raises: InputError if either cannot be had."""
+    device = pick_device(config.device)
+    pick_compile(config.compile, device)  # reading is not compiled; a wrong setting is still refused
+    return load_model(config.model_path, config.tokenizer_name).to(device)
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:

@@ -1,8 +1,9 @@
 """The command line: the only place that reads argv, prints usage, and turns an error into one line.
 
 Order: defaults of the dataclass < config files in the order given < flags. `--key=value`, `--key value`
-and `--some-key=value` all work. tyro parses the values and writes `--help`; what is done here is what
-nanoGPT's users expect on top: config files, and errors of one line that name the nearest setting.
+and `--some-key=value` all work, and a bare `--key` where the value is True or False. tyro parses the values
+and writes `--help`; what is done here is what nanoGPT's users expect on top: config files, and errors of one
+line that name the nearest setting.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ def _split(argv: Sequence[str], fields: dict[str, Any]) -> tuple[dict[str, list[
             raise InputError(f"unknown setting --{name}{nearest(name, fields)}")
         if equals:
             flags[name] = [value]
+        elif fields[name].type in (bool, "bool") and (not rest or rest[0].startswith("--")):
+            flags[name] = ["True"]
         elif not rest or rest[0].startswith("--"):
             raise InputError(f"--{name} needs a value, as in --{name}={_example(fields[name])}")
         else:

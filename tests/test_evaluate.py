@@ -1,269 +1,517 @@
-"""Perplexity: against the definition computed directly, and what the two programs print and write."""
+"""Evaluation protocols equal direct computation by the plain formula; their files are read or refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import save_gpt2, tiny_model
+from conftest import BACKPACKS, GPTS, run_program, save_tiny, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import plain_logits, plain_senses
 from torch import Tensor
 
-from nanobackpack import checkpoint
-from nanobackpack.config import InputError, ModelConfig, PerplexityConfig, TrainConfig
-from nanobackpack.data import Meta, Splits, TokenData
-from nanobackpack.evaluate.perplexity import Perplexity, loss_of, open_stream, perplexity, report
-from nanobackpack.layers import LanguageModel
-from nanobackpack.mixture import Mixture
+from nanobackpack import GPT, BackpackLM, InputError, load_model
+from nanobackpack.evaluate import blimp, lambada, wcpc
+from nanobackpack.evaluate.lexical import lexical_similarity, spearman
+from nanobackpack.evaluate.scoring import Row, score
+from nanobackpack.evaluate.testsets import FORMATS, Pair, read_json_lines, read_pairs
+from nanobackpack.generate import beam_search
 from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
 
-ROOT = Path(__file__).resolve().parents[1]
-T = 12  # block_size of the tiny models
-STREAM = np.random.default_rng(0).integers(19, size=5 * T + 4).astype("<u2")
-
-
-def stream(folder: Path, ids: np.ndarray = STREAM, name: str = "evaluation") -> Splits:
-    ids.astype("<u2").tofile(folder / f"{name}.bin")
-    data = Splits(folder)
-    data.add(name, folder / f"{name}.bin")
-    return data
+LETTERS = "abcdef .g"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+with_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the test sets")
 
 
-class Unigram(LanguageModel):
-    """A model that gives token i the probability p[i], whatever came before."""
-
-    def __init__(self, p: list[float]) -> None:
-        super().__init__(
-            ModelConfig(n_layer=1, n_head=1, n_embd=4, block_size=2, vocab_size=3, n_sense_vector=1)
-        )
-        self.p = p
-
-    def logits(self, input_ids: Tensor, types: object = None) -> Tensor:
-        return torch.tensor(self.p).log().expand(*input_ids.shape, 3)
+@pytest.fixture(params=["nano", "nano-few", "nano-k1", "paper", "gpt"])
+def model(request: pytest.FixtureRequest) -> BackpackLM | GPT:
+    model = tiny_model(**(BACKPACKS | GPTS)[request.param] | {"vocab_size": 12, "vocab_used": 9})
+    model.tokenizer = Tokenizer.char(LETTERS)
+    return model
 
 
-def direct(model: LanguageModel, ids: np.ndarray, block_size: int) -> list[float]:
-    """-ln p of each token but the first, from its window's beginning: one position at a time."""
-    losses = []
-    for i in range(1, len(ids)):
-        start = (i - 1) // block_size * block_size
-        context = torch.tensor(ids[start:i].astype(np.int64))[None]  # (1, t)
-        with torch.no_grad():
-            p = model(context).logits[0, -1].double().softmax(dim=0)
-        losses.append(-math.log(p[int(ids[i])]))
-    return losses
+def log_p(model: BackpackLM | GPT, ids: list[int]) -> Tensor:
+    """log p of each token but the first, given those before it; (T - 1, V) by the plain formula."""
+    with torch.no_grad():
+        return plain_logits(model, torch.tensor([ids[:-1]]))[0].log_softmax(dim=1)
 
 
-@pytest.mark.parametrize("kind", ["backpack-lm", "gpt2"])
-def test_the_whole_stream_is_the_definition(tmp_path: Path, kind: str) -> None:
-    model = tiny_model(model_name=kind)
-    losses = direct(model, STREAM, T)
-    for batch_size in (1, 2, 7):
-        result = perplexity(model, stream(tmp_path), "evaluation", batch_size=batch_size)
-        assert result.tokens == len(STREAM) - 1
-        assert result.nats_per_token == pytest.approx(np.mean(losses), abs=1e-5)
-        assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
-    assert not model.training
+# --- Scores ---------------------------------------------------------------------------------------
 
 
-def test_windows_are_as_long_as_the_model_can_read(tmp_path: Path) -> None:
-    """nanoBackpackLM's script broke on any block_size but 1024."""
-    short = tiny_model(block_size=5)
-    result = perplexity(short, stream(tmp_path), "evaluation")
-    assert result.nats_per_token == pytest.approx(np.mean(direct(short, STREAM, 5)), abs=1e-5)
+def test_score(model: BackpackLM | GPT):
+    """Sums of log-probabilities of rows of all lengths, whatever the batch; the beginning is cut."""
+    draw = torch.Generator().manual_seed(2)
+    rows = []
+    for T, start in ((2, 1), (13, 1), (5, 4), (12, 6), (30, 20), (7, 3)):
+        rows.append(Row(torch.randint(12, (T,), generator=draw).tolist(), start))
+    expected = []
+    for ids, start in rows:
+        kept = ids[-13:]  # 12 positions predict the last 12 tokens
+        p, first = log_p(model, kept), start - (len(ids) - len(kept))
+        wanted = range(first, len(kept))
+        expected.append(sum(p[i - 1, kept[i]].item() for i in wanted))
+        exact = all(p[i - 1, :9].argmax().item() == kept[i] for i in wanted)
+        assert score(model, [Row(ids, start)])[0].exact == exact
+    for batch_size in (1, 2, 16):
+        assert [s.log_p for s in score(model, rows, batch_size)] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="cannot score"):
+        score(model, [Row([1, 2], 0)])
+    with pytest.raises(ValueError, match="cannot score"):
+        score(model, [Row([1] * 14, 1)])
 
 
-def test_losses_1_and_3_are_a_perplexity_of_7_389(tmp_path: Path) -> None:
-    """exp of the mean, not the mean of exp: (e + e³) / 2 = 11.4."""
-    p = [math.exp(-1), math.exp(-3)]
-    model = Unigram([*p, 1 - sum(p)])
-    data = stream(tmp_path, np.array([2, 0, 1, 0, 1, 0, 1]))
-    assert perplexity(model, data, "evaluation", batch_size=1).perplexity == pytest.approx(7.389, abs=1e-3)
-    uneven = stream(tmp_path, np.array([2, 0, 0, 1]))  # windows of 2 and 1: tokens count, not windows
-    result = perplexity(model, uneven, "evaluation", batch_size=1)
-    assert result.nats_per_token == pytest.approx((1 + 1 + 3) / 3, abs=1e-6)
+def test_exact_means_every_token(model: BackpackLM | GPT):
+    """A row that continues greedily is exact; changing one token of it is not."""
+    ids = model.generate(torch.tensor([[3, 1]]), 6, temperature=0)[0].tolist()
+    assert score(model, [Row(ids, 2)])[0].exact
+    for i in range(2, 8):
+        changed = [*ids[:i], (ids[i] + 1) % 9, *ids[i + 1 :]]
+        assert not score(model, [Row(changed, 2)])[0].exact
 
 
-def test_a_random_sample_is_repeatable(tmp_path: Path) -> None:
-    model, data = tiny_model(), stream(tmp_path)
-    some = perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=5)
-    assert some == perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=5)
-    assert some != perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=6)
-    assert some.tokens == 3 * 4 * T
-    many = perplexity(model, data, "evaluation", batch_size=50, n_batch=40)
-    ids = torch.from_numpy(STREAM.astype(np.int64)).unfold(0, T + 1, 1)  # (windows, T+1)
-    every, _ = loss_of(model, [(ids[:, :-1], ids[:, 1:])])
-    assert many.nats_per_token == pytest.approx(every, abs=0.03)
+# --- Beams ----------------------------------------------------------------------------------------
 
 
-def test_bits() -> None:
-    row = Perplexity("val", 10, 2 * math.log(2), 4.0)
-    assert (row.perplexity, row.bits_per_token, row.bits_per_char) == pytest.approx((4.0, 2.0, 0.5))
-    assert Perplexity("val", 10, 1.0).bits_per_char is None
-    assert Perplexity("val", 10, 1e4).perplexity == math.inf
-    both = Perplexity.mean("all", [Perplexity("a", 30, 1.0, 2.0), Perplexity("b", 10, 3.0, 6.0)])
-    assert both == Perplexity("all", 40, 1.5, 3.0)
-    assert Perplexity.mean("all", [row, Perplexity("b", 10, 3.0)]).bits_per_char is None
+@pytest.mark.parametrize("banned", [(), (0, 4)])
+def test_enough_beams_find_the_best(model: BackpackLM | GPT, banned: tuple[int, ...]):
+    """With as many beams as continuations by n - 1 tokens, beam search is exhaustive search."""
+    prompt = [5, 2, 7]
+    allowed = [i for i in range(9) if i not in banned]
+    sums = {}
+    for new in itertools.product(allowed, repeat=3):
+        ids = [*prompt, *new]
+        p = log_p(model, ids)
+        sums[new] = sum(p[i - 1, ids[i]].item() for i in range(3, 6))
+    best = sorted(sums, key=lambda new: -sums[new])[:10]
+    ids, scores = beam_search(model, torch.tensor([prompt]), 3, 81, banned)
+    assert [tuple(row) for row in ids[:10].tolist()] == best
+    assert scores[:10].tolist() == pytest.approx([sums[new] for new in best], abs=1e-4)
 
 
-# --- The programs -----------------------------------------------------------------------------
+def test_beams_keep_the_best_of_each_step(model: BackpackLM | GPT):
+    """Each step keeps the N best continuations of those kept before, as a plain loop does."""
+    prompt, beams = [5, 2, 7, 1], [((), 0.0)]
+    for _ in range(4):
+        longer = []
+        for new, total in beams:
+            p = log_p(model, [*prompt, *new, 0])[-1]
+            longer += [((*new, i), total + p[i].item()) for i in range(9)]
+        beams = sorted(longer, key=lambda b: -b[1])[:3]
+    ids, scores = beam_search(model, torch.tensor([prompt]), 4, 3)
+    assert [tuple(row) for row in ids.tolist()] == [new for new, _ in beams]
+    assert scores.tolist() == pytest.approx([total for _, total in beams], abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder, on data whose evaluation split holds the same text as its val split."""
-    folder = tmp_path_factory.mktemp("run")
-    text = "the quick brown fox jumps over the lazy dog. " * 20
-    tokenizer = Tokenizer.char(text)
-    ids = np.array(tokenizer.encode(text), "<u2")
-    tokens = {"train": 500, "val": 200, "evaluation": 200}
-    (folder / "data").mkdir()
-    for split, n in tokens.items():
-        ids[:n].tofile(folder / "data" / f"{split}.bin")
-    tokenizer.save(folder / "data" / "tokenizer.json")
-    Meta(
-        vocab_size=tokenizer.vocab_size, dtype="uint16", tokens=tokens, chars=tokens | {"evaluation": 600},
-        tokenizer="tokenizer.json", source="a test", sha256={},
-    ).save(folder / "data" / "meta.json")  # fmt: skip
-    config = TrainConfig(
-        dataset=str(folder / "data"), out_dir=str(folder / "out"), device="cpu", compile=False, n_layer=2,
-        n_head=2, n_embd=16, n_sense_vector=2, block_size=16, batch_size=4, max_iters=2, eval_iters=1,
-    )  # fmt: skip
-    assert train(config) == 0
-    return folder
+def test_beam_search_edges(model: BackpackLM | GPT):
+    """Few continuations give few beams; long prompts are cut; one beam is greedy; the mode comes back."""
+    only = [i for i in range(9) if i != 3]
+    ids, scores = beam_search(model, torch.tensor([[1]]), 2, 5, only)
+    assert ids.tolist() == [[3, 3]]
+    assert len(scores) == 1
+    prompt = torch.arange(20)[None] % 9
+    cut, _ = beam_search(model, prompt[:, -11:], 2, 3)
+    assert beam_search(model, prompt, 2, 3)[0].equal(cut)
+    model.train()
+    ids, _ = beam_search(model, torch.tensor([[1, 2]]), 5, 1)
+    assert model.training
+    greedy = model.eval().generate(torch.tensor([[1, 2]]), 5, temperature=0)
+    assert ids.equal(greedy[:, 2:])
+    for n, beams in ((0, 1), (13, 1), (1, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            beam_search(model, prompt, n, beams)
 
 
-def program(name: str, *argv: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", [name, *argv, "--device=cpu"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "experiments" / name), run_name="__main__")
-    return int(stop.value.code or 0)
+# --- LAMBADA --------------------------------------------------------------------------------------
 
 
-def test_perplexity_py(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On what the model was trained on, the evaluation split first; numbers as in metrics.jsonl."""
-    file = run / "result.json"
-    flags = [f"--out_dir={run / 'out'}", f"--json={file}"]
-    assert program("perplexity.py", *flags, monkeypatch=monkeypatch) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    result = json.loads(file.read_text())
-    end = json.loads((run / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    (row,) = result["rows"]
-    assert row["split"] == "evaluation"
-    assert result["block_size"] == 16
-    assert row["tokens"] == 199
-    assert row["nats_per_token"] == pytest.approx(end["val_loss_full"], abs=1e-6)
-    assert row["perplexity"] == pytest.approx(math.exp(end["val_loss_full"]), rel=1e-6)
-    assert row["bits_per_char"] == pytest.approx(end["val_bits_per_char"] / 3, rel=1e-6)
-    head, *lines = out.splitlines()[1:]
-    assert head.split() == ["split", "tokens", "nats/token", "perplexity", "bits/char"]
-    assert lines[0].split()[:2] == ["evaluation", "199"]
-    assert len({len(line) for line in (head, *lines)}) == 1
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.text("ab \n\t", max_size=12).filter(lambda s: len(s.split()) > 1))
+def test_split_last(text: str):
+    """Context and last word put together are the text; the word brings its space, and is one word."""
+    context, word = lambada.split_last(text)
+    assert context + word == text.rstrip()
+    assert word.split() == [text.split()[-1]]
+    assert word[0].isspace()
+    assert context == context.rstrip()
+
+
+def test_last_word(model: BackpackLM | GPT):
+    """exp of the mean negative log-likelihood of words; what cannot be spelled is left out and counted."""
+    passages = ["ab cd", "fa ce bad", "abc xyz", "a gab gag bad beef cab", "ab cdefgabcdefga"]
+    got = lambada.last_word(model, passages, batch_size=2)
+    total, exact = 0.0, 0
+    for passage, word in ((passages[0], " cd"), (passages[1], " bad"), (passages[3], " cab")):
+        ids = model.tokenizer.encode(passage)[-13:]
+        p, wanted = log_p(model, ids), range(len(ids) - len(word), len(ids))
+        total += sum(p[i - 1, ids[i]].item() for i in wanted)
+        exact += all(p[i - 1, :9].argmax().item() == ids[i] for i in wanted)
+    assert got.perplexity == pytest.approx(math.exp(-total / 3), rel=1e-4)
+    assert got.accuracy == exact / 3
+    assert (got.n, got.left_out) == (3, 2)
+    with pytest.raises(InputError, match="no passage"):
+        lambada.last_word(model, ["x y"])
+
+
+# --- BLiMP ----------------------------------------------------------------------------------------
+
+
+class WithBos(Tokenizer):
+    bos_id = 7
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
+    """The share of pairs whose good sentence is likelier as a whole; equal ones are errors."""
+    model.tokenizer = WithBos.char(LETTERS)
+    draw = torch.Generator().manual_seed(3)
+    sentences = ["".join(LETTERS[i] for i in torch.randint(9, (5,), generator=draw)) for _ in range(60)]
+    pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
+
+    def plain(sentence: str) -> float:
+        ids = [7] * bos + model.tokenizer.encode(sentence)
+        p = log_p(model, ids)
+        return sum(p[i - 1, ids[i]].item() for i in range(1, len(ids)))
+
+    right = sum(plain(good) > plain(bad) for good, bad in pairs)
+    sets = {"one": [*pairs, ("ab", "ab"), ("az", "ab"), ("a" * 14, "a")], "two": pairs[:7]}
+    got = blimp.sentence_pairs(model, sets, bos, batch_size=7)
+    assert got.names == ["one", "two"]
+    assert got.accuracy[0] == pytest.approx(right / 31)
+    assert got.accuracy[1] == pytest.approx(sum(plain(g) > plain(b) for g, b in pairs[:7]) / 7)
+    assert (got.n, got.left_out) == ([31, 7], [2, 0])
+    assert got.mean == pytest.approx(sum(got.accuracy) / 2)
+    with pytest.raises(InputError, match="bad set: no pair"):
+        blimp.sentence_pairs(model, {"bad set": [("xy", "yx")]}, bos)
+
+
+# --- WPLC -----------------------------------------------------------------------------------------
+
+
+def test_word_prediction(model: BackpackLM | GPT):
+    """v1 takes 3 beams by the text before the masks; v2 ranks 10 by the text after them as well."""
+    items = [
+        wcpc.Item("abc", 2, "fa.", "de"),
+        wcpc.Item("abcdefabcdef", 1, "", "a"),
+        wcpc.Item("xyz", 1, "", "a"),
+        wcpc.Item("a", 2, "bcdefgabcdefg", "fg"),
+    ]
+    period = model.tokenizer.id(".")
+    for protocol in ("v1", "v2"):
+        expected = []
+        for item in (items[0], items[1], items[3]):
+            before = model.tokenizer.encode(item.before)
+            after = model.tokenizer.encode(item.after)[:6]
+            width = 3 if protocol == "v1" else 10
+            ids, sums = beam_search(
+                model, torch.tensor([before]), item.n, width, wcpc.banned_ids(model.tokenizer)
+            )
+            ranked = []
+            for new, total in zip(ids.tolist(), sums.tolist(), strict=True):
+                if protocol == "v2" and after:
+                    row = [*before, *new, *after][-13:]
+                    p = log_p(model, row)
+                    total += sum(p[i - 1, row[i]].item() for i in range(len(row) - len(after), len(row)))
+                ranked.append((total, model.tokenizer.decode(new).replace(" ", "")))
+            expected.append([word for _, word in sorted(ranked, reverse=True)[:3]])
+        got = wcpc.word_prediction(model, items, protocol)  # type: ignore[arg-type]
+        assert got.guesses == expected
+        assert (got.n, got.left_out) == (3, 1)
+        pairs = list(zip(("de", "a", "fg"), expected, strict=True))
+        assert got.top1 == pytest.approx(sum(w == e[0] for w, e in pairs) / 3)
+        assert got.top3 == pytest.approx(sum(w in e for w, e in pairs) / 3)
+    assert period not in wcpc.banned_ids(model.tokenizer)  # the protocol bans 。 and not .
+
+
+def test_right_words_are_counted(model: BackpackLM | GPT):
+    """The first guess, the third and none of them: 1/3 and 2/3."""
+    guesses = wcpc.word_prediction(model, [wcpc.Item("abc", 1, "", "a")]).guesses[0]
+    fourth = next(c for c in LETTERS if c.strip() and c not in guesses)
+    items = [wcpc.Item("abc", 1, "", word) for word in (guesses[0], guesses[2], fourth)]
+    got = wcpc.word_prediction(model, items)
+    assert (got.top1, got.top3) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+
+def test_punctuation_is_no_word():
+    tokenizer = Tokenizer.char("a，。！b")
+    assert sorted(map(tokenizer.token, wcpc.banned_ids(tokenizer))) == sorted("，。！")
+
+
+# --- Lexical similarity ---------------------------------------------------------------------------
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Ranks with ties shared, by counting."""
+    return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+
+
+def plain_spearman(x: list[float], y: list[float]) -> float:
+    a, b = torch.tensor(ranks(x), dtype=torch.float64), torch.tensor(ranks(y), dtype=torch.float64)
+    a, b = a - a.mean(), b - b.mean()
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+WORDS = ["ab", "cab", "fade", "bad", "gag", "face", "a", "beg"]
+PAIRS = [Pair(x, y, float((7 * i) % 11)) for i, (x, y) in enumerate(itertools.combinations(WORDS, 2))]
+
+
+def test_lexical_similarity(model: BackpackLM | GPT):
+    """Spearman's ρ of cosines with scores: E, flat, every sense and min, for means and first tokens."""
+    pytest.importorskip("scipy")
+    unknown = [Pair("ab", "xyz", 3.0)]
+    got = lexical_similarity(model, {"simlex": PAIRS + unknown, "rg65": PAIRS[:9]})
+    assert (got.n, got.coverage) == ([28, 9], [28 / 29, 1.0])
+    K = 0 if isinstance(model, GPT) else model.config.n_sense_vector
+    assert got.measures == ["E"] + (["flat", *(f"sense {i}" for i in range(K)), "min"] if K else [])
+    assert got.rho.shape == (len(got.measures), 2, 2)
+
+    def cos(a: Tensor, b: Tensor) -> float:
+        return (torch.dot(a, b) / (a.norm() * b.norm())).item()
+
+    for p, pooling in enumerate(("avg", "first")):
+        rows: dict[str, list[float]] = {name: [] for name in got.measures}
+        for pair in PAIRS:
+            sides = []
+            for word in (pair.first, pair.second):
+                ids = torch.tensor([model.tokenizer.encode(word)[: None if pooling == "avg" else 1]])
+                E = model.wte.weight.detach()[ids[0]].double().mean(dim=0)
+                C = plain_senses(model, ids)[0].detach().mean(dim=1).double() if K else E[None]
+                sides.append((E, C))
+            (e, c), (f, d) = sides
+            each = [cos(c[i], d[i]) for i in range(K)]
+            values = [cos(e, f)] + ([cos(c.flatten(), d.flatten()), *each, min(each)] if K else [])
+            for name, value in zip(got.measures, values, strict=True):
+                rows[name].append(round(value, 9))
+        gold = [pair.score for pair in PAIRS]
+        for r, name in enumerate(got.measures):
+            for s, n in enumerate((28, 9)):
+                expected = plain_spearman(rows[name][:n], gold[:n])
+                assert got.rho[r, s, p].item() == pytest.approx(expected, abs=1e-6)
+    text = got.table()
+    assert "96.6 %" in text
+    assert len(text.splitlines()) == len(got.measures) + 4
+
+
+def test_contextualized_words_have_no_embedding(model: BackpackLM | GPT):
+    pytest.importorskip("scipy")
+    got = lexical_similarity(model, {"simlex": PAIRS}, ["avg", "contextualized"])
+    assert not got.rho[0, 0, 0].isnan()
+    assert got.rho[0, 0, 1].isnan()
+    assert not got.rho[1:].isnan().any()
+    assert "–" in got.table()
+    assert json.loads(got.to_json())["rho"][0][0][1] is None
+
+
+def test_spearman():
+    """Ties share their rank; no correlation where all is the same."""
+    pytest.importorskip("scipy")
+    x, y = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 2.0, 1.0, 5.0, 0.0]
+    assert spearman(torch.tensor(x), y) == pytest.approx(plain_spearman(x, y), abs=1e-6)
+    assert spearman(torch.tensor([1.0, 2, 3]), [10, 20, 90]) == pytest.approx(1)
+    assert spearman(torch.tensor([1.0, 2, 3]), [9, 2, 1]) == pytest.approx(-1)
+    assert math.isnan(spearman(torch.tensor([1.0, 1]), [1, 2]))
+    assert math.isnan(spearman(torch.tensor([1.0, 2]), [1, 1]))
+
+
+def test_lexical_errors(model: BackpackLM | GPT):
+    with pytest.raises(InputError, match="0 of 2 pairs"):
+        lexical_similarity(model, {"simlex": [Pair("x", "y", 1.0), Pair("z", "y", 1.0)]})
+    with pytest.raises(InputError, match="pooling='mean'"):
+        lexical_similarity(model, {"simlex": PAIRS}, ["mean"])  # type: ignore[list-item]
+    model.tokenizer = None
+    with pytest.raises(InputError, match="without a tokenizer"):
+        lexical_similarity(model, {"simlex": PAIRS})
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+WORD = st.text(st.characters(categories=["Ll", "Lo", "Nd"]), min_size=1, max_size=6)
+NUMBER = st.floats(-100, 100).map(lambda x: round(x, 4))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    pairs=st.lists(st.builds(Pair, WORD, WORD, NUMBER), min_size=2, max_size=5),
+    end=st.sampled_from(["\n", "\r\n", " \n"]),
+)
+def test_pairs_survive_a_file(
+    name: str, pairs: list[Pair], end: str, tmp_path_factory: pytest.TempPathFactory
+):
+    """Every format gives back what was written, with either line end, blank lines, and none at the end."""
+    separator, column, header = FORMATS[name]
+    cells = [[p.first, p.second, *["A"] * (column - 2), repr(p.score)] for p in pairs]
+    lines = ["head"] * header + [(separator or "\t").join(row) for row in cells]
+    path = tmp_path_factory.mktemp("pairs") / "set.txt"
+    path.write_bytes((end.join(lines) + end * 2 + "").encode())
+    assert read_pairs(name, path) == pairs
+    path.write_bytes(end.join(lines).encode())
+    assert read_pairs(name, path) == pairs
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(name=st.sampled_from(sorted(FORMATS)), text=st.text(max_size=60))
+def test_any_file_gives_pairs_or_one_line(name: str, text: str, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("any") / "set.txt"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for read in (lambda: read_pairs(name, path), lambda: read_json_lines(path, ("text",))):
+        message = ""
+        try:
+            assert read()
+        except InputError as error:
+            message = str(error)
+        assert message.count("set.txt") == bool(message)
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("line", ["a\tb", "a\tb\tA\tx", "a\tb\tA\tnan", "\tb\tA\t3", "a b A 3", "a\tb\t3"])
+def test_malformed_pairs_name_their_line(line: str, tmp_path: Path):
+    path = tmp_path / "set.txt"
+    path.write_text(f"head\nold\tnew\tA\t1.5\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"set.txt, line 3: .*tabs"):
+        read_pairs("simlex", path)
+
+
+def test_pair_files_that_cannot_be(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot read"):
+        read_pairs("simlex", tmp_path / "missing.txt")
+    with pytest.raises(InputError, match="unknown test set 'men': there are simlex"):
+        read_pairs("men", tmp_path / "missing.txt")
+    (tmp_path / "one.txt").write_text("a;b;1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="1 pairs"):
+        read_pairs("rg65", tmp_path / "one.txt")
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("line", "message"),
     [
-        (["--split=test"], "split='test' is not in"),
-        (["--split=train", "--batches=0", "--dataset=nothing"], "does not exist"),
-        (["--batches=-1"], "batches=-1"),
-        (["--init_from={gpt}"], "does not tell what it was trained on"),
-        (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
-        (["--init_from={gpt}", "--dataset={data}/val.bin"], "23 tokens, "),
-        (["--dataset={other}"], "id 19 is "),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"txt": "a b"}', "no text under 'text'"),
+        ('{"text": 3}', "no text under 'text'"),
+        ('{"text": " "}', "no text under 'text'"),
+        ('{"text": "word"}', "two words"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    flags: list[str], words: str,
-) -> None:  # fmt: skip
-    save_gpt2(tmp_path / "gpt", vocab_used=0)
-    other = tmp_path / "other"
-    other.mkdir()
-    for split in ("train", "val"):
-        STREAM.tofile(other / f"{split}.bin")
-    meta = Meta.load(run / "data" / "meta.json")
-    symbols = [meta_symbol(run, i) for i in range(meta.vocab_size)]
-    symbols[19] = "!"
-    Tokenizer.from_symbols(symbols).save(other / "tokenizer.json")
-    tokens = {"train": len(STREAM), "val": len(STREAM)}
-    Meta(
-        vocab_size=meta.vocab_size, dtype="uint16", tokens=tokens, chars=tokens, tokenizer="tokenizer.json",
-        source="a test", sha256={},
-    ).save(other / "meta.json")  # fmt: skip
-    places = {"gpt": tmp_path / "gpt", "data": run / "data", "other": other}
-    argv = [f"--out_dir={run / 'out'}", *(flag.format(**places) for flag in flags)]
-    assert program("perplexity.py", *argv, monkeypatch=monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert words in err
+def test_malformed_json_lines_name_their_line(line: str, message: str, tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "a b\u2028c"}}\n\n{line}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=f"a.jsonl, line 3: .*{message}"):
+        lambada.read(path)
+    path.write_text('\ufeff{"text": "a b\u2028c", "more": 1}\r\n', encoding="utf-8")
+    assert lambada.read(path) == ["a b\u2028c"]
 
 
-def meta_symbol(run: Path, i: int) -> str:
-    return Tokenizer.load(run / "data" / "tokenizer.json").token(i)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("ab", "no <mask>"), ("a<mask>b<mask>", "side by side"), ("<mask>b", "nothing before")],
+)
+def test_malformed_masks_name_their_line(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"masked_text": text, "correct_word": "a"}), encoding="utf-8")
+    with pytest.raises(InputError, match=f"dev.json, line 1: .*{message}"):
+        wcpc.read(path)
 
 
-def test_a_hugging_face_gpt2_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """T targets a window, where nanoBackpackLM's comparison scored T - 1 of them."""
-    model = save_gpt2(tmp_path / "gpt")
-    stream(tmp_path, name="de_evaluation")
-    file = tmp_path / "de_evaluation.bin"
-    config = PerplexityConfig(init_from=str(tmp_path / "gpt"), dataset=str(file), device="cpu")
-    report(config)
-    expected = np.mean(direct(model, STREAM, T))
-    line = capsys.readouterr().out.splitlines()[-1].split()
-    assert line == ["de_evaluation", "63", f"{expected:.4f}", f"{math.exp(expected):,.2f}", "-"]
+def test_masked_texts(tmp_path: Path):
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"masked_text": "ab<mask><mask>c", "correct_word": "de"}), encoding="utf-8")
+    assert wcpc.read(path) == [wcpc.Item("ab", 2, "c", "de")]
 
 
-def test_per_language(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ids = {"de": STREAM % 10, "eu": STREAM[:40] % 7 + 10}
-    for language, tokens in ids.items():
-        for split in ("train", "val", "evaluation"):
-            tokens.astype("<u4").tofile(tmp_path / f"{language}_{split}.bin")
-    model = tiny_model()
-    args = {"model": model.state_dict(), "model_args": vars(model.config), "tokenizer": None}
-    checkpoint.save(tmp_path / "ckpt.pt", args)
-    flags = [f"--out_dir={tmp_path}", f"--dataset={tmp_path}", f"--json={tmp_path / 'x.json'}"]
-    assert program("perplexity_per_language.py", *flags, monkeypatch=monkeypatch) == 0
-    lines = capsys.readouterr().out.splitlines()[2:]
-    losses = {language: direct(model, tokens, T) for language, tokens in ids.items()}
-    means = {f"{language}_evaluation": np.mean(x) for language, x in losses.items()}
-    means["all"] = np.mean(losses["de"] + losses["eu"])
-    assert [line.split()[0] for line in lines] == list(means)
-    for line, row in zip(lines, json.loads((tmp_path / "x.json").read_text())["rows"], strict=True):
-        assert row["nats_per_token"] == pytest.approx(means[row["split"]], abs=1e-5)
-        assert line.split()[2] == f"{row['nats_per_token']:.4f}"
-    # The whole mixture in one row is the same as all languages together.
-    whole = perplexity(model, Mixture(tmp_path), "evaluation")
-    assert whole.nats_per_token == pytest.approx(means["all"], abs=1e-5)
+@with_data
+@pytest.mark.parametrize(
+    ("name", "file", "n", "last"),
+    [
+        ("simlex", "lexsim/SimLex-999.txt", 999, None),
+        ("simverb", "lexsim/SimVerb-3500.txt", 3500, None),
+        ("rg65", "lexsim/RG65.csv", 65, None),
+        ("ws353", "lexsim/WS353.csv", 353, None),
+        ("wordsim240", "zh_wordsim/240.txt", 240, 9.2),
+        ("wordsim297", "zh_wordsim/297.txt", 297, 4.98),
+    ],
+)
+def test_real_pairs(name: str, file: str, n: int, last: float | None):
+    """The test sets as they are published have the sizes and, where known, the highest score they should."""
+    pairs = read_pairs(name, DATA / file)
+    assert len(pairs) == n
+    assert not any("\r" in p.second or " " in p.first for p in pairs)
+    if last is not None:
+        assert max(p.score for p in pairs) == last
 
 
-def test_without_an_evaluation_split_val_is_taken(run: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        STREAM.tofile(tmp_path / f"{split}.bin")
-        STREAM.astype("<u4").tofile(tmp_path / f"fr_{split}.bin")
+@with_data
+def test_real_texts():
+    assert len(lambada.read(DATA / "lambada" / "lambada_test.jsonl")) == 5153
+    for path in sorted((DATA / "blimp").glob("*.jsonl")):
+        assert len(blimp.read(path)) == 1000
 
-    def opened(folder: Path, **changes: Any) -> tuple[Splits, str]:
-        return open_stream(PerplexityConfig(dataset=str(folder), **changes))
 
-    with pytest.raises(InputError, match="languages such as fr"):
-        opened(tmp_path)
-    (tmp_path / "train.bin").unlink()
-    data, split = opened(tmp_path)
-    assert (type(data), split) == (Mixture, "val")
-    assert opened(tmp_path, split="fr_train")[1] == "fr_train"
-    data, split = opened(run / "data")
-    assert (type(data), split) == (TokenData, "evaluation")
+# --- The programs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["backpack-lm", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A run's folder with a model, and the small test sets beside it."""
+    folder = save_tiny(tmp_path / "run", LETTERS, model_name=request.param)
+    (folder / "last.jsonl").write_text('{"text": "ab cd"}\n{"text": "a bad cab"}\n', encoding="utf-8")
+    pair = {"sentence_good": "a bad cab", "sentence_bad": "bad a cab"}
+    (folder / "order.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    masked = {"masked_text": "abc<mask><mask>fa.", "correct_word": "de"}
+    (folder / "dev.json").write_text(json.dumps(masked), encoding="utf-8")
+    text = "".join(f"{p.first};{p.second};{p.score}\n" for p in PAIRS)
+    (folder / "rg.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_programs(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Each prints the table of what its function gives, and writes it as JSON."""
+    pytest.importorskip("scipy")
+    model = load_model(folder)
+    items = wcpc.read(folder / "dev.json")
+    passages = lambada.read(folder / "last.jsonl")
+    sets = {"order": blimp.read(folder / "order.jsonl")}
+    for name, data, more, result in (
+        ("lambada", "last.jsonl", [], lambada.last_word(model, passages)),
+        ("lambada", "last.jsonl", ["--limit=1"], lambada.last_word(model, passages[:1])),
+        ("blimp", "order.jsonl", [], blimp.sentence_pairs(model, sets)),
+        ("wcpc", "dev.json", [], wcpc.word_prediction(model, items)),
+        ("wcpc", "dev.json", ["--protocol=v2"], wcpc.word_prediction(model, items, "v2")),
+    ):
+        path = folder / "result.json"
+        out, err = run_program(name, folder, capsys, f"--data={folder / data}", f"--json={path}", *more)
+        assert (out, err) == (result.table() + "\n", "")
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(result.to_json())
+    out, _ = run_program("lexical_similarity", folder, capsys, "--data", f"rg65={folder / 'rg.csv'}")
+    assert out == lexical_similarity(model, {"rg65": PAIRS}).table() + "\n"
+
+
+@pytest.mark.parametrize("name", ["lambada", "blimp", "wcpc", "lexical_similarity"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data"),
+        (["--data", "rg65=missing.txt"], "missing.txt"),
+        (["--data", "rg65=missing.txt", "--json", "nowhere/a.json"], "no folder nowhere"),
+        (["--data", "rg65=missing.txt", "--device=tpu"], "missing.txt"),
+    ],
+)
+def test_program_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], message: str
+):
+    """No data, a missing file and a place that does not exist: one line, before a model is opened."""
+    out, err = run_program(name, tmp_path, capsys, *arguments, status=2)
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize("item", ["men=a.txt", "rg65", "rg65=", "=a.txt"])
+def test_test_sets_need_a_known_name(item: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _, err = run_program("lexical_similarity", tmp_path, capsys, "--data", item, status=2)
+    assert "is not NAME=FILE with NAME one of simlex" in err

@@ -100,14 +100,14 @@ def test_make_demo(copy: Path) -> None:
 
 def test_the_package_needs_only_its_core_dependencies() -> None:
     """What pip installs without extras is enough to import everything and to train."""
-    blocked = ["transformers", "datasets", "wandb", "scipy", "tiktoken", "pytest", "hypothesis"]
+    blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
     code = f"""
 import sys
 for name in {blocked!r}:
     sys.modules[name] = None
 import importlib, pkgutil, nanobackpack
-for module in pkgutil.iter_modules(nanobackpack.__path__):
-    importlib.import_module("nanobackpack." + module.name)
+for module in pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack."):
+    importlib.import_module(module.name)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,1 +1,1 @@
-"""How good a model is, by the measures of the papers: one module each."""
+"""Evaluation protocols: one module a test, each a function from a model and data to a result."""
