@@ -31,7 +31,7 @@ def encode(tokenizer: Tokenizer, text: Text) -> Encoded:
         ids = [int(i) for i in text]
         for i in ids:
             tokenizer.token(i)  # raises for an id that does not exist
-    return Encoded(ids, getattr(tokenizer, "bos_id", None), getattr(tokenizer, "eos_id", None))
+    return Encoded(ids, tokenizer.bos_id, tokenizer.eos_id)
 
 
 def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:

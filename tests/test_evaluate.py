@@ -161,14 +161,11 @@ def test_last_word(model: BackpackLM | GPT):
 # --- BLiMP ----------------------------------------------------------------------------------------
 
 
-class WithBos(Tokenizer):
-    bos_id = 7
-
-
 @pytest.mark.parametrize("bos", [False, True])
 def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
     """The share of pairs whose good sentence is likelier as a whole; equal ones are errors."""
-    model.tokenizer = WithBos.char(LETTERS)
+    model.tokenizer = Tokenizer.char(LETTERS)
+    model.tokenizer.bos_id = 7
     draw = torch.Generator().manual_seed(3)
     sentences = ["".join(LETTERS[i] for i in torch.randint(9, (5,), generator=draw)) for _ in range(60)]
     pairs = list(zip(sentences[::2], sentences[1::2], strict=True))

@@ -17,22 +17,20 @@ from nanobackpack.tokenizers import Tokenizer
 LETTERS = "abcdefg\n"
 
 
-class WithBos(Tokenizer):
-    """A tokenizer one of whose characters begins documents."""
-
-    bos_id = 7  # g
+BOS = 7  # g, which is to begin documents
 
 
 @pytest.fixture(params=["nano", "nano-bias", "nano-1-layer", "paper", "nano-k1", "nano-few"])
 def senses(request: pytest.FixtureRequest) -> Senses:
     model = tiny_model(**BACKPACKS[request.param] | {"vocab_size": 11, "vocab_used": 8})
-    model.tokenizer = WithBos.char(LETTERS)
+    model.tokenizer = Tokenizer.char(LETTERS)
+    model.tokenizer.bos_id = BOS
     return Senses(model)
 
 
 def parts(senses: Senses, prompt: str, bos: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """By the plain formula: α of the last position (K, T), C (K, T, D), logits (V)."""
-    ids = torch.tensor([[WithBos.bos_id] * bos + senses.tokenizer.encode(prompt)])
+    ids = torch.tensor([[BOS] * bos + senses.tokenizer.encode(prompt)])
     with torch.no_grad():
         alpha, C = plain_alpha(senses.model, ids)[0], plain_senses(senses.model, ids)[0]
         return alpha[:, -1], C, plain_logits(senses.model, ids)[0, -1]
@@ -180,7 +178,7 @@ def test_word_composition(senses: Senses, bos: bool):
     assert len(got.shares) == 3
     per_sentence = []
     for share, (n, start) in zip(got.shares, where, strict=True):
-        ids = torch.tensor([[WithBos.bos_id] * bos + senses.tokenizer.encode(sentences[n])])
+        ids = torch.tensor([[BOS] * bos + senses.tokenizer.encode(sentences[n])])
         alpha, first = plain_alpha(senses.model, ids)[0].detach(), start + bos  # (K, T, T)
         rows = range(first + 1, ids.size(1))
         assert share.shape == (len(alpha), len(rows), 2)

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanobackpack.checkpoint import load_model
+from nanobackpack.checkpoint import open_model
 from nanobackpack.config import InputError, PerplexityConfig
 from nanobackpack.data import HELD_OUT, Splits
 from nanobackpack.files import replacing, shown
 from nanobackpack.layers import LanguageModel
 from nanobackpack.mixture import find_folder, open_folder
-from nanobackpack.runtime import autocast, generator, keep_memory, pick_compile, pick_device, pick_dtype
+from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
 from nanobackpack.start import check_vocabulary
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -119,10 +119,8 @@ def report(config: PerplexityConfig, each_part: bool = False) -> None:
     """Print the perplexity config asks for as a table, with each_part that of each language, and write
     config.json. Raises: InputError if model or data cannot be used, or do not fit each other."""
     keep_memory()
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    pick_compile(config.compile, device)  # not compiled; a wrong setting is still refused
-    model = load_model(config.model_path).to(device)
+    model = open_model(config)
+    dtype = pick_dtype(config.dtype, model.wte.weight.device)
     data, split = open_stream(config)
     check_vocabulary(model, config.model_path, data)
 
