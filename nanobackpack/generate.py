@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, SampleConfig
+from nanobackpack.edits import EditLike
 from nanobackpack.layers import LanguageModel, check_ids
 from nanobackpack.prepare import read_text
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
@@ -33,18 +34,20 @@ def stream(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     restart: bool = False,
+    edits: EditLike = (),
 ) -> Iterator[Tensor]:
     """Continue input_ids (B, T), T from 1 to any length; yield the new ids (B) one step at a time.
 
-    temperature 0 takes the likeliest token. The model is put in eval mode while this runs.
-    Raises: ValueError for ids, temperature, top_k or top_p out of range.
+    temperature 0 takes the likeliest token. The model is put in eval mode while this runs. `edits`
+    (control.py) hold for this generation; what they read of the text is the window.
+    Raises: ValueError for ids, temperature, top_k or top_p out of range; InputError for unfit edits.
     """
     size = model.config.block_size
     check_ids(input_ids[..., -size:], model.config.vocab_size, size)
     was_training = model.training
     model.eval()
     try:
-        cache, ids = model.new_cache(), input_ids[:, -size:]  # (B, T)
+        cache, ids = model.new_cache(edits), input_ids[:, -size:]  # (B, T)
         new = ids
         for _ in range(max_new_tokens):
             if cache.length == size:
