@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanobackpack import control
 from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, SampleConfig
 from nanobackpack.edits import EditLike
@@ -113,6 +114,7 @@ def sample(config: SampleConfig) -> None:
     prompt = config.start
     if prompt.startswith("FILE:"):
         prompt = read_text(Path(prompt.removeprefix("FILE:")))
+    edits = control.load(config.edits, model) if config.edits else ()
     ids = model.tokenizer.encode(prompt)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
@@ -133,6 +135,7 @@ def sample(config: SampleConfig) -> None:
             config.top_p,
             draw,
             config.restart,
+            edits,
         ):
             for row, token in zip(rows, new.tolist(), strict=True):
                 row.append(token)
