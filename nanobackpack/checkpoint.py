@@ -23,11 +23,12 @@ import torch
 
 from nanobackpack import compat
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError, ModelConfig
+from nanobackpack.config import InputError, LoadConfig, ModelConfig
 from nanobackpack.data import read_tokenizer
 from nanobackpack.files import replacing
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
+from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.tokenizers import Tokenizer
 
 FORMAT = "nanobackpack 1"
@@ -114,6 +115,13 @@ def load_model(path: str | Path) -> BackpackLM | GPT:
     else:
         raise InputError(f"no model at {path}: train one with python train.py, or give the path of another")
     return model.eval()
+
+
+def open_model(config: LoadConfig) -> BackpackLM | GPT:
+    """The model that settings name, on their device. Raises: InputError if either cannot be had."""
+    device = pick_device(config.device)
+    pick_compile(config.compile, device)  # reading is not compiled; a wrong setting is still refused
+    return load_model(config.model_path).to(device)
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:

@@ -120,6 +120,8 @@ def _split(argv: Sequence[str], fields: dict[str, Any]) -> tuple[dict[str, list[
             raise InputError(f"unknown setting --{name}{nearest(name, fields)}")
         if equals:
             flags[name] = [value]
+        elif fields[name].type in (bool, "bool") and (not rest or rest[0].startswith("--")):
+            flags[name] = ["True"]
         elif not rest or rest[0].startswith("--"):
             raise InputError(f"--{name} needs a value, as in --{name}={_example(fields[name])}")
         else:

@@ -260,19 +260,36 @@ class SampleConfig(LoadConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SenseConfig(LoadConfig):
-    """What the senses of some words predict."""
+class ReadConfig(LoadConfig):
+    """What the programs that read or evaluate a model share."""
+
+    bos: bool = False
+    """Begin prompts with the token that begins a document, for models trained with one."""
+    json: str = ""
+    """Also write the result to this file as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenseConfig(ReadConfig):
+    """What the senses of some words predict: for each sense the tokens it scores highest and lowest."""
 
     words: tuple[str, ...] = ("a", "e", "c", "s", "t")
     """Words to look at."""
     k: int = 5
-    """Top tokens to list for each sense."""
+    """Tokens to list for each sense."""
+    sense: int = -1
+    """Only this sense, counted from 0 (-1: all)."""
+    neighbours: bool = False
+    """List instead the tokens whose senses point the same way as the word's (cosine, not E · C)."""
+    plot: str = ""
+    """Also draw the first word's table to this PNG; color is the score."""
     strict: bool = True
     """Accepted for nanoBackpackLM's command; unknown weights are refused either way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "k", 1)
+        at_least(self, "sense", -1)
         if not self.words:
             raise InputError("words is empty: give at least one, as in --words a e c")
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from nanobackpack.config import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -28,3 +30,11 @@ def shown(path: str | Path) -> str:
     path = Path(path)
     below = path.is_absolute() and path.is_relative_to(Path.cwd())
     return (path.relative_to(Path.cwd()) if below else path).as_posix()
+
+
+def check_place(path: str) -> None:
+    """Raises InputError if a file cannot be written there; an empty path means none is asked for."""
+    if path and not Path(path).parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {shown(Path(path).parent)}, make it first")
+    if path and Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder, give the name of a file")

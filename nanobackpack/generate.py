@@ -1,4 +1,4 @@
-"""Text from a model: cached decoding and sampling.
+"""Text from a model: cached decoding, sampling, beams.
 
 The cache holds what earlier positions contribute, so each new token costs one position. Once the context
 is full the window slides; learned positions shift with it, so nothing cached stays valid and the window is
@@ -10,7 +10,7 @@ whole one, 3/4 on average (docs/RESULTS.md says what that does to the loss).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from nanobackpack.config import InputError, SampleConfig
 from nanobackpack.edits import EditLike
 from nanobackpack.layers import LanguageModel, check_ids
 from nanobackpack.prepare import read_text
-from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
+from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype, reading
 
 
 @torch.inference_mode()
@@ -147,3 +147,36 @@ def sample(config: SampleConfig) -> None:
         print("\n" + "-" * 15)
     for text in texts[watched:]:
         print(text + "\n" + "-" * 15)
+
+
+@torch.inference_mode()
+def beam_search(
+    model: LanguageModel, input_ids: Tensor, n: int, beams: int, banned: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """The likeliest continuations by n tokens of one prompt (1, T): ids (N, n), best first, and the sums
+    of their log-probabilities (N). N is `beams`, or less where so few exist.
+
+    At each step the `beams` best of all continuations by one token are kept, without the banned tokens
+    and padding, which the softmax however counts. The prompt is cut on the left so that all fits block_size.
+    Raises: ValueError for n, beams or ids out of range.
+    """
+    room = model.config.block_size - n + 1
+    if n < 1 or beams < 1 or room < 1:
+        raise ValueError(f"n={n} must be 1 to block_size={model.config.block_size}, beams={beams} 1 or more")
+    context = input_ids[:, -room:]
+    check_ids(context, model.config.vocab_size, model.config.block_size)
+    device, V = input_ids.device, model.config.n_token
+    ids = torch.empty(1, 0, dtype=torch.int64, device=device)
+    scores, new = torch.zeros(1, device=device), context
+    with reading(model):
+        cache = model.new_cache()
+        for _ in range(n):
+            log_p = model.next_logits(new, cache).log_softmax(dim=1)[:, :V]  # (N, V)
+            log_p[:, list(banned)] = -torch.inf
+            total = (scores[:, None] + log_p).flatten()  # (N·V)
+            scores, best = total.topk(min(beams, total.numel()))  # (N)
+            best, scores = best[scores > -torch.inf], scores[scores > -torch.inf]
+            rows, new = best // V, (best % V)[:, None]  # (N), (N, 1)
+            ids = torch.cat([ids[rows], new], dim=1)
+            cache.select(rows)
+    return ids, scores

@@ -58,6 +58,10 @@ class KVCache:
         """Make the one sequence seen so far the beginning of n."""
         self.slots = {slot: t.repeat(n, *[1] * (t.dim() - 1)) for slot, t in self.slots.items()}
 
+    def select(self, rows: Tensor) -> None:
+        """Go on from these sequences (N), each once or more often."""
+        self.slots = {slot: t[rows] for slot, t in self.slots.items()}
+
 
 class SenseMemory:
     """The senses of the tokens met so far, each computed once: `compute` maps ids (N) to (N, K, W)."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -52,6 +53,18 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+@contextlib.contextmanager
+def reading(model: torch.nn.Module) -> Iterator[None]:
+    """Use a model without training it: eval mode and no gradients, and afterwards the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from nanobackpack import GPT, BackpackLM, ModelConfig
+from nanobackpack import GPT, BackpackLM, ModelConfig, checkpoint
 from nanobackpack.checkpoint import build
 from nanobackpack.tokenizers import Tokenizer
 
@@ -74,3 +79,30 @@ def speller() -> BackpackLM:
     model = tiny_model(vocab_size=11, vocab_used=8)
     model.tokenizer = Tokenizer.char("abcdefg\n")
     return model
+
+
+def save_tiny(folder: Path, characters: str, **settings: Any) -> Path:
+    """The folder of a run whose tiny model knows these characters, and has 3 padded ids."""
+    n = len(set(characters))
+    model = tiny_model(**{"vocab_size": n + 3, "vocab_used": n} | settings)
+    state = {
+        "model": model.state_dict(),
+        "model_args": dataclasses.asdict(model.config),
+        "tokenizer": Tokenizer.char(characters).to_json(),
+    }
+    folder.mkdir()
+    checkpoint.save(folder / "ckpt.pt", state)
+    return folder
+
+
+def run_program(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0
+) -> tuple[str, str]:
+    """Run experiments/NAME.py on the model in a folder; what it printed to stdout and stderr."""
+    script = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+    argv = [str(script), f"--out_dir={folder}", "--device=cpu", *arguments]
+    with mock.patch.object(sys, "argv", argv), pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr()
+    assert (end.value.code or 0) == status, printed.err
+    return printed.out, printed.err

@@ -1,9 +1,10 @@
-"""Reading senses: listings are what E · C says, and the experiment script shows them."""
+"""Reading the senses of words: each definition against a direct computation, and the script that shows it."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import runpy
 import sys
@@ -11,14 +12,20 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tokenizers as hf
 import torch
-from conftest import tiny_model
+from conftest import BACKPACKS, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import plain_alpha, plain_senses
+from torch import Tensor
 
 import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, Senses, TrainConfig, checkpoint
 from nanobackpack.config import SenseConfig
-from nanobackpack.senses import table
+from nanobackpack.results import Ranking, Result
 from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.words import spans, token_id, word_ids
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "sense_vector.py"
 
@@ -95,17 +102,260 @@ def test_senses_errors(speller: BackpackLM):
         Senses(speller).sense_projection("")
 
 
-def test_table():
-    """One line a sense, columns aligned, invisible characters shown, nothing trailing."""
-    text = table("x", [["a", "\n", "long"], ["bcd", " ", "é"]])
-    assert text.splitlines() == [
+# --- Words: each definition of the analysis table against a direct computation ----------------
+
+
+KINDS = ["nano", "paper", "nano-k1", "paper-k16", "nano-few"]
+
+
+@pytest.fixture(params=KINDS)
+def senses(request: pytest.FixtureRequest) -> Senses:
+    """Tiny Backpacks of each kind that know 8 characters."""
+    model = tiny_model(**BACKPACKS[request.param] | {"vocab_size": 11, "vocab_used": 8})
+    model.tokenizer = Tokenizer.char("abcdefg\n")
+    return Senses(model)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return (torch.dot(a, b) / torch.sqrt(torch.dot(a, a) * torch.dot(b, b))).item()
+
+
+def ids_of(senses: Senses, text: str) -> Tensor:
+    return torch.tensor([senses.tokenizer.encode(text)])
+
+
+def test_pooling(senses: Senses):
+    """A word of several tokens: their mean, the first, or what the model makes of the word alone."""
+    ids = ids_of(senses, "cab")
+    C = plain_senses(senses.model, ids)[0].detach()  # (K, T, D)
+    alpha = plain_alpha(senses.model, ids)[0].detach()  # (K, T, T)
+    for pooling, expected in (
+        ("avg", (C[:, 0] + C[:, 1] + C[:, 2]) / 3),
+        ("first", C[:, 0]),
+        ("contextualized", sum(alpha[:, 2, j, None] * C[:, j] for j in range(3))),
+    ):
+        assert torch.allclose(senses.word_senses("cab", pooling), expected, atol=1e-5)
+        got = senses.many_senses(["e", "cab", "bac"], pooling)
+        assert torch.allclose(got[1], expected, atol=1e-5)
+        assert torch.allclose(got[0], senses.word_senses("e", pooling), atol=1e-5)
+
+
+def test_contextualized_senses_sum_to_the_logits(senses: Senses):
+    """Σ_l E · s_l = the model's logits after the word, exactly."""
+    logits = senses.model(ids_of(senses, "fabg")).logits[0, -1, :8]
+    assert torch.allclose(senses.projection("fabg", "contextualized").sum(dim=0), logits, atol=1e-5)
+
+
+def test_word_arithmetic(senses: Senses):
+    """A signed sum of senses, projected; the first sign may be left out."""
+    C = senses.model.sense_vectors()
+    a, b, c = (senses.tokenizer.encode(x)[0] for x in "abc")
+    expected = (C[a] - C[b] + C[c]) @ senses.model.wte.weight[:8].T  # (K, 8)
+    got = senses.word_arithmetic("+a-b+c", k=8)
+    assert got.ids.tolist() == expected.argsort(dim=1, descending=True).tolist()
+    assert torch.allclose(got.scores, expected.sort(dim=1, descending=True).values, atol=1e-5)
+    assert senses.word_arithmetic("a-b+c", k=8).ids.equal(got.ids)
+    for bad in ("", "+", "a-", "a--b", "a+bc", "a+z"):
+        with pytest.raises(InputError):
+            senses.word_arithmetic(bad)
+
+
+def test_similarity(senses: Senses):
+    """Matched, flat and crossed cosines of two words."""
+    C, K = senses.model.sense_vectors(), senses.model.config.n_sense_vector
+    x, y = (C[senses.tokenizer.encode(w)[0]] for w in "ad")
+    got = senses.similarity("a", "d")
+    matched = [cosine(x[i], y[i]) for i in range(K)]
+    crossed = [cosine(x[i], y[j]) for i in range(K) for j in range(K)]
+    assert got.cosine.tolist() == pytest.approx(matched, abs=1e-5)
+    assert (got.min, got.max) == pytest.approx((min(matched), max(matched)), abs=1e-5)
+    assert got.pairs.flatten().tolist() == pytest.approx(crossed, abs=1e-5)
+    assert got.flat == pytest.approx(cosine(x.flatten(), y.flatten()), abs=1e-5)
+    assert senses.similarity("bad", "bad").min == pytest.approx(1, abs=1e-5)
+
+
+def test_nearest(senses: Senses):
+    """Per sense, for one, or for the least over all: the tokens in order of cosine, without the word."""
+    C, K = senses.model.sense_vectors(), senses.model.config.n_sense_vector
+    me = senses.tokenizer.encode("d")[0]
+    table = torch.tensor([[cosine(C[me, i], C[v, i]) for v in range(8)] for i in range(K)])
+    others = [v for v in range(8) if v != me]
+    got = senses.nearest("d", k=100)
+    for i in range(K):
+        expected = sorted(others, key=lambda v: -table[i, v].item())
+        assert got.ids[i].tolist() == expected
+        assert got.scores[i].tolist() == pytest.approx(table[i, expected].tolist(), abs=1e-5)
+        assert senses.nearest("d", k=3, sense=i).ids.tolist() == [expected[:3]]
+    least = table.amin(dim=0)
+    assert senses.nearest("d", 7, "min").ids[0].tolist() == sorted(others, key=lambda v: -least[v].item())
+    assert senses.nearest("dd", 8).ids.size(1) == 8  # a word of several tokens leaves none out
+    assert senses.nearest("dd", 1).ids[:, 0].tolist() == [me] * K
+
+
+def test_the_table_of_directions_is_kept_and_dropped(senses: Senses):
+    table = senses.directions()
+    assert senses.directions() is table
+    assert table.shape == (senses.model.config.n_sense_vector, 8, senses.model.config.n_embd)
+    senses.forget()
+    assert senses.directions() is not table
+
+
+def test_sense_bias(senses: Senses):
+    """The difference of two log-probabilities under a softmax of one sense, strongest first."""
+    C = senses.model.sense_vectors([senses.tokenizer.encode("g")[0]])[0]  # (K, D)
+    log_p = (C @ senses.model.wte.weight[:8].T).log_softmax(dim=1)
+    a, b = (senses.tokenizer.encode(x)[0] for x in "ae")
+    got = senses.sense_bias("g", "a", "e")
+    assert torch.allclose(got.values, log_p[:, a] - log_p[:, b], atol=1e-5)
+    sizes = [abs(v) for _, v in got.ranked()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(got.values[sense].item() == v for sense, v in got.ranked())
+
+
+def test_embedding_map(speller: BackpackLM):
+    """Points of the plane, one a word, the same each time; too few words are refused."""
+    pytest.importorskip("sklearn")
+    senses, words = Senses(speller), list("abcdefg")
+    got = senses.embedding_map(1, words)
+    assert got.points.shape == (7, 2)
+    assert got.points.equal(senses.embedding_map(1, words).points)
+    assert not got.points.equal(senses.embedding_map(2, words).points)
+    with pytest.raises(InputError, match="5 or more"):
+        senses.embedding_map(1, words[:4])
+
+
+@pytest.mark.parametrize("sense", [-1, 4, 100])
+def test_sense_out_of_range(speller: BackpackLM, sense: int):
+    """One line that says which senses there are."""
+    senses = Senses(speller)
+    for read in (
+        lambda: senses.nearest("a", sense=sense),
+        lambda: senses.sense_projection("a", sense=sense),
+        lambda: senses.embedding_map(sense, list("abcdefg")),
+    ):
+        with pytest.raises(InputError, match="0 to 3"):
+            read()
+
+
+def test_words_as_ids(speller: BackpackLM):
+    """A word may be given as its ids; ids that do not exist are refused."""
+    senses = Senses(speller)
+    assert senses.word_senses([2, 3]).equal(senses.word_senses(speller.tokenizer.decode([2, 3])))
+    with pytest.raises(InputError, match="id 8"):
+        senses.word_senses([8])
+    with pytest.raises(InputError, match="k=0"):
+        senses.sense_projection("a", 0)
+
+
+# --- Words and tokens ---------------------------------------------------------------------------
+
+
+def joining() -> Tokenizer:
+    """Byte-level BPE as GPT-2's: "Ġ" is a space joined to the word after it."""
+    vocabulary = {t: i for i, t in enumerate(["Ġ", "a", "b", "c", "Ġa", "Ġab", "ab", "[UNK]", "Ċ"])}
+    merges = [("Ġ", "a"), ("a", "b"), ("Ġa", "b")]
+    inner = hf.Tokenizer(hf.models.BPE(vocab=vocabulary, merges=merges))
+    inner.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = hf.decoders.ByteLevel()
+    return Tokenizer(inner)
+
+
+def test_words_take_the_space_that_joins_them():
+    """ " word" as inside a text where that is how the tokenizer writes it, else the word as it is."""
+    t = joining()
+    shown = lambda word: [t.token(i) for i in word_ids(t, word)]  # noqa: E731
+    assert shown("ab") == ["Ġab"]
+    assert shown("ac") == ["Ġa", "c"]
+    assert shown("ba") == ["b", "a"]  # the space would be a token of its own
+    assert shown(" ba") == ["Ġ", "b", "a"]  # a space that is given stays
+    assert shown("\n") == ["Ċ"]
+    assert word_ids(Tokenizer.char("ab"), "ab") == [0, 1]
+    with pytest.raises(InputError, match="2 tokens"):
+        token_id(t, "ac")
+    assert token_id(t, "ab") == 5
+    assert token_id(t, 2) == 2
+
+
+def test_unknown_word():
+    """What WordPiece calls [UNK] is an unknown word, not a word."""
+    inner = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "the": 1, "##re": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    t = Tokenizer(inner)
+    assert word_ids(t, "there") == [1, 2]
+    with pytest.raises(InputError, match="unknown word 'that'"):
+        word_ids(t, "that")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from("ab"), max_size=12).map("".join), st.sampled_from(["a", "ab", "aa", "aba"]))
+def test_spans_find_every_occurrence(text: str, word: str):
+    """Of characters: each place where the word can be read, overlapping ones too."""
+    t = Tokenizer.char("ab")
+    found = spans(t, t.encode(text), word)
+    expected = [i for i in range(len(text)) if text.startswith(word, i)]
+    assert [s.start for s in found] == expected
+    assert all(s.stop - s.start == len(word) for s in found)
+
+
+def test_spans_count_tokens_not_characters():
+    """With and without the space joined, behind tokens of several characters."""
+    t = joining()
+    ids = t.encode("ab c ab abc")
+    assert [t.token(i) for i in ids] == ["ab", "Ġ", "c", "Ġab", "Ġab", "c"]
+    assert spans(t, ids, "ab") == [slice(0, 1), slice(3, 4), slice(4, 5)]
+
+
+# --- Results ------------------------------------------------------------------------------------
+
+
+def test_table(speller: BackpackLM):
+    """One line a sense, columns aligned, wide and invisible characters too, nothing trailing."""
+    tokens = [["a", "\n", "long"], ["bcd", "新闻", "é"]]
+    ranking = Ranking(
+        title="x",
+        labels=["sense 0", "sense 10"],
+        ids=torch.zeros(2, 3),
+        scores=torch.ones(2, 3),
+        tokens=tokens,
+    )
+    assert ranking.table().splitlines() == [
         "# x",
-        "  sense 0   'a'    '\\n'  'long'",
-        "  sense 1   'bcd'  ' '   'é'",
+        "  sense 0   'a'    '\\n'    'long'",
+        "  sense 10  'bcd'  '新闻'  'é'",
     ]
-    many = table("x", [["a", "b"]] * 11).splitlines()[1:]
-    assert len({line.index("'a'") for line in many}) == 1
-    assert len({line.index("'b'") for line in many}) == 1
+    assert "'a' 1 " in ranking.table(scores=True)
+    assert [row[0] for row in ranking] == [("a", 1.0), ("bcd", 1.0)]
+
+
+def test_results_show_themselves(senses: Senses, tmp_path: Path):
+    """Every result has a table, is JSON that holds all of its fields, and most have a picture."""
+    results: list[Result] = [
+        senses.sense_projection("ab", 3),
+        senses.nearest("a", 3),
+        senses.similarity("a", "bc"),
+        senses.sense_bias("a", "b", "c"),
+        senses.next_tokens("ab", 3),
+        senses.active_senses("abc"),
+        senses.contributions("abc", "d"),
+        senses.contributions("abc", "d", "e"),
+        senses.contrast_senses("abc", 0, "bca", 2),
+        senses.localize("a", ["bc", "d"]),
+        senses.word_composition("bc", ["abcd", "bcbc"]),
+    ]
+    for i, result in enumerate(results):
+        lines = result.table().splitlines()
+        assert lines[0] == f"# {result.title}"
+        assert len(lines) > 1
+        assert all(line == line.rstrip() for line in lines)
+        stored = json.loads(result.to_json())
+        assert stored.keys() == {f.name for f in dataclasses.fields(result)}
+        for name, value in stored.items():
+            if isinstance(getattr(result, name), Tensor):
+                assert torch.allclose(torch.tensor(value), getattr(result, name), atol=1e-6)
+        if hasattr(result, "plot"):
+            picture = tmp_path / f"{i}.png"
+            result.plot(str(picture))
+            assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 # --- The experiment ---------------------------------------------------------------------------
@@ -170,15 +420,32 @@ def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 def test_script(
     run_folder: Path, speller: BackpackLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The program prints one table a word, k tokens a sense."""
+    """The program prints for each word the highest and the lowest k tokens of each sense."""
     assert run_script(monkeypatch, f"--out_dir={run_folder}", "--words", "bad", "e", "--k=3") == 0
     printed = capsys.readouterr().out
-    words = re.split(r"^# ", printed, flags=re.MULTILINE)[1:]
-    assert [text.splitlines()[0] for text in words] == ["bad", "e"]
-    for word, text in zip(("bad", "e"), words, strict=True):
+    tables = re.split(r"^# ", printed, flags=re.MULTILINE)[1:]
+    titles = ["bad", "bad, lowest scores", "e", "e, lowest scores"]
+    assert [text.splitlines()[0] for text in tables] == titles
+    for i, text in enumerate(tables):
         rows = [re.findall(r"'(?:\\n|.)'", line) for line in text.splitlines()[1:]]
-        expected = Senses(speller).sense_projection(word, 3)
+        expected = Senses(speller).sense_projection(("bad", "e")[i // 2], 3, bottom=bool(i % 2))
         assert rows == [[repr(entry.token) for entry in row] for row in expected]
+
+
+def test_script_options(
+    run_folder: Path, speller: BackpackLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """--sense, --neighbours, --plot and --json, the flag also without a value."""
+    picture, data = run_folder / "a.png", run_folder / "a.json"
+    files = (f"--plot={picture}", f"--json={data}")
+    model = f"--out_dir={run_folder}"
+    assert run_script(monkeypatch, model, "--words", "a", "--sense", "2", "--neighbours", *files) == 0
+    expected = Senses(speller).nearest("a", 5, sense=2)
+    assert capsys.readouterr().out == expected.table() + "\n"
+    assert json.loads(data.read_text(encoding="utf-8"))[0][0]["ids"] == expected.ids.tolist()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run_script(monkeypatch, model, "--words", "a", "--sense", "2") == 0
+    assert capsys.readouterr().out.count("sense 2") == 2
 
 
 def test_script_errors(run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -187,6 +454,10 @@ def test_script_errors(run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
         ([f"--out_dir={run_folder / 'missing'}"], "missing"),
         ([f"--out_dir={run_folder}", "--words", "xyz"], "'x'"),
         ([f"--out_dir={run_folder}", "--k=0"], "k=0"),
+        ([f"--out_dir={run_folder}", "--sense=4", "--words", "a"], "0 to 3"),
+        ([f"--out_dir={run_folder}", "--json=nowhere/a.json", "--words", "a"], "no folder nowhere"),
+        ([f"--out_dir={run_folder}", f"--plot={run_folder}", "--words", "a"], "is a folder"),
+        ([f"--out_dir={run_folder}", "--bos", "--words", "a"], "bos"),
     ):
         assert run_script(monkeypatch, *arguments) == 2
         captured = capsys.readouterr()

@@ -1,0 +1,50 @@
+"""Sentence pairs: how often is the grammatical one likelier (BLiMP, Table 2 of the Backpack paper)?
+
+    python experiments/blimp.py --out_dir=out --data blimp/*.jsonl
+
+Each file holds JSON lines with `sentence_good` and `sentence_bad`. Backpacks and GPTs alike. `--bos` begins
+each sentence with the token that begins a document, which scores its first word too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanobackpack import InputError, cli, files, runtime
+from nanobackpack.checkpoint import open_model
+from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.evaluate import blimp
+from nanobackpack.results import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlimpConfig(ReadConfig):
+    """How often a model prefers the grammatical one of two sentences."""
+
+    data: tuple[str, ...] = ()
+    """Files of JSON lines, one test set each."""
+    limit: int = 0
+    """Only the first so many pairs of each file (0: all)."""
+    batch_size: int = 32
+    """Sentences at a time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "limit", 0)
+        at_least(self, "batch_size", 1)
+        if not self.data:
+            raise InputError("data is empty: name one or more files, as in --data blimp/*.jsonl")
+
+
+def main(settings: BlimpConfig) -> None:
+    files.check_place(settings.json)
+    sets = {Path(path).stem: blimp.read(path)[: settings.limit or None] for path in settings.data}
+    model = open_model(settings)
+    device = model.wte.weight.device
+    with runtime.autocast(device, runtime.pick_dtype(settings.dtype, device)):
+        result = blimp.sentence_pairs(model, sets, settings.bos, settings.batch_size)
+    print(result.table())
+    write_json(settings.json, result)
+
+
+if __name__ == "__main__":
+    cli.run(main, BlimpConfig)

@@ -1,0 +1,49 @@
+"""Say how the tokens of a word share its weight, sense by sense, and whether that depends on the context.
+
+    python experiments/word_composition.py --out_dir=out-zh --word 新闻 --sentences sentences.txt
+
+`sentences` is a text file with one sentence a line; lines without the word are passed over. Each row of the
+table is a sense: the mean share of each token, and how far the first one's share strays from its mean.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanobackpack import InputError, Senses, cli, files
+from nanobackpack.checkpoint import open_model
+from nanobackpack.config import ReadConfig
+from nanobackpack.prepare import read_text
+from nanobackpack.results import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionConfig(ReadConfig):
+    """How the tokens of a word share its weight over some sentences."""
+
+    word: str = ""
+    """A word of two tokens or more."""
+    sentences: str = ""
+    """A text file with one sentence a line."""
+    plot: str = ""
+    """Also draw the mean shares to this PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sentences:
+            raise InputError("sentences is empty: name a text file with one sentence a line")
+
+
+def main(settings: CompositionConfig) -> None:
+    for path in (settings.json, settings.plot):
+        files.check_place(path)
+    senses = Senses(open_model(settings), settings.bos)
+    sentences = read_text(Path(settings.sentences)).splitlines()
+    result = senses.word_composition(settings.word, sentences)
+    print(result.table())
+    if settings.plot:
+        result.plot(settings.plot)
+    write_json(settings.json, result)
+
+
+if __name__ == "__main__":
+    cli.run(main, CompositionConfig)

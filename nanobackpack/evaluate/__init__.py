@@ -1,0 +1,1 @@
+"""Evaluation protocols: one module a test, each a function from a model and data to a result."""
