@@ -123,8 +123,11 @@ class BackpackLM(LanguageModel):
         self.senses: nn.Module = network(config)
         init_weights(self, config.n_layer)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
         """o (B, T, D), the weighted sum of senses."""
+        edits = edits or self.active()
         q, k, table, rows = self._parts(input_ids, types, edits)
         if not edits.on_weights:
             return sense_sum(q, k, table, rows, self._alpha_dropout)

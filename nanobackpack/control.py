@@ -39,7 +39,6 @@ from nanobackpack.edits import (
 from nanobackpack.files import replacing, shown
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
-from nanobackpack.tokenizers import Tokenizer
 
 __all__ = [
     "AmplifyInWord",
@@ -57,7 +56,6 @@ __all__ = [
     "sense_peaks",
     "topic",
     "topic_scores",
-    "word_tokens",
 ]
 
 # --- In force -----------------------------------------------------------------------------------
@@ -167,23 +165,6 @@ def _parse(i: int, record: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
 
 
 # --- Making them --------------------------------------------------------------------------------
-
-
-def word_tokens(tokenizer: Tokenizer, word: str) -> list[int]:
-    """The tokens of a word inside a text: those of " " + word, without any that is only space.
-
-    So of a word with a token of its own that one, and for a character tokenizer its letters. Where one
-    token has to stand for a word, the paper and we take the first.
-    Raises: InputError for an empty word and one that the tokenizer does not know.
-    """
-    ids = tokenizer.encode(word if tokenizer.kind == "char" else " " + word)
-    while ids and not tokenizer.decode(ids[:1]).strip():
-        ids = ids[1:]
-    if not word.strip() or not ids:
-        raise InputError(f"{word!r} is no word: it has no token but space")
-    if {tokenizer.token(i) for i in ids} & {"[UNK]", "<unk>"}:
-        raise InputError(f"{word!r} is unknown to this model's tokenizer: choose another word")
-    return ids
 
 
 @torch.no_grad()

@@ -20,8 +20,11 @@ class GPT(LanguageModel):
         super().__init__(config)
         init_weights(self, config.n_layer)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
         """h (B, T, D), the contextual vectors; a Transformer has no use for `types`."""
+        edits = edits or self.active()
         return self.context(edits.inputs(input_ids, self.embed(input_ids)))
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:

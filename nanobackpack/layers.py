@@ -261,8 +261,10 @@ class LanguageModel(nn.Module):
         """The edits in force and these, as the seams take them. Raises: InputError if one does not fit."""
         return Edits((*self.edits, *flat(edits)), self.config, self.wte.weight.device)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:
-        """What the tied head reads, (B, T, D)."""
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
+        """What the tied head reads, (B, T, D); without `edits`, under those in force."""
         raise NotImplementedError
 
     def logits(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:

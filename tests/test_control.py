@@ -194,23 +194,6 @@ def test_topic_scores_leave_out_what_is_no_text():
         control.topic(model, [3], 4)
 
 
-def test_word_tokens():
-    """A word inside a text: after a space where that belongs to its token, else by itself."""
-    assert Tokenizer.char("abc ").encode("ab") == control.word_tokens(Tokenizer.char("abc "), "ab")
-    assert control.word_tokens(Tokenizer.char("abc"), "c") == [2]
-    inner = json.loads(Tokenizer.char("ab").to_json())
-    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    inner |= {"pre_tokenizer": space, "decoder": space}
-    inner["model"] = {"type": "WordLevel", "vocab": {"▁go": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
-    words = Tokenizer.from_json(json.dumps(inner))
-    assert control.word_tokens(words, "go") == [0]
-    with pytest.raises(InputError, match="unknown"):
-        control.word_tokens(words, "stay")
-    for blank in ("", "  "):
-        with pytest.raises(InputError, match="no word"):
-            control.word_tokens(words, blank)
-
-
 # --- The definitions ----------------------------------------------------------------------------
 
 
