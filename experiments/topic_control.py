@@ -9,12 +9,14 @@ Of each of a topic's words the first token counts. `--save` keeps the edit for `
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from nanobackpack import cli, control, files
 from nanobackpack.checkpoint import open_model
 from nanobackpack.config import ReadConfig
 from nanobackpack.evaluate import topic
+from nanobackpack.prepare import read_text
 from nanobackpack.results import write_json
 
 
@@ -48,6 +50,7 @@ def main(settings: TopicConfig) -> None:
     for path in (settings.json, settings.save):
         files.check_place(path)
     bags, found, s = topic.bags(settings.topic, settings.bag), [], settings
+    real = read_text(Path(s.reference)).splitlines() if s.reference else []
     texts = topic.controlled(open_model(s), bags, s.strength, s.num_samples, s.length, s.seed, s.classifier)
     for result, edit in texts:
         found.append(result)
@@ -55,7 +58,7 @@ def main(settings: TopicConfig) -> None:
             print(*result.texts, "", sep="\n" + "-" * 15 + "\n")
         if s.save:
             control.save(edit, s.save)
-    mauve = topic.mauve_score(found, s.reference, s.features) if s.reference else None
+    mauve = topic.mauve_score(found, real, s.features) if real else None
     topics = topic.Topics(title=f"strength {s.strength}", topics=found, mauve=mauve)
     print(topics.table())
     write_json(s.json, topics)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -26,7 +27,6 @@ from nanobackpack.backpack import BackpackLM
 from nanobackpack.config import InputError
 from nanobackpack.edits import Edit
 from nanobackpack.layers import LanguageModel
-from nanobackpack.prepare import read_text
 from nanobackpack.results import Result, aligned
 from nanobackpack.tokenizers import Tokenizer
 from nanobackpack.words import encode, first_ids, needs_tokenizer
@@ -173,19 +173,20 @@ class Classifier:
         return hits / len(texts)
 
 
-def mauve_score(topics: Sequence[Topic], reference: str, features: str) -> float:
-    """MAUVE of all texts against the lines of a file, with a local folder of GPT-2 for features; the larger
-    side is cut to the size of the smaller one. Raises: InputError without the package mauve-text or a file.
-    """
+def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float | None:
+    """MAUVE of all texts against real ones, with a local folder of GPT-2 for features; the larger side is cut
+    to the size of the smaller one. None, with a warning, where the package mauve-text is not installed."""
     try:
         import mauve
     except ImportError:
-        raise InputError("MAUVE is not installed: pip install mauve-text, or leave out --reference") from None
+        warnings.warn("MAUVE is not measured: pip install mauve-text", stacklevel=2)
+        return None
     texts = [text for topic in topics for text in topic.texts]
-    lines = [line for line in read_text(Path(reference)).splitlines() if line.strip()]
-    n = min(len(texts), len(lines))
-    order = torch.randperm(max(len(texts), len(lines)), generator=torch.Generator().manual_seed(0)).tolist()
-    p, q = ([side[i] for i in order if i < len(side)][:n] for side in (texts, lines))
+    n = min(len(texts), len(reference))
+    order = torch.randperm(
+        max(len(texts), len(reference)), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+    p, q = ([side[i] for i in order if i < len(side)][:n] for side in (texts, reference))
     out = mauve.compute_mauve(
         p_text=p, q_text=q, featurize_model_name=features, max_text_length=256, verbose=False
     )
