@@ -140,18 +140,20 @@ class Seen:
     def support(self) -> Tensor:
         """A[b,l,i,j] = Σ_i'≤i max(E_x[b,i'] · C(x[b,j])_l, 0), (B, K, N, S): paper, eq. 18, where the
         text ends at the row i that predicts, so that later tokens never change an earlier prediction."""
-        e, c = self.embedding[self.ids], self.senses  # (B, S, D), (B, K, S, D)
-        if self.cache is None:
-            return _positive(e[:, None], c.transpose(2, 3)).cumsum(dim=2)  # (B, K, N = S, S)
-        if self.cache.length == 0:  # a sense at a time, as only sums are kept
-            sums = [_positive(e, sense.transpose(1, 2)).sum(dim=1) for sense in c.unbind(1)]  # K of (B, S)
+        c, cache = self.senses.transpose(2, 3), self.cache  # (B, K, D, S)
+        if cache is None:
+            e = self.embedding[self.ids]  # (B, S, D)
+            return _positive(e[:, None], c).cumsum(dim=2)  # (B, K, N = S, S)
+        e = cache.append("embeddings", self.embedding[self.ids[:, cache.length :]])  # (B, S, D)
+        if cache.length == 0:  # a sense at a time, as only sums are kept
+            sums = [_positive(e, sense).sum(dim=1) for sense in c.unbind(1)]  # K of (B, S)
             new = torch.stack(sums, dim=1)[..., None]  # (B, K, S, 1)
         else:
-            new = _positive(c[:, :, -1], e.transpose(1, 2)).sum(dim=2)[..., None, None]  # (B, K, 1, 1)
-        a = self.cache.append("support", new)  # (B, K, S, 1), the cache's own memory
-        if self.cache.length:
-            a[:, :, :-1] += _positive(c[:, :, :-1], e[:, None, -1, :, None])
-        return a.transpose(2, 3)  # (B, K, 1, S)
+            new = _positive(c[..., -1], e.transpose(1, 2)).sum(dim=2)[..., None, None]  # (B, K, 1, 1)
+        a = cache.append("support", new).transpose(2, 3)  # (B, K, 1, S), the cache's own memory
+        if cache.length:
+            a[..., :-1] += _positive(e[:, None, -1:], c[..., :-1])
+        return a
 
 
 def _positive(x: Tensor, y: Tensor) -> Tensor:
