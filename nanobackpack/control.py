@@ -68,9 +68,10 @@ def applied(model: LanguageModel, edits: EditLike) -> Iterator[None]:
 
     Raises: InputError if one does not fit the model.
     """
+    edits = flat(edits)
     model.active(edits)
     before = model.edits
-    model.edits = (*before, *flat(edits))
+    model.edits = (*before, *edits)
     try:
         yield
     finally:
@@ -84,6 +85,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     It runs no sense network; `checkpoint.save_model` and `load_model` keep it, V·K·D numbers large.
     Raises: InputError for a GPT, and for edits that depend on the text, which no table can hold.
     """
+    edits = flat(edits)
     active = model.active(edits)
     if not isinstance(model, BackpackLM):
         raise InputError("a GPT has no senses to bake into a table")
@@ -97,7 +99,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     baked = BackpackLM(dataclasses.replace(model.config, sense_table=True)).to(table.device)
     state = {name: t for name, t in model.state_dict().items() if not name.startswith("senses.")}
     baked.load_state_dict(state | {"senses.table": table})
-    baked.tokenizer, baked.edits = model.tokenizer, ()
+    baked.tokenizer = model.tokenizer
     return baked.train(model.training)
 
 
@@ -116,7 +118,7 @@ def save(edits: EditLike, path: str | Path) -> None:
         fields = {f.name: getattr(edit, f.name) for f in dataclasses.fields(edit)}
         for name, value in fields.items():
             if isinstance(value, Tensor):
-                tensors[f"{i}.{name}"], fields[name] = value.contiguous().cpu(), "tensor"
+                tensors[f"{i}.{name}"], fields[name] = value.cpu().clone().contiguous(), "tensor"
         records.append({"kind": type(edit).__name__, **fields})
     metadata = {"edits": json.dumps({"format": FORMAT, "edits": records})}
     with replacing(Path(path)) as file:

@@ -343,7 +343,7 @@ def test_applied_equals_the_argument(edits: Callable[..., tuple[Edit, ...]], ids
     """Inside the block and as an argument edits do the same; nested they follow each other."""
     model = tiny_model()
     some = edits(model)
-    with torch.no_grad(), control.applied(model, some):
+    with torch.no_grad(), control.applied(model, iter(some)):
         inside, text = model(ids).logits, model.generate(ids, 20, temperature=0)
     assert torch.equal(inside, model(ids, edits=some).logits)
     assert torch.equal(text, model.generate(ids, 20, temperature=0, edits=some))
@@ -514,6 +514,18 @@ def test_file_round_trip(tmp_path_factory: pytest.TempPathFactory, some: list[Ed
     assert [type(edit) for edit in got] == [type(edit) for edit in some]
     assert [contents(edit) for edit in got] == [contents(edit) for edit in some]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_edits_may_share_tensors(tmp_path: Path):
+    """Two edits with parts of one tensor are kept as two."""
+    table = draw(3, 4, 16)
+    some = [
+        ReplaceSenses((1, 2), table[:2]),
+        ReplaceSenses((3,), table[1:2]),
+        ReplaceSenses((4,), table[1:2]),
+    ]
+    control.save(iter(some), tmp_path / "e")
+    assert [contents(edit) for edit in control.load(tmp_path / "e")] == [contents(edit) for edit in some]
 
 
 def write(path: Path, records: object, tensors: dict[str, Tensor] | None = None, **content: object) -> None:
