@@ -1,5 +1,6 @@
 """nanobackpack: train, sample, read and steer Backpack language models."""
 
+from nanobackpack import control
 from nanobackpack.backpack import BackpackLM
 from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, ModelConfig, SampleConfig, TrainConfig
@@ -15,6 +16,7 @@ __all__ = [
     "SampleConfig",
     "Senses",
     "TrainConfig",
+    "control",
     "load_model",
     "train",
 ]

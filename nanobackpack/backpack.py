@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack.config import ModelConfig
+from nanobackpack.edits import EditLike, Edits, Seen
 from nanobackpack.kernels import Linear, TokenTypes, linear, sense_sum, token_types
 from nanobackpack.layers import MLP, Dropping, KVCache, LanguageModel, SenseMemory, check_ids, init_weights
 
@@ -73,6 +74,18 @@ class PaperSenses(Dropping):
         return self.final_mlp(self.ln_2(r)).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
 
 
+class SenseTable(nn.Module):
+    """C as a plain table (V, K, D), which control.bake makes of a sense network and edits."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.vocab_size, config.n_sense_vector, config.n_embd))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (U) → senses (U, K, D)."""
+        return self.table[ids]
+
+
 class SenseWeights(nn.Module):
     """α: for each sense an attention pattern of its own, one softmax over the positions each."""
 
@@ -106,22 +119,33 @@ class BackpackLM(LanguageModel):
         super().__init__(config)
         self.alpha = SenseWeights(config)
         nano = config.sense_network == "nano"
-        self.senses: nn.Module = NanoSenses(config) if nano else PaperSenses(config)
+        network = SenseTable if config.sense_table else NanoSenses if nano else PaperSenses
+        self.senses: nn.Module = network(config)
         init_weights(self, config.n_layer)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
         """o (B, T, D), the weighted sum of senses."""
-        q, k, table, rows = self._parts(input_ids, types)
-        return sense_sum(q, k, table, rows, self._alpha_dropout)
+        edits = edits or self.active()
+        q, k, table, rows = self._parts(input_ids, types, edits)
+        if not edits.on_weights:
+            return sense_sum(q, k, table, rows, self._alpha_dropout)
+        alpha, senses = self.alpha.weights(q, k), table[rows].transpose(1, 2)  # (B, K, T, T), (B, K, T, D)
+        alpha = F.dropout(alpha, self._alpha_dropout)
+        alpha = edits.weights(alpha, Seen(input_ids, senses, self.wte.weight))
+        return (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, D)
 
-    def logits(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+    def logits(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:
         """logits[b,i] = E · o[b,i], (B, T, V)."""
-        if not self._few_tokens:
-            return super().logits(input_ids, types)
-        q, k, table, rows = self._parts(input_ids, types)
+        if not self._few_tokens or edits.on_weights:
+            return super().logits(input_ids, types, edits)
+        q, k, table, rows = self._parts(input_ids, types, edits)
         return sense_sum(q, k, linear(table, self.wte.weight), rows, self._alpha_dropout)
 
-    def _parts(self, input_ids: Tensor, types: TokenTypes | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _parts(
+        self, input_ids: Tensor, types: TokenTypes | None, edits: Edits
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of a batch (B, T): queries and keys (B, K, T, D/K), C of its types (U, K, D), and rows (B, T)."""
         if self.training and self.config.dropout:
             # Each position drops its own: make it a type of its own (docs/LOG.md: sharing costs 0.004 nats).
@@ -130,7 +154,11 @@ class BackpackLM(LanguageModel):
         types = types or token_types(input_ids, self.config.vocab_size)
         e = self.embed(types.types)  # (U, D)
         q, k = self.alpha.queries_keys(self.context(F.embedding(types.rows, e)))  # (B, K, T, D/K)
-        return q, k, self.senses(e), types.rows
+        return q, k, self._senses(types.types, e, edits), types.rows
+
+    def _senses(self, ids: Tensor, e: Tensor, edits: Edits) -> Tensor:
+        """C of ids (U), whose embeddings are e (U, D), edited: (U, K, D)."""
+        return edits.senses(ids, self.senses(ids if self.config.sense_table else e))
 
     @property
     def _few_tokens(self) -> bool:
@@ -141,14 +169,17 @@ class BackpackLM(LanguageModel):
     def _alpha_dropout(self) -> float:
         return self.alpha.dropout if self.training else 0.0
 
-    def new_cache(self) -> KVCache:
+    def new_cache(self, edits: EditLike = ()) -> KVCache:
         """As of every model; also the logits of all senses, or where these are many a memory for senses."""
-        cache = super().new_cache()
-        if self._few_tokens:
-            table = linear(self.senses(self.wte.weight), self.wte.weight)  # (V, K, V)
+        cache = super().new_cache(edits)
+        if self._few_tokens and not cache.edits.on_weights:
+            ids = torch.arange(self.config.vocab_size, device=self.wte.weight.device)
+            table = linear(self._senses(ids, self.wte.weight, cache.edits), self.wte.weight)  # (V, K, V)
             cache.table = table.transpose(0, 1).flatten(0, 1)  # (K·V, V)
         else:
-            cache.senses = SenseMemory(self.config.vocab_size, lambda ids: self.senses(self.wte(ids)))
+            cache.senses = SenseMemory(
+                self.config.vocab_size, lambda ids: self._senses(ids, self.wte(ids), cache.edits)
+            )
         return cache
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
@@ -157,13 +188,15 @@ class BackpackLM(LanguageModel):
         q, k = self.alpha.queries_keys(h)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
         alpha = (q[:, :, -1:] @ k.transpose(2, 3)).float().softmax(dim=3)  # (B, K, 1, S)
-        if self._few_tokens:  # first sum α over the positions of the same token, as they share their senses
-            ids = cache.append("ids", input_ids[:, None, :, None])  # (B, 1, S, 1)
+        ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
+        if cache.table is not None:  # first sum α over the positions of the same token: they share senses
             weight = alpha.new_zeros(*alpha.shape[:2], self.config.vocab_size)  # (B, K, V)
-            weight.scatter_add_(2, ids[..., 0].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
+            weight.scatter_add_(2, ids[:, None].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
             logits = weight.flatten(1).to(h.dtype) @ cache.table  # (B, V)
         else:
             senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
+            if cache.edits.on_weights:
+                alpha = cache.edits.weights(alpha, Seen(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
@@ -171,11 +204,11 @@ class BackpackLM(LanguageModel):
 
     @torch.no_grad()
     def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:
-        """C as a table: (V, K, D), padded ids included, or (N, K, D) for N ids.
+        """C as a table, under the edits in force: (V, K, D), padded ids included, or (N, K, D) for N ids.
 
         Raises: ValueError for ids outside the vocabulary. `chunk` bounds the memory used on the way.
         """
-        device = self.wte.weight.device
+        edits = self.active()
         if ids is None:
             ids = torch.arange(self.config.vocab_size)
         ids = torch.as_tensor(ids, dtype=torch.int64)
@@ -184,7 +217,8 @@ class BackpackLM(LanguageModel):
         was_training = self.training
         self.eval()
         try:
-            parts = [self.senses(self.wte(part)) for part in ids.to(device).split(chunk)]
+            chunks = ids.to(self.wte.weight.device).split(chunk)
+            parts = [self._senses(part, self.wte(part), edits) for part in chunks]
         finally:
             self.train(was_training)
         return torch.cat(parts)  # (N, K, D)
@@ -193,13 +227,19 @@ class BackpackLM(LanguageModel):
     def contextualization(self, input_ids: Tensor) -> Tensor:
         """α (B, K, T, T) of input_ids (B, T): α[b,l,i,j] weighs sense l of token j at position i.
 
-        Raises: ValueError for ids of the wrong shape, type, length or range.
+        Under the edits in force, which may change it. Raises: ValueError for unfit ids.
         """
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        edits = self.active()
         was_training = self.training
         self.eval()
         try:
             h = self.context(self.wte(input_ids))  # (B, T, D)
-            return self.alpha.weights(*self.alpha.queries_keys(h))
+            alpha = self.alpha.weights(*self.alpha.queries_keys(h))
+            if edits.on_weights:
+                flat = input_ids.flatten()
+                senses = self._senses(flat, self.wte(flat), edits).unflatten(0, input_ids.shape)
+                alpha = edits.weights(alpha, Seen(input_ids, senses.transpose(1, 2), self.wte.weight))
+            return alpha
         finally:
             self.train(was_training)

@@ -47,6 +47,13 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **checkpoint}, f)
 
 
+def save_model(model: LanguageModel, path: str | Path) -> None:
+    """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
+    tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
+    args = dataclasses.asdict(model.config)
+    save(Path(path), {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer})
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint file as a dict: tensors and plain values, whatever else it holds is refused.
 

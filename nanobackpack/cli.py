@@ -16,6 +16,7 @@ import os
 import runpy
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
@@ -36,11 +37,13 @@ def run(main: Callable[[Any], int | None], config_type: type, argv: Sequence[str
 def guard(main: Callable[[], int | None]) -> NoReturn:
     """Call main and exit with what it returns (None: 0).
 
-    Exit status 2 with one line for bad input, 130 for Ctrl-C. Bugs keep their traceback. Of several
-    processes only the first to fail prints its line, and those it leaves behind exit with 1.
+    Exit status 2 with one line for bad input, 130 for Ctrl-C. Bugs keep their traceback; a warning is a
+    note. Of several processes only the first to fail prints its line, and those it leaves behind exit with 1.
     """
     try:
-        status = main()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            status = main()
         sys.stdout.flush()
     except InputError as e:
         status = fail(str(e))

@@ -127,7 +127,15 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
 
 
 def export_state(model: LanguageModel, layout: Layout) -> State:
-    """The model's tensors under the foreign names and in the foreign order; tied copies share memory."""
+    """The model's tensors under the foreign names and in the foreign order; tied copies share memory.
+
+    Raises: InputError for a model whose senses are a table, which no foreign layout can hold.
+    """
+    if model.config.sense_table:
+        raise InputError(
+            f"senses baked into a table do not fit the layout of {layout.title}: export the model it was "
+            "baked from, and keep this one as a checkpoint of nanobackpack (checkpoint.save_model)"
+        )
     state: State = {}
     for name, p in model.named_parameters():
         t = layout.reorder(name, p.detach(), model.config, inward=False)

@@ -60,6 +60,8 @@ class ModelConfig(Architecture):
     """Rows V of the embedding, padding included."""
     vocab_used: int = 0
     """Ids below this one are real tokens, the rest padding that is never listed or sampled (0: all)."""
+    sense_table: bool = False
+    """Senses are a table of V·K vectors in place of a network, as nanobackpack.control.bake makes them."""
     scale_attn_by_inverse_layer_idx: bool = False
     """Divide the attention scores of block i by i + 1, as backpack-gpt2 does."""
 
@@ -249,6 +251,8 @@ class SampleConfig(LoadConfig):
     """Choose among the likeliest tokens that together have this probability."""
     restart: bool = False
     """When the context is full go on from its later half: many times faster, a little worse."""
+    edits: str = ""
+    """A file of edits (nanobackpack.control.save) to sample under."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

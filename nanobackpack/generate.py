@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanobackpack import control
 from nanobackpack.checkpoint import load_model
 from nanobackpack.config import InputError, SampleConfig
 from nanobackpack.distributed import Processes, joined
+from nanobackpack.edits import EditLike
 from nanobackpack.layers import LanguageModel, check_ids
 from nanobackpack.prepare import read_text
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_dtype, reading, seed_of
@@ -34,19 +36,21 @@ def stream(
     top_p: float | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     restart: bool = False,
+    edits: EditLike = (),
 ) -> Iterator[Tensor]:
     """Continue input_ids (B, T), T from 1 to any length; yield the new ids (B) one step at a time.
 
     temperature 0 takes the likeliest token. With a generator for each row, a row's text depends on its own
-    alone. The model is put in eval mode while this runs.
-    Raises: ValueError for ids, temperature, top_k or top_p out of range.
+    alone. The model is put in eval mode while this runs. `edits` (control.py) hold for this generation;
+    what they read of the text is the window.
+    Raises: ValueError for ids, temperature, top_k or top_p out of range; InputError for unfit edits.
     """
     size = model.config.block_size
     check_ids(input_ids[..., -size:], model.config.vocab_size, size)
     was_training = model.training
     model.eval()
     try:
-        cache, ids = model.new_cache(), input_ids[:, -size:]  # (B, T)
+        cache, ids = model.new_cache(edits), input_ids[:, -size:]  # (B, T)
         new = ids
         for _ in range(max_new_tokens):
             if cache.length == size:
@@ -123,6 +127,7 @@ def _sample(config: SampleConfig, processes: Processes) -> None:
     prompt = config.start
     if prompt.startswith("FILE:"):
         prompt = read_text(Path(prompt.removeprefix("FILE:")))
+    edits = control.load(config.edits, model) if config.edits else ()
     ids = model.tokenizer.prompt_ids(prompt)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
@@ -143,6 +148,7 @@ def _sample(config: SampleConfig, processes: Processes) -> None:
         config.top_p,
         draws,
         config.restart,
+        edits,
     )
     with autocast(device, dtype):
         for new in steps if own else ():

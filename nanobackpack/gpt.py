@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nanobackpack.config import ModelConfig
+from nanobackpack.edits import Edits
 from nanobackpack.kernels import TokenTypes, linear
 from nanobackpack.layers import KVCache, LanguageModel, init_weights
 
@@ -19,12 +20,16 @@ class GPT(LanguageModel):
         super().__init__(config)
         init_weights(self, config.n_layer)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
         """h (B, T, D), the contextual vectors; a Transformer has no use for `types`."""
-        return self.context(self.embed(input_ids))
+        edits = edits or self.active()
+        return self.context(edits.inputs(input_ids, self.embed(input_ids)))
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
-        h = self.context(self.wte(input_ids), cache)[:, -1]  # (B, D)
+        e = cache.edits.inputs(input_ids, self.wte(input_ids))  # (B, T, D)
+        h = self.context(e, cache)[:, -1]  # (B, D)
         cache.length += input_ids.size(1)
         return linear(h, self.wte.weight).float()  # (B, V)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
+from nanobackpack.edits import Edit, EditLike, Edits, flat
 from nanobackpack.kernels import Linear, TokenTypes, cross_entropy, linear, linear_cross_entropy
 
 if TYPE_CHECKING:
@@ -27,16 +28,16 @@ class KVCache:
 
     `slots` holds for each attention layer its keys and values, (B, 2, H, capacity, D/H), and for a
     Backpack α's keys and the positions' senses. `length` is the number of positions filled; the model
-    advances it once per forward pass. `table` and `senses`, what a Backpack knows of its tokens, do not
-    depend on positions and outlive `clear`.
+    advances it once per forward pass. `edits` hold for the whole generation. `table` and `senses`, what a
+    Backpack knows of its tokens, do not depend on positions and outlive `clear`.
     """
 
-    table: Tensor
+    table: Tensor | None = None
     senses: SenseMemory
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, edits: Edits) -> None:
         self.slots: dict[str, Tensor] = {}
-        self.capacity = capacity
+        self.capacity, self.edits = capacity, edits
         self.length = 0
 
     def append(self, slot: str, new: Tensor) -> Tensor:
@@ -223,6 +224,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.edits: tuple[Edit, ...] = ()  # in force wherever the model is used; see control.applied
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # tied: input and output
         self.context = Transformer(config)
 
@@ -232,18 +234,20 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         types: TokenTypes | None = None,
         loss_only: bool = False,
+        edits: EditLike = (),
     ) -> Output:
         """Logits (B, T, V) for input_ids (B, T); with targets (B, T), -1 ignored, also the loss.
 
         `types`, if they are known already, are the different tokens of input_ids; loss_only spares the
-        logits, which are None then.
-        Raises: ValueError for ids of the wrong shape, type, length or range.
+        logits, which are None then; `edits` (control.py) hold for this call.
+        Raises: ValueError for ids of the wrong shape, type, length or range; InputError for unfit edits.
         """
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        active = self.active(edits)
         if loss_only and targets is not None and self.config.vocab_size > self.config.n_embd:
-            h = self.hidden(input_ids, types)  # (B, T, D)
+            h = self.hidden(input_ids, types, active)  # (B, T, D)
             return Output(None, linear_cross_entropy(h, self.wte.weight, targets))
-        logits = self.logits(input_ids, types).float()  # (B, T, V)
+        logits = self.logits(input_ids, types, active).float()  # (B, T, V)
         loss = None if targets is None else cross_entropy(logits, targets)
         return Output(None if loss_only else logits, loss)
 
@@ -253,17 +257,23 @@ class LanguageModel(nn.Module):
         sparse = ids.device.type == "cpu" and not torch.compiler.is_compiling()
         return F.embedding(ids, self.wte.weight, sparse=sparse)
 
-    def hidden(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
-        """What the tied head reads, (B, T, D)."""
+    def active(self, edits: EditLike = ()) -> Edits:
+        """The edits in force and these, as the seams take them. Raises: InputError if one does not fit."""
+        return Edits((*self.edits, *flat(edits)), self.config, self.wte.weight.device)
+
+    def hidden(
+        self, input_ids: Tensor, types: TokenTypes | None = None, edits: Edits | None = None
+    ) -> Tensor:
+        """What the tied head reads, (B, T, D); without `edits`, under those in force."""
         raise NotImplementedError
 
-    def logits(self, input_ids: Tensor, types: TokenTypes | None = None) -> Tensor:
+    def logits(self, input_ids: Tensor, types: TokenTypes | None, edits: Edits) -> Tensor:
         """logits[b,i] = E · hidden[b,i], (B, T, V)."""
-        return linear(self.hidden(input_ids, types), self.wte.weight)
+        return linear(self.hidden(input_ids, types, edits), self.wte.weight)
 
-    def new_cache(self) -> KVCache:
-        """An empty cache for one generation."""
-        return KVCache(self.config.block_size)
+    def new_cache(self, edits: EditLike = ()) -> KVCache:
+        """An empty cache for one generation under the edits in force and these."""
+        return KVCache(self.config.block_size, self.active(edits))
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
@@ -284,9 +294,10 @@ class LanguageModel(nn.Module):
         generator: torch.Generator | None = None,
         *,
         restart: bool = False,
+        edits: EditLike = (),
     ) -> Tensor:
         """Continue input_ids (B, T) by sampling; returns (B, T + max_new_tokens). See generate.py."""
         from nanobackpack.generate import stream
 
-        new = stream(self, input_ids, max_new_tokens, temperature, top_k, top_p, generator, restart)
+        new = stream(self, input_ids, max_new_tokens, temperature, top_k, top_p, generator, restart, edits)
         return torch.cat([input_ids, *(t[:, None] for t in new)], dim=1)  # (B, T + new)

@@ -6,6 +6,7 @@ document (BOS, EOS) come apart. A text may also be given as its ids, a list of n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -82,6 +83,22 @@ def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
             f"{word!r} is {len(ids)} tokens here ({parts}), but one is needed: give a word of one token"
         )
     return ids[0]
+
+
+def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
+    """The first token of each word, which stands for it where the papers' control takes one token a word,
+    even where that is a poor piece such as " di" of " diaries"; a warning then names it.
+
+    Raises: InputError for a word that is empty or unknown.
+    """
+    found = []
+    for word in words:
+        ids = word_ids(tokenizer, word)
+        found.append(ids[0])
+        if len(ids) > 1:
+            first = tokenizer.token(ids[0])
+            warnings.warn(f"{word!r} is {len(ids)} tokens: its first, {first!r}, stands for it", stacklevel=2)
+    return found
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:

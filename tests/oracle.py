@@ -11,11 +11,15 @@ Letters: B batch, T time (positions), D width, K senses, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import GPT
+from nanobackpack.control import AmplifyInWord, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.edits import Edit
 from nanobackpack.layers import LanguageModel
 
 
@@ -50,6 +54,49 @@ def plain_logits(model: LanguageModel, ids: Tensor) -> Tensor:
     return o @ model.wte.weight.T
 
 
+def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """Logits (B, V) after the texts ids (B, T) under edits, each by its definition, position by position."""
+    E = model.wte.weight
+    if isinstance(model, GPT):
+        e = model.wte(ids)  # (B, T, D)
+        for edit in edits:
+            for b, text in enumerate(ids.tolist()):
+                for j in (j for j, x in enumerate(text) if x in edit.tokens):
+                    g = edit.direction
+                    e[b, j] = e[b, j] - (1 - edit.factor) * ((e[b, j] @ g) / (g @ g)) * g
+        return model.context(e)[:, -1] @ E.T
+    alphas, senses = plain_alpha(model, ids)[:, :, -1], plain_senses(model, ids)  # (B, K, T), (B, K, T, D)
+    rows = []
+    for text, a, c in zip(ids.tolist(), alphas.unbind(), senses.unbind(), strict=True):
+        for edit in edits:
+            for j, x in enumerate(text):
+                if isinstance(edit, ReplaceSenses) and x in edit.tokens:
+                    c[:, j] = edit.table[edit.tokens.index(x)]
+                if isinstance(edit, ScaleSense) and x in edit.tokens:
+                    for sense in range(len(c)):
+                        if isinstance(edit.factor, tuple):
+                            c[sense, j] *= edit.factor[sense]
+                        elif edit.sense in (None, sense):
+                            c[sense, j] *= edit.factor
+        for edit in edits:
+            if isinstance(edit, TopicControl):
+                for j, x in enumerate(text):
+                    A = (E[text] @ c[:, j].T).clamp(min=0).sum(dim=0)  # (K)
+                    B = torch.sigmoid(-edit.f * A + 6) * (1 + j / 100)
+                    a[:, j] *= B * edit.delta[x] + (1 - B)
+            if isinstance(edit, AmplifyInWord):
+                j, n, m = 0, len(edit.word), torch.tensor(edit.factors)
+                while j + n <= len(text):
+                    if tuple(text[j : j + n]) != edit.word:
+                        j += 1
+                        continue
+                    part = a[:, j : j + n]  # (K, n)
+                    a[:, j : j + n] = m * part / (m * part).sum(1, True) * part.sum(1, True)
+                    j += n
+        rows.append((a[:, None] @ c).sum(dim=0)[0] @ E.T)
+    return torch.stack(rows)
+
+
 def plain_loss(model: LanguageModel, ids: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats over the targets (B, T) that are not -1."""
     log_p = plain_logits(model, ids).log_softmax(dim=2)  # (B, T, V)
@@ -66,6 +113,7 @@ def plain_generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     restart: bool = False,
+    edits: Sequence[Edit] = (),
 ) -> Tensor:
     """Continue ids (B, T) by n tokens, recomputing the last block_size positions for each of them, or
     with `restart` those since the window was last full, and then cut in half."""
@@ -75,7 +123,8 @@ def plain_generate(
         if i and ids.size(1) - start > size:
             start = ids.size(1) - (size // 2 if restart else size)
         window = ids[:, start:]
-        logits = plain_logits(model, window)[:, -1, : model.config.n_token]  # (B, V)
+        logits = plain_edited_logits(model, window, edits) if edits else plain_logits(model, window)[:, -1]
+        logits = logits[:, : model.config.n_token]  # (B, V)
         if temperature == 0:
             new = logits.argmax(dim=1, keepdim=True)  # (B, 1)
         else:

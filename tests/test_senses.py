@@ -253,9 +253,9 @@ def test_words_as_ids(speller: BackpackLM):
 
 
 def joining() -> Tokenizer:
-    """Byte-level BPE as GPT-2's: " " is a space joined to the word after it."""
-    vocabulary = {t: i for i, t in enumerate([" ", "a", "b", "c", " a", " ab", "ab", "[UNK]", "\n"])}
-    merges = [(" ", "a"), ("a", "b"), (" a", "b")]
+    """Byte-level BPE as GPT-2's: "Ġ" is a space joined to the word after it."""
+    vocabulary = {t: i for i, t in enumerate(["Ġ", "a", "b", "c", "Ġa", "Ġab", "ab", "[UNK]", "Ċ"])}
+    merges = [("Ġ", "a"), ("a", "b"), ("Ġa", "b")]
     inner = hf.Tokenizer(hf.models.BPE(vocab=vocabulary, merges=merges))
     inner.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = hf.decoders.ByteLevel()

@@ -1,0 +1,60 @@
+"""Edit what a model knows of a word: what its senses say for one word, they say for another.
+
+    python experiments/knowledge_edit.py --word MacBook --remove Apple --add HP --prompt "The MacBook is best"
+    python experiments/knowledge_edit.py --word Romeo --remove Juliet --add Rosaline --save romeo.safetensors
+
+Each word stands for its first token as it is written inside a text (" MacBook"): with a character model the
+first letter. The edit holds wherever the word comes (Backpack paper, section 6.3); `--save` keeps it for
+`sample.py --edits=FILE`. Shown are the likeliest next tokens and samples, before and after.
+"""
+
+from dataclasses import dataclass
+
+from nanobackpack import Senses, cli, control, files
+from nanobackpack.checkpoint import open_model
+from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.evaluate.effect import effect
+from nanobackpack.results import write_json
+from nanobackpack.words import first_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeConfig(ReadConfig):
+    """What a model predicts before and after a knowledge edit."""
+
+    word: str = "MacBook"
+    """The word whose senses are edited."""
+    remove: str = "Apple"
+    """What its senses shall no longer speak for."""
+    add: str = "HP"
+    """What they shall speak for instead."""
+    prompt: str = "The MacBook is best known for its form factor, but"
+    """The text to continue; it should hold the word."""
+    k: int = 8
+    """Next tokens to list."""
+    num_samples: int = 3
+    """Continuations to print."""
+    max_new_tokens: int = 40
+    """Tokens of each."""
+    save: str = ""
+    """Write the edit to this file."""
+
+
+def main(settings: KnowledgeConfig) -> None:
+    for name in ("k", "num_samples", "max_new_tokens"):
+        at_least(settings, name, 1)
+    for path in (settings.json, settings.save):
+        files.check_place(path)
+    senses = Senses(open_model(settings), settings.bos)
+    word, remove, add = first_ids(senses.tokenizer, (settings.word, settings.remove, settings.add))
+    edit = control.knowledge_edit(senses.model, word, remove, add)
+    sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
+    result = effect(senses, edit, settings.prompt, **sizes, seed=settings.seed)
+    print(result.table())
+    write_json(settings.json, result)
+    if settings.save:
+        control.save(edit, settings.save)
+
+
+if __name__ == "__main__":
+    cli.run(main, KnowledgeConfig)

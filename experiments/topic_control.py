@@ -1,0 +1,68 @@
+"""Write texts on a topic: senses that speak for its words count more, until the text speaks for them.
+
+    python experiments/topic_control.py --topic sports --strength 2 --num_samples 20
+    python experiments/topic_control.py --bag king crown --strength 3 --save crown.safetensors
+    python experiments/topic_control.py --topic all --num_samples=500 --evaluate --classifier=FOLDER
+
+A text begins as documents do and is drawn from the model's own distribution (Backpack paper, section 6.1).
+Of each of a topic's words the first token counts. `--save` keeps the edit for `sample.py --edits=FILE`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nanobackpack import cli, control, files
+from nanobackpack.checkpoint import open_model
+from nanobackpack.config import ReadConfig
+from nanobackpack.evaluate import topic
+from nanobackpack.prepare import read_text
+from nanobackpack.results import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicConfig(ReadConfig):
+    """Texts under topic control, and how much of the topic is in them."""
+
+    topic: str = "sports"
+    """One of the paper's 17 topics, or all."""
+    bag: tuple[str, ...] = ()
+    """Words of a topic of your own, in place of --topic."""
+    strength: Literal[0, 1, 2, 3] = 2
+    """From 0, none, to 3."""
+    num_samples: int = 20
+    """Texts of each topic."""
+    length: int = 100
+    """Tokens of a text, its start included."""
+    evaluate: bool = False
+    """Only measure, do not print the texts."""
+    classifier: str = ""
+    """Folder of a topic classifier (tweet-topic-21-multi): measures success."""
+    reference: str = ""
+    """File of real texts, one a line: measures MAUVE."""
+    features: str = "gpt2-large"
+    """Folder of the model that MAUVE compares texts with."""
+    save: str = ""
+    """Write the edit, with --topic=all the last one, to this file."""
+
+
+def main(settings: TopicConfig) -> None:
+    for path in (settings.json, settings.save):
+        files.check_place(path)
+    bags, found, s = topic.bags(settings.topic, settings.bag), [], settings
+    real = read_text(Path(s.reference)).splitlines() if s.reference else []
+    texts = topic.controlled(open_model(s), bags, s.strength, s.num_samples, s.length, s.seed, s.classifier)
+    for result, edit in texts:
+        found.append(result)
+        if not s.evaluate:
+            print(*result.texts, "", sep="\n" + "-" * 15 + "\n")
+        if s.save:
+            control.save(edit, s.save)
+    mauve = topic.mauve_score(found, real, s.features) if real else None
+    topics = topic.Topics(title=f"strength {s.strength}", topics=found, mauve=mauve)
+    print(topics.table())
+    write_json(s.json, topics)
+
+
+if __name__ == "__main__":
+    cli.run(main, TopicConfig)

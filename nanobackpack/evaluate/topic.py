@@ -1,0 +1,192 @@
+"""Topic control: texts from nothing under control.topic, and how much of the topic is in them (paper,
+section 6.1 and D.1, Tables 10 and 12).
+
+    bag      share of the generated tokens that are first tokens of the topic's words, and of the generated
+             words that are such a word
+    success  share of texts to which a classifier gives the topic a probability above 1/2
+    MAUVE    how near the texts of all topics are to real ones (Pillutla et al. 2021)
+
+Letters: N texts, T their tokens, V vocabulary, K senses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanobackpack import control
+from nanobackpack.backpack import BackpackLM
+from nanobackpack.config import InputError
+from nanobackpack.edits import Edit
+from nanobackpack.layers import LanguageModel
+from nanobackpack.results import Result, aligned
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.words import first_ids, needs_tokenizer
+
+
+def control_sets() -> dict[str, Any]:
+    """The papers' topics with their words, and nouns and prompts of the bias tests."""
+    text = resources.files("nanobackpack.evaluate").joinpath("control_sets.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def bags(topic: str, words: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Words by topic: of one of the paper's, of all of them ("all"), or the words given.
+
+    Raises: InputError for another topic.
+    """
+    topics = control_sets()["topics"]
+    if words:
+        return {" ".join(words): list(words)}
+    if topic == "all":
+        return topics
+    if topic not in topics:
+        raise InputError(
+            f"topic={topic!r} is unknown: take all, {', '.join(topics)}, or name words with --bag"
+        )
+    return {topic: topics[topic]}
+
+
+def start_ids(tokenizer: Tokenizer) -> list[int]:
+    """What a text from nothing begins with: the token that begins or ends documents, else a new line."""
+    ids = tokenizer.prompt_ids("") or tokenizer.encode("\n")
+    if not ids:
+        raise InputError("this tokenizer has no token to begin a text with, not even a new line")
+    return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic(Result):
+    """Texts under control, and what was measured of them, in percent."""
+
+    words: list[str]
+    texts: list[str]
+    bag_tokens: float
+    bag_words: float
+    success: float | None
+    """None without a classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topics(Result):
+    """Texts on several topics; MAUVE of all of them, None if it was not measured."""
+
+    topics: list[Topic]
+    mauve: float | None
+
+    def table(self) -> str:
+        rows = {t.title: [t.bag_tokens, t.bag_words, t.success] for t in self.topics}
+        if len(rows) > 1:
+            columns = zip(*rows.values(), strict=True)
+            rows["mean"] = [None if None in c else sum(c) / len(c) for c in columns]
+        cells = [["", "bag tokens", "bag words", "success"]]
+        cells += [[name, *("" if v is None else f"{v:.2f} %" for v in row)] for name, row in rows.items()]
+        mauve = "" if self.mauve is None else f"\n  MAUVE {self.mauve:.3f}"
+        return f"# {self.title}\n{aligned(cells)}{mauve}"
+
+
+def controlled(
+    model: LanguageModel,
+    topics: dict[str, list[str]],
+    strength: int,
+    n: int,
+    length: int = 100,
+    seed: int = 0,
+    classifier: str = "",
+) -> Iterator[tuple[Topic, Edit]]:
+    """For each topic n texts of `length` tokens, the start included, drawn from the model's own
+    distribution under control of that strength; and the edit that controls. `classifier` is a folder.
+
+    Raises: InputError for a GPT, without a tokenizer, for unknown words, n or length out of range.
+    """
+    if not isinstance(model, BackpackLM):
+        raise InputError("topic control works on senses, and this model is a GPT: open a Backpack")
+    tokenizer = needs_tokenizer(model.tokenizer)
+    tokens = {topic: first_ids(tokenizer, words) for topic, words in topics.items()}
+    start = torch.tensor([start_ids(tokenizer)], device=model.wte.weight.device)  # (1, 1)
+    if n < 1 or length < 2:
+        raise InputError(f"num_samples={n} must be 1 or more, length={length} 2 or more")
+    judge = Classifier(classifier) if classifier else None
+    peaks = control.sense_peaks(model) if strength else None
+    for topic, words in topics.items():
+        edit = control.topic(model, tokens[topic], strength, peaks=peaks)
+        draw = torch.Generator(start.device).manual_seed(seed)
+        ids = model.generate(start.expand(n, -1), length - 1, generator=draw, edits=edit)[:, 1:]  # (N, T)
+        texts = [tokenizer.decode(row) for row in ids.tolist()]
+        bag = torch.isin(ids, ids.new_tensor(tokens[topic])).double().mean().item()
+        result = Topic(
+            title=topic,
+            words=words,
+            texts=texts,
+            bag_tokens=100 * bag,
+            bag_words=100 * _word_share(texts, words),
+            success=None if judge is None else 100 * judge.success(texts, topic),
+        )
+        yield result, edit
+
+
+def _word_share(texts: Sequence[str], words: Sequence[str]) -> float:
+    found = [word for text in texts for word in re.findall(r"\w+", text.lower())]
+    wanted = {word.lower() for word in words}
+    return sum(word in wanted for word in found) / len(found) if found else 0.0
+
+
+class Classifier:
+    """A topic classifier such as cardiffnlp/tweet-topic-21-multi, from a local folder: labels such as
+    film_tv_&_video, one sigmoid each. Raises: InputError without transformers or such a folder."""
+
+    def __init__(self, folder: str) -> None:
+        if not (Path(folder) / "config.json").is_file():
+            raise InputError(f"classifier={folder!r} is no folder with a classifier: it needs a config.json")
+        try:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        except ImportError:
+            raise InputError("a classifier needs transformers: pip install transformers") from None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as e:
+            raise InputError(f"classifier={folder!r} cannot be read: {e}") from e
+        labels = self._model.config.id2label
+        self._labels = {re.sub(r"[^a-z]+", "_", label.lower()): int(i) for i, label in labels.items()}
+
+    def success(self, texts: Sequence[str], topic: str) -> float:
+        """The share of texts whose probability of the topic is above 1/2, from 0 to 1."""
+        if topic not in self._labels:
+            raise InputError(f"the classifier has no topic {topic!r}: its own are {', '.join(self._labels)}")
+        hits = 0
+        for i in range(0, len(texts), 32):
+            batch = self._tokenizer(
+                list(texts[i : i + 32]), padding=True, truncation=True, return_tensors="pt"
+            )
+            with torch.no_grad():
+                hits += int((self._model(**batch).logits[:, self._labels[topic]] > 0).sum())
+        return hits / len(texts)
+
+
+def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float | None:
+    """MAUVE of all texts against real ones, with a local folder of GPT-2 for features; the larger side is cut
+    to the size of the smaller one. None, with a warning, where the package mauve-text is not installed."""
+    try:
+        import mauve
+    except ImportError:
+        warnings.warn("MAUVE is not measured: pip install mauve-text", stacklevel=2)
+        return None
+    texts = [text for topic in topics for text in topic.texts]
+    n = min(len(texts), len(reference))
+    order = torch.randperm(
+        max(len(texts), len(reference)), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+    p, q = ([side[i] for i in order if i < len(side)][:n] for side in (texts, reference))
+    out = mauve.compute_mauve(
+        p_text=p, q_text=q, featurize_model_name=features, max_text_length=256, verbose=False
+    )
+    return float(out.mauve)

@@ -1,0 +1,685 @@
+"""Control: every edit does what its definition says, with and without a cache, and nothing else.
+
+The definitions stand in oracle.py, position by position; the numbers of the self-check and the worked
+examples come from the original programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BACKPACKS, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import plain_alpha, plain_edited_logits, plain_generate, plain_logits, plain_senses
+from safetensors.torch import load_file, save_file
+from test_models import SELF_CHECK_IDS, filled_paper
+from torch import Tensor
+
+import nanobackpack as nb
+from nanobackpack import BackpackLM, InputError, ModelConfig, SampleConfig, control, generate
+from nanobackpack.checkpoint import save_model
+from nanobackpack.compat import NANO, export_state
+from nanobackpack.control import AmplifyInWord, GPTNullspace, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.edits import Edit, Seen
+from nanobackpack.tokenizers import Tokenizer
+
+EVERY = tuple(range(23))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+SCALES = (0.5, -1.0, 1.5, 2.0, *[0.7] * 12)
+# Edits of a tiny model, strong enough to change its texts.
+EDITS: dict[str, Callable[[BackpackLM], tuple[Edit, ...]]] = {
+    "remove": lambda m: (ScaleSense((1, 4, 7, 9), 0.0, sense=0),),
+    "scale": lambda m: (ScaleSense(EVERY[::2], SCALES[: m.config.n_sense_vector]),),
+    "replace": lambda m: (ReplaceSenses((7, 2), draw(2, m.config.n_sense_vector, m.config.n_embd)),),
+    "topic": lambda m: (control.topic(m, [3, 5], 3),),
+    "topic-own": lambda m: (TopicControl(1 + draw(23, m.config.n_sense_vector) / 2, f=0.05),),
+    "amplify": lambda m: (AmplifyInWord((1, 4, 2), (0.02, 1.0, 50.0)), AmplifyInWord((2, 2), (9.0, 1.0)),
+                          AmplifyInWord((2, 7), (40.0, 1.0)), AmplifyInWord((2, 5), (1.0, 30.0))),
+}  # fmt: skip
+EDITS["all"] = lambda m: tuple(e for name in list(EDITS)[:-1] for e in EDITS[name](m))
+# A prompt of (2, T) in which the words to amplify occur, overlapping, and twice.
+TEXT = torch.tensor([[1, 4, 2, 2, 2, 7, 9, 1, 4, 2, 2, 3, 8, 2], [2, 2, 2, 2, 5, 1, 4, 2, 0, 6, 7, 7, 2, 2]])
+
+
+@pytest.fixture(params=EDITS)
+def edits(request: pytest.FixtureRequest) -> Callable[[BackpackLM], tuple[Edit, ...]]:
+    return EDITS[request.param]
+
+
+# Every kind of model under all edits at once, and each edit alone on models of either way to decode.
+PAIRS = [(model, "all") for model in BACKPACKS]
+PAIRS += [(model, name) for model in ("nano", "paper-few") for name in EDITS if name != "all"]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def edited(request: pytest.FixtureRequest) -> tuple[BackpackLM, tuple[Edit, ...]]:
+    """A model and edits for it."""
+    kind, name = request.param
+    model = tiny_model(**BACKPACKS[kind])
+    return model, EDITS[name](model)
+
+
+# --- The originals' numbers and the worked examples ---------------------------------------------
+
+
+def last_logits(model: BackpackLM, *edits: Edit) -> list[float]:
+    return model(SELF_CHECK_IDS, edits=edits).logits[0, -1].tolist()
+
+
+def test_self_check_remove():
+    """Sense 2 of token 4 removed."""
+    expected = [-0.277619, -0.103842, 0.116545, 0.284620, 0.324937, 0.219401, 0.015382]
+    assert last_logits(filled_paper(), ScaleSense((4,), 0.0, sense=2)) == pytest.approx(expected, abs=2e-5)
+
+
+def test_self_check_topic():
+    """Scores of token 4 by both maxima, their quantiles, the annealed factors, the controlled logits."""
+    model = filled_paper()
+    raw = control.topic_scores(model, [2, 5])
+    assert raw[4].tolist() == pytest.approx([0.900876, 1.095485, 0.887297, 0.168025], abs=2e-5)
+    absolute = control.topic_scores(model, [5, 2], absolute=True)
+    assert absolute[4].tolist() == pytest.approx([0.900876, 1.095485, 0.868302, 0.160906], abs=2e-5)
+    quantiles = raw.flatten().quantile(torch.tensor([0.95, 0.80, 0.60]))
+    assert quantiles.tolist() == pytest.approx([1.090300, 1.060488, 0.902125], abs=2e-5)
+    topic = control.topic(model, [2, 5], 3)
+    assert topic.f == pytest.approx(0.44)
+    assert set(topic.delta.flatten().tolist()) == {torch.tensor(d).item() for d in (3.3, 3.0, 1.0)}
+    seen = Seen(SELF_CHECK_IDS, plain_senses(model, SELF_CHECK_IDS), model.wte.weight)
+    factors = topic.factors(seen)  # (B, K, N, S)
+    assert factors[0, :, -1, 1].tolist() == pytest.approx([1, 3.316785, 1, 1], abs=2e-5)
+    expected = [-0.613429, -0.209791, 0.288016, 0.656541, 0.730367, 0.476353, 0.008520]
+    assert last_logits(model, topic) == pytest.approx(expected, abs=2e-5)
+
+
+def test_self_check_knowledge_edit():
+    """Of token 4 what speaks for 2 made to speak for 5."""
+    edit = control.knowledge_edit(filled_paper(), 4, remove=2, add=5)
+    assert edit.tokens == (4,)
+    expected = [-0.014734, 0.043511, 0.081293, 0.080841]
+    assert edit.table[0, 2, :4].tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_example_amplify():
+    """Weights (.1, .3) amplified by (4, 1): (.22857, .17143), and the rest of the row as it was."""
+    alpha, ids = torch.tensor([0.1, 0.3, 0.6]).expand(1, 2, 1, 3), torch.tensor([[5, 6, 1]])
+    got = AmplifyInWord((5, 6), (4.0, 1.0)).weights(alpha, Seen(ids, torch.empty(0), torch.empty(0)))
+    assert got[0, 1, 0].tolist() == pytest.approx([0.22857, 0.17143, 0.6], abs=1e-5)
+
+
+def test_example_topic():
+    """A = 10 at j = 5, strength 3: sigmoid(1.6) · 1.05 of the way from 1 to 3.3, which is 3.00933."""
+    ids, embedding = torch.zeros(1, 6, dtype=torch.int64), torch.ones(1, 1)
+    seen = Seen(ids, torch.full((1, 1, 6, 1), 10 / 6), embedding)
+    assert seen.support[0, 0, -1].tolist() == pytest.approx([10] * 6)
+    factors = TopicControl(torch.full((1, 1), 3.3), f=0.44).factors(seen)
+    assert factors[0, 0, -1, 5].item() == pytest.approx(3.00933, abs=1e-5)
+
+
+def table_model(embedding: list[list[float]], table: list[list[list[float]]]) -> BackpackLM:
+    """A model with these embeddings (V, D) and senses (V, K, D), and no more."""
+    V, K, D = torch.tensor(table).shape
+    model = BackpackLM(
+        ModelConfig(
+            n_layer=1, n_head=1, n_embd=D, block_size=4, n_sense_vector=K, vocab_size=V, sense_table=True
+        )
+    ).eval()
+    with torch.no_grad():
+        model.wte.weight.copy_(torch.tensor(embedding))
+        model.senses.table.copy_(torch.tensor(table))
+    return model
+
+
+def test_example_knowledge_edit():
+    """C = (1, 2), E_r = (2, 0), E_t = (0, 1) gives (0, 4)."""
+    model = table_model([[1, 1], [2, 0], [0, 1]], [[[1, 2]], [[0, 0]], [[0, 0]]])
+    assert control.knowledge_edit(model, 0, remove=1, add=2).table.tolist() == [[[0, 4]]]
+
+
+def test_copy_senses():
+    """Named senses come from the other token, the rest stay."""
+    model = tiny_model()
+    edit = control.copy_senses(model, 3, source=8, which=[0, 2])
+    own, other = model.sense_vectors([3, 8])
+    assert torch.equal(edit.table[0], torch.stack([other[0], own[1], other[2], own[3]]))
+
+
+def test_topic_bins_and_modes():
+    """A score that reaches a quantile belongs to the bin above it; f is max(delta)/7.5 or the inverse."""
+    model = tiny_model()
+    scores = control.topic_scores(model, [3])
+    edges = [scores.flatten().quantile(q).item() for q in (0.95, 0.80, 0.60)]
+    topic = control.topic(model, [3], deltas=(9.0, 7.0, 5.0, 2.0), f_mode="paper", f_scale=12.5)
+    for score, delta in zip(scores.flatten().tolist(), topic.delta.flatten().tolist(), strict=True):
+        assert delta == (9, 7, 5, 2)[sum(score < edge for edge in edges)]
+    assert topic.f == pytest.approx(12.5 / 9)
+    for strength, f in ((0, 1 / 7.5), (1, 0.2), (2, 2.2 / 7.5), (3, 0.44)):
+        assert control.topic(model, [3], strength).f == pytest.approx(f)
+    peaks = control.sense_peaks(model)
+    assert torch.equal(peaks, (model.sense_vectors() @ model.wte.weight.T).amax(dim=2))
+    assert torch.equal(control.topic(model, [3], 3, peaks=peaks).delta, control.topic(model, [3], 3).delta)
+
+
+def test_topic_scores_leave_out_what_is_no_text():
+    """Padding and tokens that mark a text's ends score 0; so do removed senses."""
+    model = tiny_model()
+    symbols = [*"abcdefghijklmnopqr", "<|endoftext|>"]
+    inner = json.loads(Tokenizer.char("ab").to_json())
+    inner["model"]["vocab"] = {symbol: i for i, symbol in enumerate(symbols)}
+    assert (control.topic_scores(model, [3])[18] != 0).all()
+    model.tokenizer = Tokenizer.from_json(json.dumps(inner))
+    scores = control.topic_scores(model, [3])
+    assert (scores[18:] == 0).all()
+    assert (scores[:18] != 0).all()
+    with control.applied(model, ScaleSense((5,), 0.0, sense=1)):
+        scores = control.topic_scores(model, [3])
+    assert scores[5, 1] == 0
+    assert scores.isfinite().all()
+    with pytest.raises(InputError, match="bag"):
+        control.topic_scores(model, [])
+    with pytest.raises(InputError, match="23"):
+        control.topic_scores(model, [23])
+    with pytest.raises(InputError, match="strength=4"):
+        control.topic(model, [3], 4)
+
+
+# --- The definitions ----------------------------------------------------------------------------
+
+
+def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]):
+    """At every row the logits of the definition for the text up to there, so later tokens change nothing:
+    at once, and with a cache position by position, after a prompt of several, and after all of them."""
+    model, some = edited
+    ids = TEXT[:, :12]
+    with torch.no_grad():
+        expected = torch.stack([plain_edited_logits(model, ids[:, : i + 1], some) for i in range(12)], dim=1)
+        tolerance = 1e-5 * max(1.0, expected.abs().max().item())
+        assert (model(ids, edits=some).logits - expected).abs().max() < tolerance
+        assert (plain_logits(model, ids) - expected).abs().max() > 1e-3
+        for first in (1, 5, 12):
+            cache = model.new_cache(some)
+            got = [model.next_logits(ids[:, :first], cache)]
+            got += [model.next_logits(ids[:, i : i + 1], cache) for i in range(first, 12)]
+            assert (torch.stack(got, dim=1) - expected[:, first - 1 :]).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_cached_generation_equals_uncached(edited: tuple[BackpackLM, tuple[Edit, ...]], restart: bool):
+    """Token for token, for a prompt longer than half the window, on past its end, window sliding or cut."""
+    model, some = edited
+    draws = [torch.Generator().manual_seed(7) for _ in range(2)]
+    ours = model.generate(TEXT[:, :8], 12, 5.0, 9, generator=draws[0], restart=restart, edits=some)
+    plain = plain_generate(model, TEXT[:, :8], 12, 5.0, 9, draws[1], restart, some)
+    assert torch.equal(ours, plain)
+
+
+def test_edits_change_the_text(edits: Callable[..., tuple[Edit, ...]]):
+    """What is compared above differs from the text without edits."""
+    model, draws = tiny_model(), [torch.Generator().manual_seed(7) for _ in range(2)]
+    prompts = TEXT[:, :8].repeat(20, 1)
+    plain = model.generate(prompts, 12, 5.0, generator=draws[0])
+    assert not torch.equal(plain, model.generate(prompts, 12, 5.0, generator=draws[1], edits=edits(model)))
+
+
+def test_rows_and_samples_do_not_mix(edits: Callable[..., tuple[Edit, ...]]):
+    """A row continues as it does alone, and one prompt for all as copies of it do."""
+    model = tiny_model()
+    some = edits(model)
+    together = model.generate(TEXT[:, :5], 15, temperature=0, edits=some)
+    for row, prompt in zip(together, TEXT[:, :5], strict=True):
+        assert torch.equal(model.generate(prompt[None], 15, temperature=0, edits=some)[0], row)
+    one = TEXT[:1, :5]
+    expanded, copies = (
+        model.generate(p, 15, 2.0, edits=some, generator=torch.Generator().manual_seed(3))
+        for p in (one.expand(4, -1), one.repeat(4, 1))
+    )
+    assert torch.equal(expanded, copies)
+    assert len({tuple(row) for row in expanded.tolist()}) > 1
+
+
+def test_loss_and_training_forward_see_edits():
+    """The loss is that of the edited logits, in its fast form too; dropout drops edited weights alike."""
+    model = tiny_model()
+    some = EDITS["all"](model)
+    targets = TEXT[:, 1:13]
+    out = model(TEXT[:, :12], targets, edits=some)
+    assert model(TEXT[:, :12], targets, loss_only=True, edits=some).loss.item() == pytest.approx(
+        out.loss.item(), abs=1e-5
+    )
+    dropping = tiny_model(dropout=0.5).train()
+    torch.manual_seed(0)
+    first = dropping(TEXT[:, :12], edits=EDITS["topic"](dropping)).logits
+    assert not torch.equal(first, dropping(TEXT[:, :12], edits=EDITS["topic"](dropping)).logits)
+
+
+# --- Invariants ---------------------------------------------------------------------------------
+
+
+def inert_edits(model: BackpackLM) -> list[Edit]:
+    K, D = model.config.n_sense_vector, model.config.n_embd
+    return [
+        ScaleSense((1, 2), 1.0, sense=0),
+        ScaleSense((1, 2), (1.0,) * K),
+        ScaleSense((), 0.0),
+        ReplaceSenses((), torch.empty(0, K, D)),
+        control.topic(model, [3], 0),
+        AmplifyInWord((4, 2), (1.0, 1.0)),
+        AmplifyInWord((4,), (5.0,)),
+    ]
+
+
+def test_nothing_asked_nothing_changed(backpack: BackpackLM, ids: Tensor):
+    """Factor 1, strength 0, an empty table, equal amplifiers: bit for bit the model without edits."""
+    some = inert_edits(backpack)
+    with torch.no_grad():
+        assert torch.equal(backpack(ids, edits=some).logits, backpack(ids).logits)
+        caches = backpack.new_cache(some), backpack.new_cache()
+        for part in (ids[:, :5], ids[:, 5:6]):
+            got, expected = (backpack.next_logits(part, cache) for cache in caches)
+            assert torch.equal(got, expected)
+    with control.applied(backpack, some):
+        inside = backpack.sense_vectors()
+    assert torch.equal(inside, backpack.sense_vectors())
+
+
+def test_removing_all_gives_zero(backpack: BackpackLM, ids: Tensor):
+    """Without any senses there are no logits left, nor any with a weight of 0 for all of them."""
+    with torch.no_grad():
+        assert not backpack(ids, edits=ScaleSense(EVERY, 0.0)).logits.any()
+        assert not backpack.next_logits(ids, backpack.new_cache(ScaleSense(EVERY, 0.0))).any()
+
+
+def test_scaling_senses_is_scaling_weights(backpack: BackpackLM, ids: Tensor):
+    """p on C(x)_l equals p on α[b,l,i,j] wherever x[b,j] = x."""
+    alpha = plain_alpha(backpack, ids)
+    alpha[:, 0] *= 1 - 0.7 * (ids == ids[0, 2])[:, None]
+    expected = (alpha @ plain_senses(backpack, ids)).sum(dim=1) @ backpack.wte.weight.T
+    got = backpack(ids, edits=ScaleSense((int(ids[0, 2]),), 0.3, sense=0)).logits
+    assert (got - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def test_amplification_keeps_sums(backpack: BackpackLM):
+    """A sense's weight for the word, and its row's sum, stay; rows that have not seen the word stay whole."""
+    ids = torch.tensor([[3, 1, 4, 2, 5, 6, 0, 3]])
+    before = backpack.contextualization(ids)
+    with control.applied(backpack, AmplifyInWord((1, 4, 2), (8.0, 1.0, 2.0))):
+        after = backpack.contextualization(ids)
+    with control.applied(backpack, AmplifyInWord((1, 4, 2), (8.0, 1.0, 2.0), last_row=True)):
+        last = backpack.contextualization(ids)
+    assert torch.allclose(after[..., 1:4].sum(3), before[..., 1:4].sum(3), atol=1e-6)
+    assert torch.allclose(after.sum(3), torch.ones_like(after.sum(3)), atol=1e-6)
+    assert torch.equal(after[:, :, :3], before[:, :, :3])
+    assert not torch.isclose(after[:, :, 3:, 1], before[:, :, 3:, 1], atol=1e-6).all(dim=1).any()
+    assert torch.equal(last[:, :, :-1], before[:, :, :-1])
+    assert torch.equal(last[:, :, -1], after[:, :, -1])
+
+
+def test_reading_under_edits(backpack: BackpackLM):
+    """Senses and α read under edits are those in force: weighted and summed, they give the logits."""
+    ids = TEXT[:, :12]
+    with torch.no_grad(), control.applied(backpack, EDITS["all"](backpack)):
+        senses = backpack.sense_vectors()[ids].transpose(1, 2)  # (B, K, T, D)
+        o = (backpack.contextualization(ids) @ senses).sum(dim=1)  # (B, T, D)
+        logits = backpack(ids).logits
+    tolerance = 1e-5 * max(1.0, logits.abs().max().item())
+    assert (o @ backpack.wte.weight.T - logits).abs().max() < tolerance
+
+
+# --- In force -----------------------------------------------------------------------------------
+
+
+def test_applied_equals_the_argument(edits: Callable[..., tuple[Edit, ...]], ids: Tensor):
+    """Inside the block and as an argument edits do the same; nested they follow each other."""
+    model = tiny_model()
+    some = edits(model)
+    with torch.no_grad(), control.applied(model, iter(some)):
+        inside, text = model(ids).logits, model.generate(ids, 20, temperature=0)
+    assert torch.equal(inside, model(ids, edits=some).logits)
+    assert torch.equal(text, model.generate(ids, 20, temperature=0, edits=some))
+    first, second = EDITS["replace"](model), ScaleSense((2, 7), 0.5)
+    with control.applied(model, first), control.applied(model, [second, [some]]):
+        nested = model(ids, edits=second).logits
+    assert torch.equal(nested, model(ids, edits=(first, second, some, second)).logits)
+
+
+def test_model_is_restored(ids: Tensor):
+    """However the block ends, weights, edits and logits are those of before."""
+    model = tiny_model()
+    before, state = model(ids).logits, {name: t.clone() for name, t in model.state_dict().items()}
+    edit = ScaleSense(EVERY, 0.0)
+
+    def interrupted(error: type[BaseException]) -> None:
+        with control.applied(model, edit):
+            assert not model(ids).logits.any()
+            raise error
+
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            interrupted(error)
+        assert model.edits == ()
+    with pytest.raises(InputError), control.applied(model, ScaleSense((1,), 0.0, sense=99)):
+        pass
+    with pytest.raises(ValueError, match="temperature"):
+        model.generate(ids, 3, -1.0, edits=edit)
+    assert torch.equal(model(ids).logits, before)
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    assert "edits" not in model.state_dict()
+
+
+def test_streams_keep_their_edits(ids: Tensor):
+    """Two generations that take turns do not see each other's edits, nor does the model between."""
+    model, edit = tiny_model(), ScaleSense(EVERY, -1.0)
+    expected = [model.generate(ids, 6, temperature=0, edits=e)[:, 12:] for e in ((), edit)]
+    plain = model(ids).logits
+    streams = [generate.stream(model, ids, 6, temperature=0, edits=e) for e in ((), edit)]
+    got: list[list[Tensor]] = [[], []]
+    for _ in range(6):
+        for texts, stream in zip(got, streams, strict=True):
+            texts.append(next(stream))
+            assert torch.equal(model(ids).logits, plain)
+    assert torch.equal(torch.stack(got[0], 1), expected[0])
+    assert torch.equal(torch.stack(got[1], 1), expected[1])
+    assert not torch.equal(expected[0], expected[1])
+
+
+# --- GPT ----------------------------------------------------------------------------------------
+
+
+def test_nullspace(ids: Tensor):
+    """A GPT reads the tokens without the direction, wholly or in part; its head keeps the original rows."""
+    gpt = tiny_model(model_name="gpt2")
+    assert isinstance(gpt, nb.GPT)
+    for factor in (0.0, 0.3):
+        edit = control.nullspace(gpt, [2, 7, 9], 3, 5, factor)
+        with torch.no_grad():
+            got = gpt(TEXT[:, :12], edits=edit).logits
+            expected = [plain_edited_logits(gpt, TEXT[:, : i + 1], [edit]) for i in range(12)]
+        assert torch.allclose(got, torch.stack(expected, dim=1), atol=1e-4)
+        assert not torch.allclose(got, plain_logits(gpt, TEXT[:, :12]), atol=1e-2)
+        ours, plain = (
+            f(gpt, TEXT[:, :8], 12, 3.0, edits=[edit], generator=torch.Generator().manual_seed(1))
+            for f in (nb.GPT.generate, plain_generate)
+        )
+        assert torch.equal(ours, plain)
+    e, edit = gpt.wte(torch.tensor([7, 8])), control.nullspace(gpt, [7], 3, 5)
+    projected = edit.inputs(torch.tensor([7, 8]), e)
+    assert abs((projected[0] @ edit.direction).item()) < 1e-5
+    assert torch.equal(projected[1], e[1])
+    assert torch.equal(gpt(ids, edits=control.nullspace(gpt, [2], 3, 5, 1.0)).logits, gpt(ids).logits)
+
+
+def test_edits_must_fit_the_model(ids: Tensor):
+    """An edit of another kind of model, or of other sizes, is refused with what it must be."""
+    model, gpt = tiny_model(), tiny_model(model_name="gpt2")
+    for m, edit, message in (
+        (gpt, ScaleSense((1,), 0.0), "no senses"),
+        (model, GPTNullspace((1,), 0.0, torch.ones(16)), "Backpack"),
+        (gpt, GPTNullspace((1,), 0.0, torch.ones(3)), "direction has 3"),
+        (gpt, GPTNullspace((99,), 0.0, torch.ones(16)), "token 99"),
+        (model, ScaleSense((23,), 0.0), "token 23 is outside this model's vocabulary: 0 to 22"),
+        (model, ScaleSense((-1,), 0.0), "token -1"),
+        (model, ScaleSense((1,), 0.0, sense=4), "senses 0 to 3"),
+        (model, ScaleSense((1,), (0.0, 1.0)), "2 factors for a model of 4"),
+        (model, ReplaceSenses((1,), torch.zeros(1, 4, 15)), r"\(4, 15\)"),
+        (model, ReplaceSenses((99,), torch.zeros(1, 4, 16)), "token 99"),
+        (model, TopicControl(torch.ones(22, 4), 1.0), r"\(22, 4\)"),
+        (model, AmplifyInWord((99,), (1.0,)), "token 99"),
+        (model, "edits.safetensors", "not an edit"),
+        (model, 3, "not an edit"),
+    ):
+        for use in (
+            lambda m, edit: m(ids, edits=edit),
+            lambda m, edit: m.generate(ids, 1, edits=edit),
+            lambda m, edit: control.applied(m, edit).__enter__(),
+        ):
+            with pytest.raises(InputError, match=message):
+                use(m, edit)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ScaleSense((1,), float("nan")), "finite"),
+        (lambda: ScaleSense((1,), 10**40), "finite"),
+        (lambda: ScaleSense((1.5,), 0.0), "tokens"),
+        (lambda: ScaleSense([1], 0.0), "tokens"),
+        (lambda: ScaleSense((1,), (0.0, 1.0), sense=1), "sense=1"),
+        (lambda: ReplaceSenses((1,), torch.zeros(2, 4, 16)), r"\(2, 4, 16\)"),
+        (lambda: ReplaceSenses((1, 1), torch.zeros(2, 4, 16)), "twice"),
+        (lambda: ReplaceSenses((1,), torch.full((1, 4, 16), torch.inf)), "finite"),
+        (lambda: ReplaceSenses((1,), torch.zeros(1, 4, 16).long()), "float32"),
+        (lambda: TopicControl(torch.ones(4), 1.0), r"\(4,\)"),
+        (lambda: TopicControl(torch.ones(4, 2), "1"), "f='1'"),
+        (lambda: AmplifyInWord((1, 2), (1.0,)), "1 factors for 2"),
+        (lambda: AmplifyInWord((), ()), "0 factors"),
+        (lambda: AmplifyInWord((1, 2), (1.0, 0.0)), "above 0"),
+        (lambda: GPTNullspace((1,), 0.0, torch.zeros(4)), "other than 0"),
+    ],
+)
+def test_edits_must_make_sense(make: Callable[[], Edit], message: str):
+    """An edit that means nothing cannot be made."""
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+numbers = st.floats(-100, 100, width=32)
+tokens = st.lists(st.integers(0, 22), max_size=5, unique=True).map(tuple)
+
+
+def tensors(*shape: int) -> st.SearchStrategy[Tensor]:
+    return st.integers(0, 1 << 30).map(lambda seed: draw(*shape, seed=seed))
+
+
+some_edit = st.one_of(
+    st.builds(ScaleSense, tokens, numbers, st.none() | st.integers(0, 3)),
+    st.builds(ScaleSense, tokens, st.tuples(*[numbers] * 4)),
+    tokens.flatmap(lambda t: st.builds(ReplaceSenses, st.just(t), tensors(len(t), 4, 16))),
+    st.builds(TopicControl, tensors(23, 4), numbers),
+    st.lists(st.tuples(st.integers(0, 22), st.floats(0.1, 9)), min_size=1, max_size=4).flatmap(
+        lambda pairs: st.builds(
+            AmplifyInWord,
+            st.just(tuple(p[0] for p in pairs)),
+            st.just(tuple(p[1] for p in pairs)),
+            st.booleans(),
+        )
+    ),
+)
+
+
+def contents(edit: Edit) -> dict[str, Any]:
+    fields = {f.name: getattr(edit, f.name) for f in dataclasses.fields(edit)}
+    return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in fields.items()}
+
+
+@given(st.lists(some_edit, max_size=4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_file_round_trip(tmp_path_factory: pytest.TempPathFactory, some: list[Edit]):
+    """What is loaded is what was saved, number for number, and fits the model it was made for."""
+    path = tmp_path_factory.mktemp("edits") / "some.safetensors"
+    control.save(some, path)
+    got = control.load(path, tiny_model())
+    assert [type(edit) for edit in got] == [type(edit) for edit in some]
+    assert [contents(edit) for edit in got] == [contents(edit) for edit in some]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_edits_may_share_tensors(tmp_path: Path):
+    """Two edits with parts of one tensor are kept as two."""
+    table = draw(3, 4, 16)
+    some = [
+        ReplaceSenses((1, 2), table[:2]),
+        ReplaceSenses((3,), table[1:2]),
+        ReplaceSenses((4,), table[1:2]),
+    ]
+    control.save(iter(some), tmp_path / "e")
+    assert [contents(edit) for edit in control.load(tmp_path / "e")] == [contents(edit) for edit in some]
+
+
+def write(path: Path, records: object, tensors: dict[str, Tensor] | None = None, **content: object) -> None:
+    content = {"format": "nanobackpack edits 1", "edits": records} | content
+    save_file(tensors or {}, path, {"edits": json.dumps(content)})
+
+
+SCALE = {"kind": "ScaleSense", "tokens": [4], "factor": 0.0, "sense": 2}
+REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
+
+
+@pytest.mark.parametrize(
+    ("records", "tensors", "message"),
+    [
+        ([SCALE | {"kind": "Exec"}], {}, "unknown kind 'Exec'"),
+        ([{"tokens": [4]}], {}, "unknown kind None"),
+        ([SCALE | {"code": "print()"}], {}, "fields"),
+        ([{"kind": "ScaleSense", "tokens": [4]}], {}, "fields"),
+        ([SCALE | {"tokens": [99]}], {}, "token 99"),
+        ([SCALE | {"tokens": "4"}], {}, "tokens"),
+        ([SCALE | {"tokens": [[4]]}], {}, "tokens"),
+        ([SCALE | {"tokens": None}], {}, "tokens"),
+        ([SCALE | {"factor": float("nan")}], {}, "finite"),
+        ([SCALE | {"factor": 10**50}], {}, "finite"),
+        ([SCALE | {"factor": True}], {}, "factor"),
+        ([SCALE | {"sense": 4}], {}, "senses 0 to 3"),
+        ([SCALE | {"sense": "tensor"}], {"0.sense": torch.ones(1)}, "sense"),
+        ([REPLACE], {}, "table"),
+        ([REPLACE], {"0.table": torch.zeros(1, 4, 15)}, r"\(4, 15\)"),
+        ([REPLACE], {"0.table": torch.zeros(1, 4, 16, dtype=torch.float16)}, "float32"),
+        ([REPLACE], {"0.table": torch.full((1, 4, 16), torch.nan)}, "finite"),
+        ([REPLACE | {"table": [1.0]}], {}, "table"),
+        ([SCALE], {"0.table": torch.zeros(1)}, "belongs to no edit"),
+        ([SCALE, 3], {}, "list of objects"),
+        ({"0": SCALE}, {}, "list of objects"),
+        (None, {}, "list of objects"),
+    ],
+)
+def test_hostile_files(tmp_path: Path, records: object, tensors: dict[str, Tensor], message: str):
+    """A file that says anything but edits of this model is refused in one line that names it."""
+    path = tmp_path / "hostile.safetensors"
+    write(path, records, tensors)
+    with pytest.raises(InputError, match=message) as error:
+        control.load(path, tiny_model())
+    assert "hostile.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files(tmp_path: Path):
+    """A missing, damaged or foreign file is refused in one line."""
+    path = tmp_path / "edits.safetensors"
+    with pytest.raises(InputError, match="no file"):
+        control.load(path)
+    control.save(EDITS["all"](tiny_model()), path)
+    whole = path.read_bytes()
+    for content in (b"", b"PK\x03\x04", b"{}", whole[:50], whole[:-1], whole + b"0"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"edits\.safetensors"):
+            control.load(path)
+    for metadata in (None, {}, {"edits": "["}, {"edits": "[" * 100_000}, {"edits": "3"}, {"other": "1"}):
+        save_file({}, path, metadata)
+        with pytest.raises(InputError, match=r"edits\.safetensors"):
+            control.load(path)
+    write(path, [SCALE], format="nanobackpack edits 2")
+    with pytest.raises(InputError, match="nanobackpack edits 1"):
+        control.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path):
+    """What cannot be saved leaves the file as it was."""
+    path = tmp_path / "edits.safetensors"
+    control.save(ScaleSense((1,), 0.0), path)
+    with pytest.raises(InputError):
+        control.save(["no edit"], path)
+    assert control.load(path) == (ScaleSense((1,), 0.0),)
+    assert load_file(path) == {}
+
+
+@pytest.mark.parametrize("kind", ["remove", "topic"])
+def test_sample_under_a_file(
+    tmp_path: Path, speller: BackpackLM, capsys: pytest.CaptureFixture[str], kind: str
+):
+    """sample.py --edits FILE prints what the edited model generates."""
+    save_model(speller, tmp_path / "ckpt.pt")
+    edits = control.topic(speller, [3], 3) if kind == "topic" else ScaleSense((1, 2), -3.0)
+    file = tmp_path / "edits.safetensors"
+    control.save(edits, file)
+    common: dict[str, Any] = {"out_dir": str(tmp_path), "device": "cpu", "start": "bad", "temperature": 2.0}
+    config = SampleConfig(
+        **common, num_samples=3, max_new_tokens=20, edits=str(tmp_path / "edits.safetensors")
+    )
+    generate.sample(config)
+    printed = capsys.readouterr().out
+    prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
+    draws = [torch.Generator().manual_seed(config.seed) for _ in range(2)]
+    rows = speller.generate(prompt, 20, 2.0, 200, 1.0, draws[0], edits=edits)
+    assert printed == "".join(speller.tokenizer.decode(row.tolist()) + "\n" + "-" * 15 + "\n" for row in rows)
+    assert not torch.equal(rows, speller.generate(prompt, 20, 2.0, 200, 1.0, draws[1]))
+    with pytest.raises(InputError, match="no file"):
+        generate.sample(dataclasses.replace(config, edits="missing"))
+
+
+# --- Baked in -----------------------------------------------------------------------------------
+
+
+def test_baked_equals_edited(backpack: BackpackLM, ids: Tensor, tmp_path: Path):
+    """A baked model does what the edited one does, token for token, and stands alone in a checkpoint."""
+    some = [e for name in ("replace", "scale", "remove") for e in EDITS[name](backpack)]
+    with control.applied(backpack, some[0]):
+        baked = control.bake(backpack, some[1:])
+    save_model(baked, tmp_path / "ckpt.pt")
+    loaded = nb.load_model(tmp_path)
+    assert isinstance(loaded, BackpackLM)
+    assert loaded.config == dataclasses.replace(backpack.config, sense_table=True)
+    with control.applied(backpack, some):
+        assert torch.equal(loaded.sense_vectors(), backpack.sense_vectors())
+        expected = backpack(ids).logits
+        texts = backpack.generate(ids[:, :5], 20, 3.0, generator=torch.Generator().manual_seed(1))
+    for model in (baked, loaded):
+        assert (model(ids).logits - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+        got = model.generate(ids[:, :5], 20, 3.0, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(got, texts)
+    names = {name for name in loaded.state_dict() if name.startswith("senses.")}
+    assert names == {"senses.table"}
+
+
+def test_baking_leaves_the_model_alone(ids: Tensor):
+    """A baked model shares nothing with the one it came from, and can be edited and baked again."""
+    model = tiny_model()
+    before = model(ids).logits
+    baked = control.bake(model)
+    assert torch.allclose(baked(ids).logits, before, atol=1e-4)
+    with torch.no_grad():
+        for p in baked.parameters():
+            p.zero_()
+    assert torch.equal(model(ids).logits, before)
+    edit = EDITS["all"](model)
+    again = control.bake(model)
+    assert torch.allclose(again(ids, edits=edit).logits, model(ids, edits=edit).logits, atol=1e-4)
+    twice = control.bake(control.bake(model, ScaleSense((1,), 0.5)), ScaleSense((1,), 0.5))
+    assert torch.equal(twice.sense_vectors(), control.bake(model, ScaleSense((1,), 0.25)).sense_vectors())
+
+
+def test_what_cannot_be_baked_or_exported():
+    """Edits that depend on the text, a GPT, and foreign layouts get one line that says so."""
+    model = tiny_model()
+    for name, message in (
+        ("topic", "TopicControl depends on the text"),
+        ("amplify", "AmplifyInWord depends"),
+    ):
+        with pytest.raises(InputError, match=message):
+            control.bake(model, EDITS[name](model))
+    assert control.bake(model, inert_edits(model)).edits == ()
+    with pytest.raises(InputError, match="GPT"):
+        control.bake(tiny_model(model_name="gpt2"))
+    with pytest.raises(InputError, match="nanoBackpackLM"):
+        export_state(control.bake(model), NANO)

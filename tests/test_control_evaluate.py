@@ -1,0 +1,334 @@
+"""Topic control, gender bias, knowledge edits: the protocols by hand on tiny models, and their commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run_program, save_tiny, tiny_model
+from oracle import plain_edited_logits, plain_logits
+
+from nanobackpack import BackpackLM, InputError, Senses, control, load_model
+from nanobackpack.control import ScaleSense
+from nanobackpack.evaluate import bias, topic
+from nanobackpack.evaluate.effect import effect
+from nanobackpack.layers import LanguageModel
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.words import first_ids
+
+WORDS = ["[UNK]", "he", "she", "nurse", "developer", "CEO", "My", "The", "said", "that", "was", "with", "car"]
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token a word, for a few words."""
+    inner = json.loads(Tokenizer.char("ab").to_json())
+    inner["pre_tokenizer"], inner["decoder"] = {"type": "Whitespace"}, None
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    inner["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    return Tokenizer.from_json(json.dumps(inner))
+
+
+def worded(**settings: Any) -> Any:
+    model = tiny_model(**{"vocab_size": 16, "vocab_used": len(WORDS), "block_size": 24} | settings)
+    model.tokenizer = word_tokenizer()
+    return model
+
+
+def test_sets_are_complete():
+    """As many topics, nouns and prompts as the papers have, each prompt with a place for its noun."""
+    sets = topic.control_sets()
+    assert len(sets["topics"]) == 17
+    assert sum(map(len, sets["topics"].values())) == 33
+    english, chinese = sets["bias"]["en"], sets["bias"]["zh"]
+    assert [len(english[name]) for name in ("nouns", "prompts", "estimation")] == [40, 13, 5]
+    assert [len(chinese[name]) for name in ("nouns", "prompts")] == [6, 5]
+    for prompts in (*(english[n] for n in ("prompts", "estimation")), chinese["prompts"]):
+        assert all(prompt.count("{}") == 1 for prompt in prompts)
+        assert len(set(prompts)) == len(prompts)
+
+
+# --- Bias ---------------------------------------------------------------------------------------
+
+
+def ratio_by_hand(model: LanguageModel, rows: list[list[int]], edits: tuple[control.Edit, ...] = ()) -> float:
+    """Mean of max(p(he)/p(she), p(she)/p(he)), prompt by prompt, from the probabilities."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            logits = plain_edited_logits(model, ids, edits)[0] if edits else plain_logits(model, ids)[0, -1]
+        p = logits.double().softmax(dim=0)
+        found.append(max(p[1] / p[2], p[2] / p[1]).item())
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("kind", [{}, {"sense_network": "paper"}, {"model_name": "gpt2"}])
+def test_bias_ratio(kind: dict[str, Any]):
+    """Prompts of different lengths in one batch, each read at its own end, and cut if too long."""
+    model = worded(**kind, block_size=12)
+    rows = [[6, 3, 8, 9], [7, 4], [3] * 12, [5] * 11 + [3, 4, 7]]
+    by_hand = ratio_by_hand(model, [row[-12:] for row in rows])
+    assert bias.bias_ratio(model, rows, 1, 2) == pytest.approx(by_hand, rel=1e-4)
+    assert bias.bias_ratio(model, rows, 2, 1) == pytest.approx(by_hand, rel=1e-4)
+    assert not model.training
+
+
+def prompts(which: str, noun: str) -> list[list[int]]:
+    texts = topic.control_sets()["bias"]["en"][which]
+    return [word_tokenizer().encode(text.format(noun)) for text in texts]
+
+
+def test_gender_bias():
+    """Table 5 of a tiny Backpack: each figure by hand, the sense the one that helps most where it is chosen,
+    and the factor one that lowers what is minimised."""
+    model = worded()
+    nouns = ["developer", "CEO", "nurse"]  # the set's order; the other nouns are unknown
+    tokens = {"developer": (4,), "CEO": (5,), "nurse": (3,)}
+    found = bias.gender_bias(model, "en", max_iter=25)
+    assert found.nouns == nouns
+    assert list(found.ratios) == ["unmodified", "removed", "optimised"]
+    removed = [
+        sum(ratio_by_hand(model, prompts("estimation", n), (ScaleSense(tokens[n], 0.0, k),)) for n in nouns)
+        for k in range(4)
+    ]
+    assert found.sense == removed.index(min(removed))
+    for i, noun in enumerate(nouns):
+        for name, factor in (("unmodified", 1.0), ("removed", 0.0), ("optimised", found.factors[i])):
+            by_hand = ratio_by_hand(
+                model, prompts("prompts", noun), (ScaleSense(tokens[noun], factor, found.sense),)
+            )
+            assert found.ratios[name][i] == pytest.approx(by_hand, rel=1e-3)
+        before = ratio_by_hand(model, prompts("estimation", noun))
+        edit = ScaleSense(tokens[noun], found.factors[i], found.sense)
+        after = ratio_by_hand(model, prompts("estimation", noun), (edit,)) + abs(1 - found.factors[i])
+        assert after <= before + 1e-4
+    means = {name: sum(values) / 3 for name, values in found.ratios.items()}
+    assert found.means == pytest.approx(means)
+    share = (means["unmodified"] - means["removed"]) / (means["unmodified"] - 1)
+    assert found.reduction("removed") == pytest.approx(100 * share)
+    assert found.reduction("unmodified") == 0
+    assert model.edits == ()
+    assert bias.gender_bias(model, "en", 2, max_iter=1).sense == 2
+    with pytest.raises(InputError, match="senses 0 to 3"):
+        bias.gender_bias(model, "en", 4)
+
+
+def test_gender_bias_of_a_gpt():
+    """For a GPT she - he is projected out of what it reads of the noun."""
+    model = worded(model_name="gpt2")
+    found = bias.gender_bias(model, max_iter=5)
+    assert found.sense is None
+    assert list(found.ratios) == ["unmodified", "projected", "optimised"]
+    edit = control.nullspace(model, [3], 2, 1)
+    by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
+    assert found.ratios["projected"][2] == pytest.approx(by_hand, rel=1e-3)
+    assert by_hand != pytest.approx(found.ratios["unmodified"][2], rel=1e-3)
+
+
+def test_gender_bias_in_chinese(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Nouns of several characters are scaled in all of them; what cannot be spelled is left out."""
+    folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来")
+    out, err = run_program(
+        "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b"
+    )
+    assert err == ""
+    result = json.loads((tmp_path / "b").read_text())
+    assert result["nouns"] == ["士兵", "教师"]
+    for noun in result["nouns"]:
+        assert re.search(rf"{noun} +[\d.]+ +[\d.]+ +[\d.]+ +-?[\d.]+$", out, re.MULTILINE)
+    model = load_model(folder)
+    encode = model.tokenizer.encode
+    he, she = encode("他她")
+    rows = [encode(text) for text in ("那个士兵说，", "士兵进到屋子里，", "士兵走了过来，")]
+    edit = ScaleSense(tuple(encode("士兵")), 0.0, result["sense"])
+    assert result["ratios"]["removed"][0] == pytest.approx(bias.bias_ratio(model, rows, he, she, edit))
+
+
+# --- Topics -------------------------------------------------------------------------------------
+
+
+def test_controlled_texts():
+    """Texts are what the model generates from the start under the edit; the shares are counted by hand."""
+    model = worded()
+    with pytest.raises(InputError, match="begin a text"):
+        next(topic.controlled(model, {"mine": ["nurse"]}, 2, 3))
+    model.tokenizer = Tokenizer.char("abcdefghijklm\n")
+    with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
+        ((result, edit),) = topic.controlled(model, {"mine": ["ab", "c"]}, 3, 4, length=60, seed=5)
+    start = torch.tensor([model.tokenizer.encode("\n")]).expand(4, -1)
+    rows = model.generate(start, 59, edits=edit, generator=torch.Generator().manual_seed(5))[:, 1:]
+    assert result.texts == [model.tokenizer.decode(row.tolist()) for row in rows]
+    assert torch.equal(edit.delta, control.topic(model, [1, 3], 3).delta)
+    hits = sum(token in (1, 3) for row in rows.tolist() for token in row)
+    assert result.bag_tokens == pytest.approx(100 * hits / (4 * 59))
+    words = [word for text in result.texts for word in text.split("\n") if word]
+    assert result.bag_words == pytest.approx(100 * sum(word in ("ab", "c") for word in words) / len(words))
+    ((plain, nothing),) = topic.controlled(model, {"mine": ["a"]}, 0, 4, length=60, seed=5)
+    assert nothing.inert
+    assert plain.texts != result.texts
+
+
+def test_bags():
+    """A topic by name, all of them, or words of one's own."""
+    assert topic.bags("celebrity_pop_culture") == {"celebrity_pop_culture": ["celebrity", "pop", "culture"]}
+    assert len(topic.bags("all")) == 17
+    assert topic.bags("all", ["king", "crown"]) == {"king crown": ["king", "crown"]}
+    with pytest.raises(InputError, match="'sport' is unknown: take all, arts_culture"):
+        topic.bags("sport")
+
+
+def test_first_ids():
+    """The first token stands for a word, and a warning says which, if there are more."""
+    tokenizer = Tokenizer.char("abc")
+    with pytest.warns(UserWarning, match="'cab' is 3 tokens: its first, 'c', stands for it"):
+        assert first_ids(tokenizer, ["a", "cab"]) == [0, 2]
+    assert first_ids(word_tokenizer(), ["nurse", "he"]) == [3, 1]
+    with pytest.raises(InputError, match="unknown word 'doctor'"):
+        first_ids(word_tokenizer(), ["doctor"])
+
+
+@pytest.mark.slow
+def test_classifier(tmp_path: Path):
+    """A local classifier's labels are matched to the topics, and its probabilities counted above 1/2."""
+    transformers = pytest.importorskip("transformers")
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "goal", "vote"]))
+    transformers.BertTokenizer(str(vocabulary)).save_pretrained(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        id2label={0: "sports", 1: "news_&_social_concern"},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(30)
+    model.save_pretrained(tmp_path)
+    classifier = topic.Classifier(str(tmp_path))
+    texts = ["goal", "vote vote", "goal vote goal", "vote", "goal goal"]
+    encode = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for label, name in enumerate(("sports", "news_social_concern")):
+        by_hand = 0
+        for text in texts:
+            with torch.no_grad():
+                by_hand += bool(model(**encode(text, return_tensors="pt")).logits[0, label].sigmoid() > 0.5)
+        assert classifier.success(texts, name) == by_hand / len(texts)
+    with pytest.raises(InputError, match="sports, news_social_concern"):
+        classifier.success(texts, "gaming")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read"):
+        topic.Classifier(str(tmp_path))
+
+
+# --- Effects ------------------------------------------------------------------------------------
+
+
+def test_effect(speller: BackpackLM):
+    """Next tokens and samples without and with the edit, drawn with the same numbers."""
+    edit = control.knowledge_edit(speller, 1, remove=2, add=3)
+    found = effect(Senses(speller), edit, "bad", k=3, n=2, new_tokens=9, temperature=2.0, seed=4)
+    ids = torch.tensor([speller.tokenizer.encode("bad")])
+    for edits, ranking, samples in (
+        ((), found.next_before, found.samples_before),
+        ((edit,), found.next_after, found.samples_after),
+    ):
+        with torch.no_grad():
+            p = plain_edited_logits(speller, ids, edits)[0].softmax(dim=0)[:8]
+        assert ranking.ids[0].tolist() == p.topk(3).indices.tolist()
+        assert ranking.scores[0].tolist() == pytest.approx(p.topk(3).values.tolist(), abs=1e-5)
+        draw = torch.Generator().manual_seed(4)
+        rows = speller.generate(ids.expand(2, -1), 9, 2.0, generator=draw, edits=edits)
+        assert samples == [speller.tokenizer.decode(row[3:].tolist()) for row in rows]
+    assert found.samples_before != found.samples_after
+    assert re.findall(r"^  (\w+) ", found.table(), re.MULTILINE) == ["before", "after"]
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def test_knowledge_edit_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It shows before and after, and keeps the edit for sample.py."""
+    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
+    arguments = [
+        "--word=a",
+        "--remove=bad",
+        "--add=d",
+        "--prompt=abc",
+        f"--save={file}",
+        f"--json={tmp_path}/j",
+    ]
+    out, err = run_program("knowledge_edit", folder, capsys, *arguments, "--max_new_tokens=5")
+    assert err == "note: 'bad' is 3 tokens: its first, 'b', stands for it\n"
+    assert out.startswith("# after 'abc'\n  before")
+    model = load_model(folder)
+    (edit,) = control.load(file, model)
+    assert torch.equal(edit.table, control.knowledge_edit(model, 1, remove=2, add=4).table)
+    assert len(json.loads((tmp_path / "j").read_text())["samples_after"]) == 3
+
+
+def test_topic_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It prints texts and shares, or with --evaluate the shares alone, and says that MAUVE is not there."""
+    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
+    arguments = ["--bag", "a", "b", "--strength=3", "--num_samples=2", "--length=9"]
+    out, err = run_program(
+        "topic_control", folder, capsys, *arguments, f"--save={file}", f"--json={tmp_path}/j"
+    )
+    assert err == ""
+    assert out.count("-" * 15) == 2
+    result = json.loads((tmp_path / "j").read_text())
+    share = result["topics"][0]["bag_tokens"]
+    assert re.search(rf"^  a b +{share:.2f} % +[\d.]+ %$", out, re.MULTILINE)
+    model = load_model(folder)
+    (edit,) = control.load(file, model)
+    assert torch.equal(edit.delta, control.topic(model, [1, 2], 3).delta)
+    (tmp_path / "real.txt").write_text("abc\nabd\n")
+    out, err = run_program(
+        "topic_control", folder, capsys, *arguments, "--evaluate", f"--reference={tmp_path}/real.txt"
+    )
+    assert out.startswith("# strength 3")
+    assert err in ("", "note: MAUVE is not measured: pip install mauve-text\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("topic_control", ["--topic=sport"], "topic='sport' is unknown"),
+        ("topic_control", ["--bag", "x"], "'x'"),
+        ("topic_control", ["--bag", "a", "--length=1"], "length=1"),
+        ("topic_control", ["--bag", "a", "--num_samples=0"], "num_samples=0"),
+        ("topic_control", ["--bag", "a", "--strength=4"], "strength='4'"),
+        ("topic_control", ["--bag", "a", "--reference=nowhere"], "nowhere"),
+        ("topic_control", ["--bag", "a", "--classifier=nowhere"], "classifier='nowhere'"),
+        ("topic_control", ["--bag", "a", "--save=nowhere/x"], "no folder nowhere"),
+        ("gender_bias", [], "pronoun|'h'"),
+        ("gender_bias", ["--max_iter=0"], "max_iter=0"),
+        ("gender_bias", ["--sense=x"], "sense='x'"),
+        ("knowledge_edit", ["--word=a", "--remove=b", "--add=x"], "'x'"),
+        ("knowledge_edit", ["--word=a", "--remove=b", "--add=c", "--prompt="], "prompt is empty"),
+        ("knowledge_edit", ["--word=", "--remove=b", "--add=c"], "empty word"),
+        ("knowledge_edit", ["--k=0"], "k=0"),
+        ("knowledge_edit", ["--json=nowhere/x"], "no folder nowhere"),
+    ],
+)
+def test_command_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], message: str
+):
+    """Bad input ends a command with status 2 and one line that names it."""
+    folder = save_tiny(tmp_path / "run", "abcdefg\n")
+    out, err = run_program(name, folder, capsys, *arguments, status=2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
+
+
+def test_commands_on_a_gpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What works on senses says so."""
+    folder = save_tiny(tmp_path / "run", "abcdefg\n", model_name="gpt2")
+    for name, arguments in (("topic_control", ["--bag", "a"]), ("knowledge_edit", [])):
+        _, err = run_program(name, folder, capsys, *arguments, status=2)
+        assert "GPT" in err
