@@ -45,7 +45,7 @@ class Unigram(LanguageModel):
         )
         self.p = p
 
-    def logits(self, input_ids: Tensor, types: object = None) -> Tensor:
+    def logits(self, input_ids: Tensor, types: object, edits: object) -> Tensor:
         return torch.tensor(self.p).log().expand(*input_ids.shape, 3)
 
 
