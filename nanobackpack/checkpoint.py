@@ -12,22 +12,18 @@ All randomness of a step follows from (seed, step), so these are the whole state
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanobackpack import compat
+from nanobackpack import compat, foreign
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError, ModelConfig
+from nanobackpack.config import InputError, ModelConfig, brief
 from nanobackpack.data import read_tokenizer
-from nanobackpack.files import replacing
+from nanobackpack.files import plain_name, read_json, replacing
 from nanobackpack.gpt import GPT
-from nanobackpack.layers import LanguageModel
 from nanobackpack.tokenizers import Tokenizer
 
 FORMAT = "nanobackpack 1"
@@ -54,9 +50,10 @@ def read(path: Path) -> dict[str, Any]:
             f"no checkpoint {path}: train one with python train.py, or name its folder in --out_dir"
         )
     try:
-        mmap = zipfile.is_zipfile(path)  # all but files of torch before 1.6
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as e:
+        mmap = foreign.check_archive(path)  # all but files of torch before 1.6
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        checkpoint = foreign.plain(loaded)
+    except (pickle.UnpicklingError, InputError) as e:
         raise InputError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged ({_first(e)})"
         ) from e
@@ -68,7 +65,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
+    return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0][:200]
 
 
 def find(path: Path) -> Path:
@@ -82,9 +79,8 @@ def find(path: Path) -> Path:
     if not best.is_file() or not last.is_file():
         return best if best.is_file() else last
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        keep_last = settings.get("always_save_checkpoint", True)
-    except (OSError, ValueError, AttributeError):
+        keep_last = read_json(path / "config.json").get("always_save_checkpoint", True)
+    except (OSError, InputError, AttributeError):
         keep_last = True
     return last if keep_last else best
 
@@ -117,51 +113,97 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if checkpoint.get("format") != FORMAT:
         if "format" in checkpoint:
             raise InputError(
-                f"{source}: format {checkpoint['format']!r} is unknown here: this version reads {FORMAT!r}"
+                f"{source}: format {brief(checkpoint['format'])} is unknown: this version reads {FORMAT!r}"
             )
-        config, state, layout = compat.read_nano(checkpoint, str(source))
-        model = build(config)
-        compat.import_state(model, state, layout, str(source))
-        model.tokenizer = _beside(checkpoint.get("config"))
-        return model
-    args = checkpoint.get("model_args")
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    if not isinstance(args, dict) or not known >= args.keys():
-        raise InputError(f"{source}: model_args are not those of this version")
-    model = build(ModelConfig(**args))
+        config, tensors, layout = compat.read_nano(checkpoint, str(source))
+        return _filled(config, tensors, layout, _beside(checkpoint.get("config")), str(source))
+    state, tokenizer = checkpoint.get("model"), checkpoint.get("tokenizer")
+    if not isinstance(state, dict) or not isinstance(tokenizer, str | None):
+        raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
+    own = Tokenizer.from_json(tokenizer, f"the tokenizer in {source}") if tokenizer else None
+    return _filled(config_of(checkpoint, source), state, compat.OWN, own, str(source))
+
+
+def restore(
+    checkpoint: dict[str, Any],
+    model: BackpackLM | GPT,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    source: Path,
+) -> tuple[int, float]:
+    """Bring a run to the state a checkpoint of ours holds; returns steps done and best validation loss.
+
+    Raises: InputError if the state is damaged or that of another model or optimizer.
+    """
+    state, step, best = (checkpoint.get(k) for k in ("model", "iter_num", "best_val_loss"))
+    if not isinstance(state, dict) or type(step) is not int or step < 0 or type(best) is not float:
+        raise InputError(f"{source}: its model, iter_num or best_val_loss is missing or damaged")
+    compat.check_tensors(state, str(source))
+    compat.import_state(model, state, compat.OWN, str(source))
     try:
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as e:
-        raise InputError(f"{source}: the tensors do not fit its model_args ({_first(e)})") from e
-    if checkpoint.get("tokenizer"):
-        model.tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        for p, state in optimizer.state.items():
+            for value in state.values():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != p.shape:
+                    raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(p.shape)}")
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+        raise InputError(f"{source}: its optimizer does not fit this run's ({_first(e)})") from e
+    return step, best
+
+
+def config_of(checkpoint: dict[str, Any], source: Path) -> ModelConfig:
+    """The settings in a checkpoint of ours. Raises: InputError if they are not such."""
+    args = checkpoint.get("model_args")
+    if not isinstance(args, dict):
+        raise InputError(f"{source}: model_args are not those of this version")
+    return compat.model_config(args, str(source))
+
+
+def _filled(
+    config: ModelConfig, state: compat.State, layout: compat.Layout, tokenizer: Tokenizer | None, source: str
+) -> BackpackLM | GPT:
+    """The model of that config with those tensors; memory is taken only after they are found to fit."""
+    compat.check_tensors(state, source)
+    if config.n_block > len(state):
+        raise InputError(f"{source}: {config.n_block} blocks with {len(state)} tensors in all cannot be")
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:  # its ids would lie outside the embedding
+        raise InputError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model takes {config.vocab_size}"
+        )
+    try:
+        with torch.device("meta"):
+            model = build(config)
+    except (RuntimeError, TypeError, OverflowError) as e:
+        raise InputError(f"{source}: no model can have these settings ({_first(e)})") from e
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if model.num_params() > sum(held.values()):  # the same bytes under many names
+        raise InputError(f"{source}: too few bytes for a model of {model.num_params():,} parameters")
+    compat.import_state(model, state, layout, source)
+    model.tokenizer = tokenizer
     return model
 
 
 def _beside(config: object) -> Tokenizer | None:
     """The tokenizer of the data a nanoBackpackLM checkpoint was trained on, if the data is still here."""
     name = config.get("dataset") if isinstance(config, dict) else None
-    if not isinstance(name, str) or Path(name).name != name:  # a foreign name must not lead elsewhere
+    if not plain_name(name):  # a foreign name must not lead elsewhere
         return None
-    return read_tokenizer(Path("data") / name)
+    return read_tokenizer(Path("data") / str(name))
 
 
 def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise InputError(f"{folder / 'config.json'} is not JSON: {e}") from e
+    settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise InputError(f"{folder / 'config.json'} must hold an object of settings")
     weights = folder / "model.safetensors"
     if weights.is_file():
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             state: dict[str, Any] = load_file(weights)
-        except SafetensorError as e:
-            raise InputError(f"{weights} cannot be read: {e}") from e
+        except Exception as e:  # a damaged file can raise nearly anything
+            raise InputError(f"{weights} cannot be read: {_first(e)}") from e
     else:
         weights = folder / "pytorch_model.bin"
         if not weights.is_file():
@@ -170,8 +212,5 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
             )
         state = read(weights)
     config, state, layout = compat.read_hugging_face(settings, state, str(folder))
-    model: LanguageModel = build(config)
-    compat.import_state(model, state, layout, str(weights))
-    if (folder / "tokenizer.json").is_file():
-        model.tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    return model  # type: ignore[return-value]
+    file = folder / "tokenizer.json"
+    return _filled(config, state, layout, Tokenizer.load(file) if file.exists() else None, str(weights))

@@ -8,6 +8,7 @@ device, dtype and compile are "auto". Nothing here knows about files, devices or
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -319,9 +320,17 @@ def check_types(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not fits(value, hint):
-            raise InputError(f"{name}={value!r} has the wrong type: it must be {describe(hint)}")
+            raise InputError(f"{name}={brief(value)} has the wrong type: it must be {describe(hint)}")
         if hint is float:  # an int is fine for a float
-            object.__setattr__(config, name, float(value))
+            try:
+                object.__setattr__(config, name, float(value))
+            except OverflowError:
+                raise InputError(f"{name} is too large: it must be a number below 1.8e308") from None
+
+
+def brief(value: object) -> str:
+    """A value in one short line, however large, deep or repetitive it is."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def fits(value: object, hint: Any) -> bool:

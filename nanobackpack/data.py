@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanobackpack.config import InputError
-from nanobackpack.files import replacing, shown
+from nanobackpack.config import InputError, brief
+from nanobackpack.files import plain_name, read_json, replacing, shown
 from nanobackpack.tokenizers import Tokenizer, prepare_command
 
 SPLITS = ("train", "val")
@@ -42,16 +42,15 @@ class Meta:
     def load(cls, path: Path) -> Meta:
         """Reads a meta.json. Raises InputError if it is missing, malformed or of another kind."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-        except ValueError as error:
-            problem = f"is not JSON ({error})"
-        else:
-            problem = _problem(values)
-            if not problem:
+            values = read_json(path)
+            if not (problem := _problem(values)):
                 return cls(**values)
-        raise InputError(f"{shown(path)} {problem}: {prepare_command(path.parent)}")
+            problem = f"{shown(path)} {problem}"
+        except OSError as error:
+            problem = f"{shown(path)} cannot be read ({error.strerror})"
+        except InputError as error:
+            problem = str(error)
+        raise InputError(f"{problem}: {prepare_command(path.parent)}")
 
     def save(self, path: Path) -> None:
         """Writes a meta.json, atomically."""
@@ -65,12 +64,12 @@ def _problem(values: Any) -> str:
         return "is not a JSON object"
     names = {field.name for field in dataclasses.fields(Meta)}
     if unknown := sorted(values.keys() - names):
-        return f"has an unknown entry {unknown[0]!r}"
+        return f"has an unknown entry {brief(unknown[0])}"
     if missing := sorted(names - values.keys()):
         return f"has no entry {missing[0]!r}"
 
     def counts(value: Any) -> bool:
-        return isinstance(value, dict) and all(type(value.get(s)) is int for s in SPLITS)
+        return isinstance(value, dict) and all(type(n := value.get(s)) is int and n >= 0 for s in SPLITS)
 
     hashes, size = values["sha256"], values["vocab_size"]
     valid = {
@@ -78,7 +77,7 @@ def _problem(values: Any) -> str:
         "dtype": isinstance(values["dtype"], str) and values["dtype"] in DTYPES,
         "tokens": counts(values["tokens"]),
         "chars": counts(values["chars"]),
-        "tokenizer": isinstance(values["tokenizer"], str) and values["tokenizer"] != "",
+        "tokenizer": plain_name(values["tokenizer"]) and values["tokenizer"] != "",
         "source": isinstance(values["source"], str),
         "sha256": isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values()),
     }
@@ -100,7 +99,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     tokenizer = Tokenizer.from_symbols([meta["itos"][i] for i in range(len(meta["itos"]))])
     if meta.get("vocab_size") != tokenizer.vocab_size:
         raise InputError(
-            f"{shown(folder / 'meta.pkl')} says vocab_size {meta.get('vocab_size')}, "
+            f"{shown(folder / 'meta.pkl')} says vocab_size {brief(meta.get('vocab_size'))}, "
             f"but names {tokenizer.vocab_size} characters"
         )
     return tokenizer
@@ -143,7 +142,10 @@ class TokenData:
 
     def _open(self, split: str) -> np.ndarray:
         path, dtype = self.folder / f"{split}.bin", DTYPES[self.dtype]
-        n_bytes, again = path.stat().st_size, prepare_command(self.folder)
+        again = prepare_command(self.folder)
+        if not path.is_file():  # opening a pipe would wait forever, and a device has no end
+            raise InputError(f"{shown(path)} is not a file: {again}")
+        n_bytes = path.stat().st_size
         if not n_bytes or n_bytes % dtype.itemsize:
             raise InputError(
                 f"{shown(path)} has {n_bytes:,} bytes, which is no sequence of {self.dtype} ids: {again}"

@@ -5,7 +5,8 @@ Characters only so far; a tokenizer.json of another kind can be read and used, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers
 
 from nanobackpack.config import InputError
-from nanobackpack.files import replacing, shown
+from nanobackpack.files import MEGABYTE, read_bytes, replacing, shown
+from nanobackpack.foreign import check_tokenizer
 
 
 class Tokenizer:
@@ -59,11 +61,14 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
-        try:
-            return cls(hf.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises a bare Exception
-            reason = " ".join(str(error).split())
-            raise InputError(f"{source} is not a tokenizer.json ({reason})") from None
+        check_tokenizer(text, source)
+        with _library(f"{source} is not a tokenizer.json"):
+            tokenizer = cls(hf.Tokenizer.from_str(text))
+        if tokenizer.vocab_size > 2 * len(tokenizer._ids) + 1000 or len(tokenizer._symbols) < len(
+            tokenizer._ids
+        ):
+            raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
+        return tokenizer
 
     def to_json(self) -> str:
         """All of the tokenizer as one JSON text."""
@@ -74,7 +79,7 @@ class Tokenizer:
         """Reads a tokenizer.json. Raises InputError if it is missing or malformed."""
         command = prepare_command(Path(path).parent)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_bytes(Path(path), 100 * MEGABYTE).decode()
             return cls.from_json(text, shown(path))
         except OSError as error:
             raise InputError(f"cannot read {shown(path)} ({error.strerror}): {command}") from None
@@ -95,7 +100,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. Raises InputError for a character a char tokenizer does not know."""
         if self.kind != "char":
-            return self._inner.encode(text, add_special_tokens=False).ids
+            with _library("this tokenizer cannot encode the text"):
+                return self._inner.encode(text, add_special_tokens=False).ids
         self._check_known(text)
         return [self._ids[c] for c in text]  # what the library returns, many times faster
 
@@ -112,7 +118,8 @@ class Tokenizer:
         symbols = [self.token(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        return self._inner.decode(ids, skip_special_tokens=False)
+        with _library("this tokenizer cannot decode the ids"):
+            return self._inner.decode(ids, skip_special_tokens=False)
 
     def token(self, id: int) -> str:
         """How one id is shown in tables. Raises InputError for an id outside the vocabulary."""
@@ -135,6 +142,18 @@ class Tokenizer:
                 f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: this tokenizer knows "
                 f"only the {len(self._ids)} different characters of the text it was made from"
             )
+
+
+@contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """Turns what the library raises, bare Exceptions and panics, into an InputError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{problem} ({reason})") from None
 
 
 def build(name: str, text: str) -> Tokenizer:

@@ -81,22 +81,20 @@ class Trainer:
 
         self.step = 0  # optimizer steps done
         self.best_val_loss = math.inf
-        resumed = None
+        resumed, source = None, self.out_dir / "ckpt.pt"
         if config.init_from == "resume":
-            resumed = checkpoint.read(self.out_dir / "ckpt.pt")
-            check_same(resumed, model_config, tokenizer_json)
+            resumed = checkpoint.read(source)
+            check_same(resumed, model_config, tokenizer_json, source)
         torch.manual_seed(seed_of(config.seed, INIT))
         self.model = checkpoint.build(model_config)
-        if resumed:
-            self.model.load_state_dict(resumed["model"])
         self.model.to(self.device).train()
         self.model.context.recompute = config.recompute
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if resumed:
-            self.optimizer.load_state_dict(resumed["optimizer"])
-            self.scaler.load_state_dict(resumed["scaler"])
-            self.step, self.best_val_loss = resumed["iter_num"], resumed["best_val_loss"]
+            self.step, self.best_val_loss = checkpoint.restore(
+                resumed, self.model, self.optimizer, self.scaler, source
+            )
         self.forward = torch.compile(self.model) if compiled else self.model
 
         self.tokenizer_json = tokenizer_json
@@ -352,15 +350,15 @@ class Trainer:
             raise Stopped
 
 
-def check_same(old: dict[str, object], new: ModelConfig, tokenizer: str | None) -> None:
+def check_same(old: dict[str, object], new: ModelConfig, tokenizer: str | None, source: Path) -> None:
     """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
 
     Raises: InputError listing old and new values.
     """
-    before, after = old.get("model_args"), dataclasses.asdict(new)
-    if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
+    if old.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
-    differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
+    before, after = dataclasses.asdict(checkpoint.config_of(old, source)), dataclasses.asdict(new)
+    differ = [f"{k} {before[k]} → {v}" for k, v in after.items() if before[k] != v]
     differ = [d for d in differ if not d.startswith("dropout ")]
     if old.get("tokenizer") != tokenizer:
         differ.append("another tokenizer")
