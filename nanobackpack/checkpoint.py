@@ -27,6 +27,7 @@ from nanobackpack.gpt import GPT
 from nanobackpack.tokenizers import Tokenizer
 
 FORMAT = "nanobackpack 1"
+MAX_BLOCKS = 1000
 
 
 def build(config: ModelConfig) -> BackpackLM | GPT:
@@ -165,20 +166,19 @@ def _filled(
 ) -> BackpackLM | GPT:
     """The model of that config with those tensors; memory is taken only after they are found to fit."""
     compat.check_tensors(state, source)
-    if config.n_block > len(state):
-        raise InputError(f"{source}: {config.n_block} blocks with {len(state)} tensors in all cannot be")
     if tokenizer and tokenizer.vocab_size > config.vocab_size:  # its ids would lie outside the embedding
         raise InputError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model takes {config.vocab_size}"
         )
-    try:
-        with torch.device("meta"):
-            model = build(config)
-    except (RuntimeError, TypeError, OverflowError) as e:
-        raise InputError(f"{source}: no model can have these settings ({_first(e)})") from e
+    D, K = config.n_embd, config.n_sense_vector if config.model_name == "backpack-lm" else 0
+    least = D * (config.vocab_size + config.block_size + 12 * D * config.n_block + 4 * D * K)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
-    if model.num_params() > sum(held.values()):  # the same bytes under many names
-        raise InputError(f"{source}: too few bytes for a model of {model.num_params():,} parameters")
+    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:  # the same bytes may have many names
+        raise InputError(
+            f"{source}: {config.n_block} blocks with {least:.0e} parameters in {sum(held.values())} bytes "
+            "cannot be"
+        )
+    model = build(config)
     compat.import_state(model, state, layout, source)
     model.tokenizer = tokenizer
     return model

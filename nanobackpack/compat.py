@@ -108,7 +108,7 @@ PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 
 
 def import_state(model: LanguageModel, state: State, layout: Layout, source: str) -> None:
-    """Fill model, which may be on the meta device and comes to the CPU, with foreign tensors.
+    """Fill model with foreign tensors.
 
     Raises: InputError naming the tensor that is missing, left over, misshapen, of the wrong type, not
     finite, or tied to another value.
@@ -131,7 +131,6 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
                 raise InputError(f"{source}: {key} differs from {layout.key(name)}, but they must be tied")
     if state:
         raise InputError(f"{source}: unknown tensor {next(iter(state))[:99]} ({len(state)} in all)")
-    model.to_empty(device="cpu")
     model.load_state_dict(ours)
 
 
@@ -237,7 +236,7 @@ def read_legacy_meta(path: Path) -> dict[str, Any]:
     Raises: InputError if the file is damaged or holds anything but plain values.
     """
     try:
-        data = read_bytes(path, 64 * MEGABYTE)
+        data = read_bytes(path, 4 * MEGABYTE)
         check_pickle(io.BytesIO(data))  # dicts, lists, texts and numbers: no class or function is looked up
         meta = pickle.loads(data)
     except Exception as e:  # a damaged pickle can raise nearly anything

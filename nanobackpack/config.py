@@ -330,7 +330,8 @@ def check_types(config: Any) -> None:
 
 def brief(value: object) -> str:
     """A value in one short line, however large, deep or repetitive it is."""
-    return " ".join(reprlib.repr(value).split())
+    text = " ".join(reprlib.repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def fits(value: object, hint: Any) -> bool:

@@ -34,7 +34,8 @@ _TORCH = re.compile(
     r"collections OrderedDict|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
     r"|torch [A-Z]\w*Storage"
 )
-_MAX_VALUES = 2_000_000  # in a checkpoint; its tensors may be of any size
+_MAX_OPERATIONS = 2_000_000  # of a pickle
+_MAX_VALUES = 200_000  # in a checkpoint; its tensors may be of any size
 _MAX_DEPTH = 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
 
@@ -63,7 +64,9 @@ def check_pickle(file: BinaryIO, torch_too: bool = False) -> object:
     op: pickletools.OpcodeInfo
     arg: Any
     position: Any
-    for op, arg, position in pickletools.genops(file):
+    for n, (op, arg, position) in enumerate(pickletools.genops(file)):
+        if n > _MAX_OPERATIONS:
+            raise InputError("it is too long")
         name = op.name
         if name in ("PROTO", "FRAME", "STOP"):
             continue

@@ -87,7 +87,7 @@ def choose(
         raise ValueError(f"top_p {top_p} must be above 0 and at most 1")
     highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
     if logits.device.type == "cpu" and not highest.isfinite().all():
-        raise ValueError("the logits are not finite numbers: the model's weights are too large")
+        raise InputError("the logits are not finite numbers: the weights of this model are too large")
     if temperature < torch.finfo(logits.dtype).tiny:
         return logits.argmax(dim=1)
     # The likeliest at 0, so that a tiny temperature cannot make it infinite.
