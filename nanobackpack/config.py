@@ -19,6 +19,10 @@ class InputError(ValueError):
     The command line prints it and exits with status 2; every other exception is a bug of ours.
     """
 
+    def __init__(self, message: str) -> None:
+        # It may quote a file or an argument, whose control characters must not reach a terminal.
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -183,6 +187,11 @@ class TrainConfig(Architecture):
             raise InputError(
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
                 "lower --min_lr, or keep the rate constant with --decay_lr=False"
+            )
+        if self.decay_lr and self.warmup_iters > self.lr_decay_iters:
+            raise InputError(
+                f"warmup_iters={self.warmup_iters} is above lr_decay_iters={self.lr_decay_iters}: "
+                "the decay would end before the warm-up; lower --warmup_iters"
             )
         not_yet(self, "init_from", "scratch", "resume")
         not_yet(self, "tokenizer_name", "auto", "char")

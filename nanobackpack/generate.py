@@ -88,10 +88,11 @@ def choose(
     highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
     if logits.device.type == "cpu" and not highest.isfinite().all():
         raise InputError("the logits are not finite numbers: the weights of this model are too large")
-    if temperature < torch.finfo(logits.dtype).tiny:
+    finite = torch.finfo(logits.dtype)
+    if temperature < finite.tiny:
         return logits.argmax(dim=1)
     # The likeliest at 0, so that a tiny temperature cannot make it infinite.
-    logits = (logits - highest) / temperature
+    logits = (logits - highest) / min(temperature, finite.max)
     if top_k is not None and top_k < logits.size(1):
         kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)

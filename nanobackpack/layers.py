@@ -196,6 +196,8 @@ def check_ids(ids: Tensor, vocab_size: int, block_size: int) -> None:
     """
     if ids.dim() != 2 or ids.dtype != torch.int64:
         raise ValueError(f"input_ids must be (B, T) int64, not {tuple(ids.shape)} {ids.dtype}")
+    if not ids.size(0):
+        raise ValueError("input_ids holds no sequence: an empty batch")
     if not 1 <= ids.size(1) <= block_size:
         raise ValueError(f"{ids.size(1)} tokens, but this model takes 1 to block_size={block_size}")
     _check_range(ids, 0, vocab_size)
@@ -213,7 +215,7 @@ def check_targets(targets: Tensor, input_ids: Tensor, vocab_size: int) -> None:
 
 
 def _check_range(ids: Tensor, low: int, vocab_size: int) -> None:
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     lowest, highest = (int(t) for t in ids.aminmax())
     if lowest < low or highest >= vocab_size:

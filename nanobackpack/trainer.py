@@ -296,6 +296,11 @@ class Trainer:
             f"{len(self.data.splits['train']):,} in {self.data.folder}"
             + (f", from step {self.step}" if self.step else "")
         )
+        if self.config.decay_lr and 0 < self.config.max_iters < self.config.warmup_iters:
+            self.log.say(
+                f"note: the learning rate warms up for {self.config.warmup_iters} steps, "
+                f"longer than the {self.config.max_iters} of this run"
+            )
 
     def report(self, loss: float, lr: float, ms: float) -> None:
         config = self.config
