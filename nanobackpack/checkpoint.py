@@ -27,7 +27,7 @@ from nanobackpack.gpt import GPT
 from nanobackpack.tokenizers import Tokenizer
 
 FORMAT = "nanobackpack 1"
-MAX_BLOCKS = 1000
+MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def build(config: ModelConfig) -> BackpackLM | GPT:
@@ -144,8 +144,8 @@ def restore(
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
-        for p, state in optimizer.state.items():
-            for value in state.values():
+        for p, kept in optimizer.state.items():
+            for value in kept.values():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != p.shape:
                     raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(p.shape)}")
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
@@ -171,12 +171,13 @@ def _filled(
             f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model takes {config.vocab_size}"
         )
     D, K = config.n_embd, config.n_sense_vector if config.model_name == "backpack-lm" else 0
+    # Nearly all parameters, each of a byte or more: so that memory is bounded by the file's size.
     least = D * (config.vocab_size + config.block_size + 12 * D * config.n_block + 4 * D * K)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
     if least > sum(held.values()) or config.n_block > MAX_BLOCKS:  # the same bytes may have many names
         raise InputError(
-            f"{source}: {config.n_block} blocks with {least:.0e} parameters in {sum(held.values())} bytes "
-            "cannot be"
+            f"{source}: {brief(config.n_block)} blocks with {brief(least)} parameters cannot be in "
+            f"{sum(held.values())} bytes"
         )
     model = build(config)
     compat.import_state(model, state, layout, source)

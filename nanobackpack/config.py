@@ -289,7 +289,7 @@ class SenseConfig(LoadConfig):
 def at_least(config: Any, name: str, low: float) -> None:
     value = getattr(config, name)
     if not value >= low or value == float("inf"):  # `not >=` also refuses NaN
-        raise InputError(f"{name}={value} is out of range: it must be a number from {low} up")
+        raise InputError(f"{name}={brief(value)} is out of range: it must be a number from {low} up")
 
 
 def within(
@@ -306,14 +306,16 @@ def within(
     below = value < high if open_end else value <= high
     if not (above and below):
         start, end = "above" if open_start else "from", "below" if open_end else "up to"
-        raise InputError(f"{name}={value} is out of range: it must be {start} {low} {end} {high}")
+        raise InputError(f"{name}={brief(value)} is out of range: it must be {start} {low} {end} {high}")
 
 
 def divides(config: Any, divisor: str, number: str) -> None:
     d, n = getattr(config, divisor), getattr(config, number)
     if n % d:
         choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
-        raise InputError(f"{divisor}={d} does not divide {number}={n}: take a divisor such as {choices}")
+        raise InputError(
+            f"{divisor}={brief(d)} does not divide {number}={brief(n)}: take a divisor such as {choices}"
+        )
 
 
 def not_yet(config: Any, name: str, *works: object) -> None:

@@ -49,11 +49,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{shown(path)} is not a file")
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    if path.stat().st_size > limit:
         raise InputError(f"{shown(path)} has more than {limit:,} bytes, too many for such a file")
-    return data
+    with open(path, "rb") as file:
+        return file.read(limit)  # a file that says it is empty may still be endless
 
 
 def read_json(path: Path, limit: int = MEGABYTE) -> Any:

@@ -8,6 +8,7 @@ the exit status is 1 if it is not 0 everywhere.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
@@ -34,6 +35,7 @@ def fuzz(n: int = 100_000, seed: int = 0, only: str = "") -> Rows:
     kinds = {only: TARGETS[only]} if only else TARGETS
     rows: Rows = {kind: {"inputs": 0, "clean errors": 0, "successes": 0, "failures": 0} for kind in kinds}
     torch.set_num_threads(1)
+    os.environ["RUST_BACKTRACE"] = "0"  # a panic in a library is caught, and takes two lines of stderr
     for i in tqdm(range(n), unit="input", disable=None):
         kind = list(kinds)[i % len(kinds)]
         row = rows[kind]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stress import fuzz, table
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools' of a damaged pickle
 @pytest.mark.parametrize("kind", TARGETS)
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.randoms(use_true_random=False))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, datasets, models  # noqa: F401 (they fill BEASTS)
+from . import checkpoints, datasets, models, pickles  # noqa: F401 (they fill BEASTS)
 from .loaders import LOADERS
 from .registry import BEASTS
 

@@ -41,6 +41,8 @@ CONFIGS: dict[str, tuple[str | dict[str, Any], str]] = {
     "list": ("[1, 2, 3]", "a list for settings"),
     "binary": ("\0\ufffe\0", "no text"),
     "vocabulary": (GPT2 | {"vocab_size": 10**12}, "a vocabulary of 10^12"),
+    "endless": (GPT2 | {"n_positions": 10**4000, "n_embd": -(10**4000)}, "numbers of 4,000 digits"),
+    "wide": (GPT2 | {"n_positions": 10**4000}, "a context of 10^4000"),
     "layers": (GPT2 | {"n_layer": 10**9}, "10^9 layers"),
     "negative": (GPT2 | {"n_positions": -8}, "a negative context"),
     "text": (GPT2 | {"n_embd": "8"}, "a text for a width"),
