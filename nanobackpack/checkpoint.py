@@ -14,26 +14,26 @@ All randomness of a step follows from (seed, step), so these are the whole state
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanobackpack import compat, hub
+from nanobackpack import compat, foreign, hub
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError, LoadConfig, ModelConfig, TrainConfig
+from nanobackpack.config import InputError, LoadConfig, ModelConfig, TrainConfig, brief
 from nanobackpack.data import read_tokenizer
-from nanobackpack.files import replacing
+from nanobackpack.files import plain_name, read_json, replacing
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
 from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.tokenizers import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
+MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def build(config: ModelConfig) -> BackpackLM | GPT:
@@ -64,9 +64,10 @@ def read(path: Path) -> dict[str, Any]:
             f"no checkpoint {path}: train one with python train.py, or name its folder in --out_dir"
         )
     try:
-        mmap = zipfile.is_zipfile(path)  # all but files of torch before 1.6
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as e:
+        mmap = foreign.check_archive(path)  # all but files of torch before 1.6
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        checkpoint = foreign.plain(loaded)
+    except (pickle.UnpicklingError, InputError) as e:
         raise InputError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged ({_first(e)})"
         ) from e
@@ -78,16 +79,23 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
+    return (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0][:200]
 
 
 def regrouped(old: dict[str, Any], config: TrainConfig, world_size: int) -> str:
-    """What a run resumed on another number of processes cannot keep, in a line; "" if on as many."""
-    before = old.get("world_size", 1)
+    """What a run resumed on another number of processes cannot keep, in a line; "" if on as many.
+
+    Raises: InputError if the checkpoint does not tell how many there were, and their batches.
+    """
+    before, settings = old.get("world_size", 1), old.get("config")
     if before == world_size:
         return ""
+    batch = ("batch_size", "gradient_accumulation_steps")
+    counts = [before, *(settings.get(n) if isinstance(settings, dict) else None for n in batch)]
+    if not all(type(n) is int and n > 0 for n in counts):
+        raise InputError(f"{config.out_dir}/ckpt.pt: its world_size or its config is missing or damaged")
     sequences = config.batch_size * config.gradient_accumulation_steps * world_size
-    then = old["config"]["batch_size"] * old["config"]["gradient_accumulation_steps"] * before
+    then = math.prod(counts)
     if sequences != then:
         what = (
             f"a step sees {sequences} sequences, not {then}, so the pass through the text starts at another "
@@ -111,9 +119,8 @@ def find(path: Path) -> Path:
     if not best.is_file() or not last.is_file():
         return best if best.is_file() else last
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        keep_last = settings.get("always_save_checkpoint", True)
-    except (OSError, ValueError, AttributeError):
+        keep_last = read_json(path / "config.json").get("always_save_checkpoint", True)
+    except (OSError, InputError, AttributeError):
         keep_last = True
     return last if keep_last else best
 
@@ -171,56 +178,66 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if checkpoint.get("format") != FORMAT:
         if "format" in checkpoint:
             raise InputError(
-                f"{source}: format {checkpoint['format']!r} is unknown here: this version reads {FORMAT!r}"
+                f"{source}: format {brief(checkpoint['format'])} is unknown: this version reads {FORMAT!r}"
             )
-        config, state, layout = compat.read_nano(checkpoint, str(source))
-        model = build(config)
-        compat.import_state(model, state, layout, str(source))
-        model.tokenizer = _beside(checkpoint.get("config"))
-        return model
-    model = build(stored_config(checkpoint, source))
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as e:
-        raise InputError(f"{source}: the tensors do not fit its model_args ({_first(e)})") from e
-    if checkpoint.get("tokenizer"):
-        model.tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
-    return model
+        config, tensors, layout = compat.read_nano(checkpoint, str(source))
+        return _filled(config, tensors, layout, _beside(checkpoint.get("config")), str(source))
+    state, tokenizer = checkpoint.get("model"), checkpoint.get("tokenizer")
+    if not isinstance(state, dict) or not isinstance(tokenizer, str | None):
+        raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
+    own = Tokenizer.from_json(tokenizer, f"the tokenizer in {source}") if tokenizer else None
+    return _filled(stored_config(checkpoint, source), state, compat.OWN, own, str(source))
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
     """The architecture in a checkpoint of ours. Raises: InputError if it is not one we know."""
     args = checkpoint.get("model_args")
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    if not isinstance(args, dict) or not known >= args.keys():
+    if not isinstance(args, dict):
         raise InputError(f"{source}: model_args are not those of this version")
-    return ModelConfig(**args)
+    return compat.model_config(args, str(source))
+
+
+def _filled(
+    config: ModelConfig, state: compat.State, layout: compat.Layout, tokenizer: Tokenizer | None, source: str
+) -> BackpackLM | GPT:
+    """The model of that config with those tensors; memory is taken only after they are found to fit."""
+    compat.check_tensors(state, source)
+    V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
+    senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
+    # Nearly all parameters, each of a byte or more: so that memory is bounded by the file's size.
+    least = D * (V + config.block_size + 12 * D * config.n_block + senses)
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:  # the same bytes may have many names
+        raise InputError(
+            f"{source}: {brief(config.n_block)} blocks with {brief(least)} parameters cannot be in "
+            f"{sum(held.values())} bytes"
+        )
+    model = build(config)
+    compat.import_state(model, state, layout, source)
+    model.tokenizer = tokenizer
+    return model
 
 
 def _beside(config: object) -> Tokenizer | None:
     """The tokenizer of the data a nanoBackpackLM checkpoint was trained on, if the data is still here."""
     name = config.get("dataset") if isinstance(config, dict) else None
-    if not isinstance(name, str) or Path(name).name != name:  # a foreign name must not lead elsewhere
+    if not plain_name(name):  # a foreign name must not lead elsewhere
         return None
-    return read_tokenizer(Path("data") / name)
+    return read_tokenizer(Path("data") / str(name))
 
 
 def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise InputError(f"{folder / 'config.json'} is not JSON: {e}") from e
+    settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise InputError(f"{folder / 'config.json'} must hold an object of settings")
     weights = folder / "model.safetensors"
     if weights.is_file():
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             state: dict[str, Any] = load_file(weights)
-        except SafetensorError as e:
-            raise InputError(f"{weights} cannot be read: {e}") from e
+        except Exception as e:  # a damaged file can raise nearly anything
+            raise InputError(f"{weights} cannot be read: {_first(e)}") from e
     else:
         weights = folder / "pytorch_model.bin"
         if not weights.is_file():
@@ -229,7 +246,4 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
             )
         state = read(weights)
     config, state, layout = compat.read_hugging_face(settings, state, str(folder))
-    model: LanguageModel = build(config)
-    compat.import_state(model, state, layout, str(weights))
-    model.tokenizer = in_folder(folder)
-    return model  # type: ignore[return-value]
+    return _filled(config, state, layout, in_folder(folder), str(weights))

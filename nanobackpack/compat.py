@@ -10,6 +10,8 @@ reading and writing both go through it. Copies of a tied tensor must be equal, a
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import pickle
 import re
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanobackpack.config import InputError, ModelConfig
+from nanobackpack.config import InputError, ModelConfig, brief
+from nanobackpack.files import MEGABYTE, read_bytes
+from nanobackpack.foreign import check_pickle
 from nanobackpack.layers import LanguageModel
 
 State = dict[str, Tensor]
@@ -54,6 +58,7 @@ class Layout:
         return t
 
 
+OWN = Layout(title="nanobackpack", prefixes=(("", ""),), tied=())
 _NANO = "backpack.contextualization_layer."
 NANO = Layout(
     title="nanoBackpackLM",
@@ -105,7 +110,8 @@ PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 def import_state(model: LanguageModel, state: State, layout: Layout, source: str) -> None:
     """Fill model with foreign tensors.
 
-    Raises: InputError naming the tensor that is missing, left over, misshapen, or tied to another value.
+    Raises: InputError naming the tensor that is missing, left over, misshapen, of the wrong type, not
+    finite, or tied to another value.
     """
     state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(BUFFERS)}
     ours: State = {}
@@ -116,13 +122,15 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
         t, wanted = state.pop(key), layout.reorder(name, p.detach().to("meta"), model.config, inward=False)
         if t.shape != wanted.shape:
             raise InputError(f"{source}: {key} has shape {tuple(t.shape)}, it must be {tuple(wanted.shape)}")
+        if not t.is_floating_point() or not t.isfinite().all():
+            raise InputError(f"{source}: {key} ({t.dtype}) holds other things than finite numbers")
         ours[name] = layout.reorder(name, t, model.config, inward=True)
     for name, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):
         for key in copies:
             if key in state and not torch.equal(state.pop(key), ours[name]):
                 raise InputError(f"{source}: {key} differs from {layout.key(name)}, but they must be tied")
     if state:
-        raise InputError(f"{source}: unknown tensor {next(iter(state))} ({len(state)} in all)")
+        raise InputError(f"{source}: unknown tensor {next(iter(state))[:99]} ({len(state)} in all)")
     model.load_state_dict(ours)
 
 
@@ -167,10 +175,24 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
     names += ["n_sense_vector"] * backpack
     if missing := [n for n in names if n not in args]:
         raise InputError(f"{source}: model_args has no {missing[0]}")
-    model_name: Any = "backpack-lm" if backpack else "gpt2"
-    used = PADDED.get(args["vocab_size"], 0)
-    config = ModelConfig(model_name=model_name, vocab_used=used, **{n: args[n] for n in names})
-    return config, state, NANO if backpack else NANO_GPT
+    kind = {"model_name": "backpack-lm" if backpack else "gpt2"}
+    config = model_config(kind | {n: args[n] for n in names}, source)
+    return _unpadded(config), state, NANO if backpack else NANO_GPT
+
+
+def model_config(args: dict[str, Any], source: str) -> ModelConfig:
+    """The settings a file gives. Raises: InputError, naming the file, if they are no model's."""
+    if unknown := args.keys() - {f.name for f in dataclasses.fields(ModelConfig)}:
+        raise InputError(f"{source}: model_args are not those of this version ({brief(unknown.pop())})")
+    try:
+        return ModelConfig(**args)
+    except InputError as e:
+        raise InputError(f"{source}: {e}") from None
+
+
+def _unpadded(config: ModelConfig) -> ModelConfig:
+    """The settings with padded ids told apart, where the size of the vocabulary is a known one."""
+    return dataclasses.replace(config, vocab_used=PADDED.get(config.vocab_size, 0))
 
 
 def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
@@ -182,19 +204,21 @@ def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tupl
     backpack = any(k.startswith("backpack.") for k in state)
     if not backpack and config.get("model_type") != "gpt2":
         raise InputError(
-            f"{source}: model_type {config.get('model_type')!r} is not supported: gpt2 and backpack-gpt2 are"
+            f"{source}: model_type {brief(config.get('model_type'))} is not supported: "
+            "gpt2 and backpack-gpt2 are"
         )
+    width = config.get("n_embd")
     wanted = {
         "activation_function": ("gelu_new",),
         "layer_norm_epsilon": (1e-5,),
-        "n_inner": (None, 4 * config.get("n_embd", 0)),
+        "n_inner": (None, 4 * width if isinstance(width, int) else None),
         "scale_attn_weights": (True,),
         "sense_intermediate_scale": (4,),
         "tie_word_embeddings": (True,),
     }
     for name, allowed in wanted.items():
         if name in config and config[name] not in allowed:
-            raise InputError(f"{source}: {name}={config[name]!r} is not supported, only {allowed[0]!r}")
+            raise InputError(f"{source}: {name}={brief(config[name])} is not supported, only {allowed[0]!r}")
     names = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size") + ("num_senses",) * backpack
     if missing := [n for n in names if n not in config]:
         raise InputError(f"{source}: config.json has no {missing[0]}")
@@ -207,26 +231,11 @@ def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tupl
         }
     elif not any(k.startswith("transformer.") for k in state):  # saved from GPT2Model: no prefix, no head
         state = {"transformer." + k: v for k, v in state.items()}
-    model_config = ModelConfig(
-        **kind,
-        n_layer=config["n_layer"],
-        n_head=config["n_head"],
-        n_embd=config["n_embd"],
-        block_size=config["n_positions"],
-        vocab_size=config["vocab_size"],
-        vocab_used=PADDED.get(config["vocab_size"], 0),
-        bias=True,
-        dropout=config.get("resid_pdrop", 0.0),
-        scale_attn_by_inverse_layer_idx=config.get("scale_attn_by_inverse_layer_idx", False),
-    )
-    return model_config, state, PAPER if backpack else GPT2
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings and numbers; refuses to look up any class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+    kind |= {name: config[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    kind |= {"block_size": config["n_positions"], "bias": True, "dropout": config.get("resid_pdrop", 0.0)}
+    inverse = "scale_attn_by_inverse_layer_idx"
+    kind[inverse] = config.get(inverse, False)
+    return _unpadded(model_config(kind, source)), state, PAPER if backpack else GPT2
 
 
 def read_legacy_meta(path: Path) -> dict[str, Any]:
@@ -235,12 +244,13 @@ def read_legacy_meta(path: Path) -> dict[str, Any]:
     Raises: InputError if the file is damaged or holds anything but plain values.
     """
     try:
-        with open(path, "rb") as f:
-            meta = _PlainUnpickler(f).load()
+        data = read_bytes(path, 4 * MEGABYTE)
+        check_pickle(io.BytesIO(data))  # dicts, lists, texts and numbers: no class or function is looked up
+        meta = pickle.loads(data)
     except Exception as e:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{path} cannot be read safely: {e}") from e
+        raise InputError(f"{path} cannot be read safely: {str(e)[:200]}") from e
     itos = meta.get("itos") if isinstance(meta, dict) else None
-    if not isinstance(itos, dict) or sorted(itos) != list(range(len(itos))) or not itos:
+    if not isinstance(itos, dict) or not itos or itos.keys() != set(range(len(itos))):
         raise InputError(f"{path}: not a table of characters (itos)")
     if not all(isinstance(c, str) and len(c) == 1 for c in itos.values()):
         raise InputError(f"{path}: itos must map each id to one character")

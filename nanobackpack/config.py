@@ -8,6 +8,7 @@ device, dtype and compile are "auto". Nothing here knows about files, devices or
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,10 @@ class InputError(ValueError):
 
     The command line prints it and exits with status 2; every other exception is a bug of ours.
     """
+
+    def __init__(self, message: str) -> None:
+        # It may quote a file or an argument, whose control characters must not reach a terminal.
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +193,11 @@ class TrainConfig(Architecture):
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
                 "lower --min_lr, or keep the rate constant with --decay_lr=False"
             )
+        if self.decay_lr and self.warmup_iters > self.lr_decay_iters:
+            raise InputError(
+                f"warmup_iters={self.warmup_iters} is above lr_decay_iters={self.lr_decay_iters}: "
+                "the decay would end before the warm-up; lower --warmup_iters"
+            )
         if self.distributed == "fsdp" and self.optimizer == "muon":
             raise InputError(
                 "optimizer='muon' needs whole matrices, and distributed='fsdp' cuts them into slices: "
@@ -340,7 +350,7 @@ class PerplexityConfig(LoadConfig):
 def at_least(config: Any, name: str, low: float) -> None:
     value = getattr(config, name)
     if not value >= low or value == float("inf"):  # `not >=` also refuses NaN
-        raise InputError(f"{name}={value} is out of range: it must be a number from {low} up")
+        raise InputError(f"{name}={brief(value)} is out of range: it must be a number from {low} up")
 
 
 def within(
@@ -357,14 +367,16 @@ def within(
     below = value < high if open_end else value <= high
     if not (above and below):
         start, end = "above" if open_start else "from", "below" if open_end else "up to"
-        raise InputError(f"{name}={value} is out of range: it must be {start} {low} {end} {high}")
+        raise InputError(f"{name}={brief(value)} is out of range: it must be {start} {low} {end} {high}")
 
 
 def divides(config: Any, divisor: str, number: str) -> None:
     d, n = getattr(config, divisor), getattr(config, number)
     if n % d:
         choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
-        raise InputError(f"{divisor}={d} does not divide {number}={n}: take a divisor such as {choices}")
+        raise InputError(
+            f"{divisor}={brief(d)} does not divide {number}={brief(n)}: take a divisor such as {choices}"
+        )
 
 
 def check_types(config: Any) -> None:
@@ -372,9 +384,18 @@ def check_types(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not fits(value, hint):
-            raise InputError(f"{name}={value!r} has the wrong type: it must be {describe(hint)}")
+            raise InputError(f"{name}={brief(value)} has the wrong type: it must be {describe(hint)}")
         if hint is float:  # an int is fine for a float
-            object.__setattr__(config, name, float(value))
+            try:
+                object.__setattr__(config, name, float(value))
+            except OverflowError:
+                raise InputError(f"{name} is too large: it must be a number below 1.8e308") from None
+
+
+def brief(value: object) -> str:
+    """A value in one short line, however large, deep or repetitive it is."""
+    text = " ".join(reprlib.repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def fits(value: object, hint: Any) -> bool:

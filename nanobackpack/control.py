@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError
+from nanobackpack.config import InputError, brief
 from nanobackpack.edits import (
     KINDS,
     AmplifyInWord,
@@ -36,7 +36,7 @@ from nanobackpack.edits import (
     TopicControl,
     flat,
 )
-from nanobackpack.files import replacing, shown
+from nanobackpack.files import parse_json, replacing, shown
 from nanobackpack.gpt import GPT
 from nanobackpack.layers import LanguageModel
 
@@ -136,7 +136,7 @@ def load(path: str | Path, model: LanguageModel | None = None) -> tuple[Edit, ..
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text = (file.metadata() or {}).get("edits", "")
-        content = json.loads(text)
+        content = parse_json(text, "its metadata")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"its format is not {FORMAT!r}")
         records = content.get("edits")
@@ -144,10 +144,10 @@ def load(path: str | Path, model: LanguageModel | None = None) -> tuple[Edit, ..
             raise InputError("its edits are not a list of objects")
         edits = tuple(_parse(i, record, tensors) for i, record in enumerate(records))
         if tensors:
-            raise InputError(f"tensor {next(iter(tensors))!r} belongs to no edit")
+            raise InputError(f"tensor {brief(next(iter(tensors)))} belongs to no edit")
         if model is not None:
             model.active(edits)
-    except (SafetensorError, OSError, ValueError, RecursionError) as e:
+    except (SafetensorError, OSError, ValueError) as e:
         raise InputError(f"{shown(path)} cannot be used as a file of edits: {e}") from e
     return edits
 
@@ -156,10 +156,11 @@ def _parse(i: int, record: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     """Edit number i as `save` wrote it; takes its tensors out of `tensors`."""
     kind = next((k for k in KINDS if k.__name__ == record.get("kind")), None)
     if kind is None:
-        raise InputError(f"edit {i} is of the unknown kind {record.get('kind')!r}")
+        raise InputError(f"edit {i} is of the unknown kind {brief(record.get('kind'))}")
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items() if name != "kind"}
     if fields.keys() != (known := {f.name for f in dataclasses.fields(kind)}):
-        raise InputError(f"edit {i} has fields {sorted(fields)}, but a {kind.__name__} has {sorted(known)}")
+        got = brief(sorted(fields))
+        raise InputError(f"edit {i} has fields {got}, but a {kind.__name__} has {sorted(known)}")
     for name, value in fields.items():
         if value == "tensor":
             fields[name] = tensors.pop(f"{i}.{name}", None)

@@ -28,6 +28,7 @@ from nanobackpack.files import shown
 
 PIECE_CHARS = 1 << 16
 _LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where need be anywhere
+_MAX_LINE_CHARS = 1 << 25  # of a line that must be read whole
 _LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
 _WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
 
@@ -180,6 +181,8 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
             found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
             if not found:
                 raise InputError(f"cannot read {shown(path)}: No such file or directory")
+        elif not path.is_file():  # it is read more than once, which a pipe or a device does not allow
+            raise InputError(f"{shown(path)} is not a file")
         files.update(found)
     if not files:
         wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
@@ -206,19 +209,27 @@ def _and_rest(part: str, file: IO[str]) -> Iterator[str]:
 
 def _lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     with _opened(path, progress) as file:
-        for line in file:
+        for _, line in _numbered(path, file):
             yield from document([line.rstrip("\r\n")])
+
+
+def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers. A small packed file may hold one that fills all memory: InputError."""
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_CHARS), ""), 1):
+        if len(line) == _MAX_LINE_CHARS and not line.endswith("\n"):
+            raise InputError(f"{shown(path)}, line {number}, has {_MAX_LINE_CHARS:,} characters or more")
+        yield number, line
 
 
 def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     with _opened(path, progress) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in _numbered(path, file):
             if line.isspace():
                 continue
             where = f"{shown(path)}, line {number},"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where} is not JSON ({error}): give JSON lines") from None
             if not isinstance(record, dict):
                 raise InputError(f"{where} is not a JSON object: give JSON lines")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanobackpack.config import InputError
-from nanobackpack.files import replacing, shown
+from nanobackpack.config import InputError, brief
+from nanobackpack.files import plain_name, read_json, replacing, shown
 from nanobackpack.tokenizers import Tokenizer, prepare_command
 
 SPLITS = ("train", "val")
@@ -46,16 +46,15 @@ class Meta:
     def load(cls, path: Path) -> Meta:
         """Reads a meta.json. Raises InputError if it is missing, malformed or of another kind."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-        except ValueError as error:
-            problem = f"is not JSON ({error})"
-        else:
-            problem = _problem(values)
-            if not problem:
+            values = read_json(path)
+            if not (problem := _problem(values)):
                 return cls(**values)
-        raise InputError(f"{shown(path)} {problem}: {prepare_command(path.parent)}")
+            problem = f"{shown(path)} {problem}"
+        except OSError as error:
+            problem = f"{shown(path)} cannot be read ({error.strerror})"
+        except InputError as error:
+            problem = str(error)
+        raise InputError(f"{problem}: {prepare_command(path.parent)}")
 
     def save(self, path: Path) -> None:
         """Writes a meta.json, atomically."""
@@ -69,7 +68,7 @@ def _problem(values: Any) -> str:
         return "is not a JSON object"
     names = {field.name for field in dataclasses.fields(Meta)}
     if unknown := sorted(values.keys() - names):
-        return f"has an unknown entry {unknown[0]!r}"
+        return f"has an unknown entry {brief(unknown[0])}"
     if missing := sorted(names - values.keys() - {"languages"}):
         return f"has no entry {missing[0]!r}"
     languages = values.get("languages", [])
@@ -78,7 +77,7 @@ def _problem(values: Any) -> str:
     def counts(value: Any) -> bool:
         if not isinstance(value, dict) or not all(split in value for split in needed):
             return False
-        return all(type(count) is int for count in value.values())
+        return all(type(count) is int and count >= 0 for count in value.values())
 
     hashes, size = values["sha256"], values["vocab_size"]
     valid = {
@@ -86,7 +85,7 @@ def _problem(values: Any) -> str:
         "dtype": isinstance(values["dtype"], str) and values["dtype"] in DTYPES,
         "tokens": counts(values["tokens"]),
         "chars": counts(values["chars"]),
-        "tokenizer": isinstance(values["tokenizer"], str) and values["tokenizer"] != "",
+        "tokenizer": plain_name(values["tokenizer"]) and values["tokenizer"] != "",
         "source": isinstance(values["source"], str),
         "sha256": isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values()),
         "languages": isinstance(languages, list) and all(isinstance(name, str) for name in languages),
@@ -109,7 +108,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     tokenizer = Tokenizer.from_symbols([meta["itos"][i] for i in range(len(meta["itos"]))])
     if meta.get("vocab_size") != tokenizer.vocab_size:
         raise InputError(
-            f"{shown(folder / 'meta.pkl')} says vocab_size {meta.get('vocab_size')}, "
+            f"{shown(folder / 'meta.pkl')} says vocab_size {brief(meta.get('vocab_size'))}, "
             f"but names {tokenizer.vocab_size} characters"
         )
     return tokenizer
@@ -161,8 +160,9 @@ class Splits:
         Raises InputError if it is missing, or not as long as it must be for ids, or for `split` in meta.json.
         """
         dtype, again = DTYPES[self.dtype], prepare_command(self.folder)
-        if not path.exists():
-            raise InputError(f"{shown(path)} does not exist: {again}")
+        if not path.is_file():  # opening a pipe would wait forever, and a device has no end
+            what = "is not a file" if path.exists() else "does not exist"
+            raise InputError(f"{shown(path)} {what}: {again}")
         n_bytes = path.stat().st_size
         if not n_bytes or n_bytes % dtype.itemsize:
             raise InputError(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias, get_type_hints
 import torch
 from torch import Tensor
 
-from nanobackpack.config import InputError, ModelConfig, fits
+from nanobackpack.config import InputError, ModelConfig, brief, fits
 
 if TYPE_CHECKING:
     from nanobackpack.layers import KVCache
@@ -364,7 +364,9 @@ def _check_fields(edit: Edit) -> None:
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)
         if not fits(value, hints[field.name]):
-            raise InputError(f"{kind}: {field.name}={value!r} has the wrong type: it must be {field.type}")
+            raise InputError(
+                f"{kind}: {field.name}={brief(value)} has the wrong type: it must be {field.type}"
+            )
         if isinstance(value, Tensor):
             finite = value.dtype == torch.float32 and bool(value.isfinite().all())
         else:

@@ -1,23 +1,28 @@
-"""Files written whole or not at all, and how messages name them."""
+"""Files written whole or not at all, files read within limits, and how messages name them."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nanobackpack.config import InputError
+
+MEGABYTE = 1 << 20
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file that takes the place of `path` at the end, or never, if an error occurs."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # x: never through a link that someone put there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -59,3 +64,51 @@ def check_place(path: str) -> None:
         raise InputError(f"cannot write {path}: there is no folder {shown(Path(path).parent)}, make it first")
     if path and Path(path).is_dir():
         raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
+
+
+def plain_name(name: object) -> bool:
+    """Whether a name found in a file can only mean something in that file's own folder."""
+    return isinstance(name, str) and name == Path(name).name != ".." and "\0" not in name and len(name) < 256
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes; links are followed, as model hubs are made of them.
+
+    Raises: OSError; InputError for anything else, such as a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{shown(path)} is not a file")
+    if path.stat().st_size > limit:
+        raise InputError(f"{shown(path)} has more than {limit:,} bytes, too many for such a file")
+    with open(path, "rb") as file:
+        return file.read(limit)  # a file that says it is empty may still be endless
+
+
+def read_json(path: Path, limit: int = MEGABYTE) -> Any:
+    """What a JSON file of at most `limit` bytes holds. Raises: OSError; InputError as parse_json."""
+    return parse_json(read_bytes(path, limit), shown(path))
+
+
+def parse_json(text: bytes | str, source: str) -> Any:
+    """What a JSON text means. Raises: InputError unless every reader would agree on it: UTF-8, no name
+    twice in an object, finite numbers, not nested beyond what Python takes."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(pairs)) < len(pairs):
+            raise ValueError("a name comes twice in an object")
+        return values
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError("a number is not finite")
+        return value
+
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        raise InputError(f"{source} is not JSON to be read here: it nests too deeply") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not UTF-8") from None
+    except ValueError as error:
+        raise InputError(f"{source} is not JSON ({error})") from None

@@ -9,6 +9,7 @@ whole one, 3/4 on average (docs/RESULTS.md says what that does to the loss).
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,10 +44,13 @@ def stream(
     temperature 0 takes the likeliest token. With a generator for each row, a row's text depends on its own
     alone. The model is put in eval mode while this runs. `edits` (control.py) hold for this generation;
     what they read of the text is the window.
-    Raises: ValueError for ids, temperature, top_k or top_p out of range; InputError for unfit edits.
+    Raises: ValueError for ids, max_new_tokens, temperature, top_k or top_p out of range, and logits that
+    are no numbers; InputError for unfit edits.
     """
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens {max_new_tokens} must be >= 0")
     size = model.config.block_size
-    check_ids(input_ids[..., -size:], model.config.vocab_size, size)
+    check_ids(input_ids, model.config.vocab_size, max(size, input_ids.numel()))  # a longer prompt is cut
     was_training = model.training
     model.eval()
     try:
@@ -81,22 +85,28 @@ def choose(
     Temperature first, then top_k, then top_p: the smallest set of likeliest tokens whose probability
     reaches top_p (Holtzman et al. 2020). None switches either off. One generator for all rows, or a list
     of one for each.
-    Raises: ValueError for a temperature below 0, top_k below 1, top_p outside (0, 1].
+    Raises: ValueError for a temperature below 0 or infinite, top_k below 1, top_p outside (0, 1], and on
+    the CPU (elsewhere it would stall the device) for logits of which none is finite or one is no number.
     """
-    if not temperature >= 0 or (top_k is not None and top_k < 1):  # `not >=` also refuses NaN
-        raise ValueError(f"temperature {temperature} must be >= 0 and top_k {top_k} >= 1 or None")
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):  # `not >=` also refuses NaN
+        raise ValueError(f"temperature {temperature} must be >= 0 and finite, and top_k {top_k} >= 1 or None")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} must be above 0 and at most 1")
-    if temperature == 0:
+    highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
+    if logits.device.type == "cpu" and not highest.isfinite().all():
+        raise InputError("the logits are not finite numbers: the weights of this model are too large")
+    finite = torch.finfo(logits.dtype)
+    if temperature < finite.tiny:
         return logits.argmax(dim=1)
     # The likeliest at 0, so that a tiny temperature cannot make it infinite.
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
+    logits = (logits - highest) / min(temperature, finite.max)
     if top_k is not None and top_k < logits.size(1):
         kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None and top_p < 1:
         ranked, order = logits.softmax(dim=1).sort(dim=1, descending=True)
         outside = ranked.cumsum(dim=1) - ranked >= top_p  # what the likelier ones already cover
+        outside[:, 0] = False  # whatever top_p is rounded to
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     p = logits.softmax(dim=1)
     if isinstance(generator, list):

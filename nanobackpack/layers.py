@@ -201,13 +201,31 @@ def check_ids(ids: Tensor, vocab_size: int, block_size: int) -> None:
     """
     if ids.dim() != 2 or ids.dtype != torch.int64:
         raise ValueError(f"input_ids must be (B, T) int64, not {tuple(ids.shape)} {ids.dtype}")
+    if not ids.size(0):
+        raise ValueError("input_ids holds no sequence: an empty batch")
     if not 1 <= ids.size(1) <= block_size:
         raise ValueError(f"{ids.size(1)} tokens, but this model takes 1 to block_size={block_size}")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-        low, high = (int(t) for t in ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            bad = low if low < 0 else high
-            raise ValueError(f"token id {bad} is outside the vocabulary: 0 to {vocab_size - 1}")
+    _check_range(ids, 0, vocab_size)
+
+
+def check_targets(targets: Tensor, input_ids: Tensor, vocab_size: int) -> None:
+    """Refuse targets of another shape or type than the ids, or outside the vocabulary and not -1.
+
+    Raises: ValueError, as check_ids.
+    """
+    if targets.shape != input_ids.shape or targets.dtype != torch.int64:
+        shape = tuple(input_ids.shape)
+        raise ValueError(f"targets must be {shape} int64, not {tuple(targets.shape)} {targets.dtype}")
+    _check_range(targets, -1, vocab_size)
+
+
+def _check_range(ids: Tensor, low: int, vocab_size: int) -> None:
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    lowest, highest = (int(t) for t in ids.aminmax())
+    if lowest < low or highest >= vocab_size:
+        bad = lowest if lowest < low else highest
+        raise ValueError(f"token id {bad} is outside the vocabulary: {low} to {vocab_size - 1}")
 
 
 class Output(NamedTuple):
@@ -240,9 +258,12 @@ class LanguageModel(nn.Module):
 
         `types`, if they are known already, are the different tokens of input_ids; loss_only spares the
         logits, which are None then; `edits` (control.py) hold for this call.
-        Raises: ValueError for ids of the wrong shape, type, length or range; InputError for unfit edits.
+        Raises: ValueError for ids or targets of the wrong shape, type, length or range; InputError for
+        unfit edits.
         """
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        if targets is not None:
+            check_targets(targets, input_ids, self.config.vocab_size)
         active = self.active(edits)
         if loss_only and targets is not None and self.config.vocab_size > self.config.n_embd:
             h = self.hidden(input_ids, types, active)  # (B, T, D)

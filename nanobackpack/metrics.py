@@ -111,14 +111,16 @@ def _before(record: dict[str, Any], step: int) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, [] if there is none; a line cut short by a crash is left out."""
+    """The records of a metrics.jsonl, [] if there is none; lines cut short or not ours are left out."""
     records = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records
 
 
@@ -157,7 +159,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
         ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
         ("val_loss", "validation split", {"color": "C1", "marker": "."}),
     ):
-        points = [(r["step"], r[key]) for r in records if key in r]
+        points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), float)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.resolve().parent.name)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nanobackpack.config import InputError, at_least
 from nanobackpack.corpus import Corpus, Piece, from_files, from_text
 from nanobackpack.data import DTYPES, Meta
-from nanobackpack.files import remove_stale, replacing, shown
+from nanobackpack.files import read_bytes, remove_stale, replacing, shown
 from nanobackpack.splits import Counts, Split, at_end
 from nanobackpack.tokenizers import Tokenizer, build, find, is_made
 
@@ -37,6 +37,7 @@ _TRIES = 2
 _CHUNK_BYTES = 1 << 16
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
+_TEXT_BYTES = 1 << 30  # of a text that is read whole
 _TITLES = 3  # of corpora that are named in a report
 _TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
 _TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
@@ -102,7 +103,7 @@ def read_text(path: Path) -> str:
     if path.is_dir():
         raise InputError(f"{shown(path)} is a folder: give a text file")
     try:
-        text = path.read_bytes().decode()
+        text = read_bytes(path, _TEXT_BYTES).decode()
     except OSError as error:
         raise InputError(f"cannot read {shown(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -16,8 +16,9 @@ import torch
 
 from nanobackpack import checkpoint
 from nanobackpack.backpack import BackpackLM, NanoSenses
-from nanobackpack.config import Architecture, InputError, ModelConfig, TrainConfig
+from nanobackpack.config import Architecture, InputError, ModelConfig, TrainConfig, brief
 from nanobackpack.data import Splits
+from nanobackpack.distributed import Processes
 from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
 from nanobackpack.tokenizers import Tokenizer
@@ -59,24 +60,60 @@ def start(config: TrainConfig, data: Splits) -> Start:
 
 def resume(config: TrainConfig, data: Splits) -> Start:
     """The last state of a run. Raises: InputError if there is none, or it does not fit."""
-    resumed = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
-    config = following(config, resumed.get("model_args"))
-    check_same(resumed, config, data.tokenizer)
-    found = checkpoint.stored_config(resumed, config.out_dir)
-    model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout))
-    model.load_state_dict(resumed["model"])
+    source = Path(config.out_dir) / "ckpt.pt"
+    resumed = checkpoint.read(source)
+    if resumed.get("format") != checkpoint.FORMAT:
+        raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
+    found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
+    config = following(config, found)
+    check_same(resumed, found, config, data.tokenizer)
+    model = checkpoint.model_from(resumed | {"model_args": found | {"dropout": config.dropout}}, source)
     return Start(model.train(), config, resumed)
 
 
-def following(config: TrainConfig, found: object) -> TrainConfig:
+def restore(
+    resumed: dict[str, Any],
+    model: BackpackLM | GPT,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    processes: Processes,
+    source: Path,
+) -> tuple[int, float]:
+    """Bring the rest of a run to where a checkpoint left it; returns steps done and best validation loss.
+
+    Raises: InputError, naming `source`, if these are damaged or those of another model or optimizer.
+    """
+    step, best, state = (resumed.get(name) for name in ("iter_num", "best_val_loss", "optimizer"))
+    if type(step) is not int or step < 0 or type(best) is not float:
+        raise InputError(f"{source}: its iter_num or its best_val_loss is missing or damaged")
+    try:
+        check_optimizer(state, optimizer)
+        processes.load_optimizer(model, optimizer, state)  # type: ignore[arg-type]
+        scaler.load_state_dict(resumed["scaler"])
+    except (KeyError, ValueError, TypeError, AttributeError) as e:
+        raise InputError(f"{source}: its optimizer does not fit this run's ({brief(str(e))})") from e
+    return step, best
+
+
+def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Raises one of many exceptions unless all parameters have their own numbers in `state`, or none."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if [i for group in state["param_groups"] for i in group["params"]] != list(range(len(parameters))):
+        raise ValueError("it has other parameters")
+    for i, kept in state["state"].items():
+        for value in kept.values():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[i].shape:
+                raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(parameters[i].shape)}")
+
+
+def following(config: TrainConfig, found: dict[str, Any]) -> TrainConfig:
     """The settings, those of the architecture that have their default values as `found` has them.
 
     Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
     """
     names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
     names -= {"model_name", "dropout"}
-    kept = {k: v for k, v in found.items() if k in names} if isinstance(found, dict) else {}
-    return dataclasses.replace(config, **kept)
+    return dataclasses.replace(config, **{k: v for k, v in found.items() if k in names})
 
 
 def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
@@ -167,19 +204,19 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
         )
 
 
-def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None) -> None:
-    """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
+def check_same(
+    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None
+) -> None:
+    """Refuse to resume a checkpoint `old`, with the architecture `before`, if model or tokenizer would get
+    another shape; dropout may change.
 
     Raises: InputError listing old and new values.
     """
-    before = old.get("model_args")
-    if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
-        raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     after = {key: getattr(config, key) for key in shape(config.model_name)}
     if tokenizer:
         after |= {"vocab_size": tokenizer.vocab_size}
-        before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
-    differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
+        before = before | {"vocab_size": before["vocab_used"] or before["vocab_size"]}
+    differ = [f"{k} {brief(before[k])} → {v}" for k, v in after.items() if before[k] != v]
     if tokenizer and old.get("tokenizer") != tokenizer.to_json():
         differ.append("another tokenizer")
     if differ:

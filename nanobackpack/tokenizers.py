@@ -9,9 +9,9 @@ a special token asks for it by its role: `bos_id`, `eos_id`, `mask_id`.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanobackpack.config import InputError
-from nanobackpack.files import replacing, shown
+from nanobackpack.files import MEGABYTE, parse_json, read_bytes, replacing, shown
+from nanobackpack.foreign import check_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 # What the special tokens of a role are called, in BERT, XLM-R, GPT-2 and their kin.
@@ -36,7 +37,7 @@ NAMES = {
 }
 BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
-_MAX_BYTES = 1 << 27  # of a tokenizer's file; the largest known have a quarter of that
+_MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
 _IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
 _CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
 
@@ -96,16 +97,15 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
-        try:
+        check_tokenizer(text, source)
+        with _library(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
+            tokenizer._check_numbers(source)
             if tokenizer.kind != "char":
-                tokenizer.encode("Can it encode? 能")  # not if it lacks a token for what it does not know
-            return tokenizer
-        except BaseException as error:  # the library raises a bare Exception, or when it panics not even that
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{source} is not a tokenizer.json ({reason})") from None
+                tokenizer._inner.encode(
+                    "Can it encode? 能"
+                )  # not if it lacks a token for what it does not know
+        return tokenizer
 
     def to_json(self) -> str:
         """All of the tokenizer as one JSON text."""
@@ -146,19 +146,21 @@ class Tokenizer:
         """The ids of `text`. Raises InputError for a character a char tokenizer does not know."""
         if self.kind == "char":
             return self._look_up(text).tolist()
-        try:
-            return self._inner.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise _not_unicode(text) from None
+        with _library("this tokenizer cannot encode the text"):
+            try:
+                return self._inner.encode(text, add_special_tokens=False).ids
+            except TypeError:
+                raise _not_unicode(text) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        try:
-            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:
-            raise _not_unicode("".join(texts)) from None
+        with _library("this tokenizer cannot encode the text"):
+            try:
+                encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            except TypeError:
+                raise _not_unicode("".join(texts)) from None
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -178,7 +180,7 @@ class Tokenizer:
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        text = self._inner.decode(ids, skip_special_tokens=False)
+        text = self._text(ids)
         return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
@@ -191,8 +193,18 @@ class Tokenizer:
         symbol = self._symbol(id)
         if not isinstance(self._inner.decoder, decoders.ByteLevel):
             return symbol
-        text = self._inner.decode([id], skip_special_tokens=False)
+        text = self._text([id])
         return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
+
+    def _text(self, ids: list[int]) -> str:
+        with _library("this tokenizer cannot decode the ids"):
+            return self._inner.decode(ids, skip_special_tokens=False)
+
+    def _check_numbers(self, source: str) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+        n = len(self._ids)
+        if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
+            raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
 
     def _symbol(self, id: int) -> str:
         try:
@@ -222,6 +234,18 @@ class Tokenizer:
         return ids
 
 
+@contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """Turns what the library raises, bare Exceptions and panics, into an InputError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, InputError):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{problem} ({reason})") from None
+
+
 # --- Tokenizers made here ----------------------------------------------------------------------
 
 
@@ -229,7 +253,7 @@ def is_made(name: str) -> bool:
     """Whether a tokenizer is made from texts: char and bpe:N. Raises InputError for an N that cannot be."""
     if name.startswith("bpe:"):
         number, least = name.removeprefix("bpe:"), len(pre_tokenizers.ByteLevel.alphabet()) + 1
-        if not (number.isascii() and number.isdigit() and least <= int(number) <= 1 << 24):
+        if not (re.fullmatch("[0-9]{1,8}", number) and least <= int(number) <= 1 << 24):
             raise InputError(f"tokenizer={name!r}: N of bpe:N must be a number from {least} up, as bpe:8192")
         return True
     return name == "char"
@@ -325,7 +349,7 @@ def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | Non
 def in_folder(folder: Path) -> Tokenizer | None:
     """The tokenizer a folder holds, in any layout; None if there is none. Raises InputError."""
     for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
-        if (folder / name).is_file() and (folder / BPE_FILES.get(name, name)).is_file():
+        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
             return _from_file(folder / name)
     return None
 
@@ -349,53 +373,48 @@ def _from_file(path: Path) -> Tokenizer:
 def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
     """GPT-2's byte-level BPE: {token: id} and one merge of two tokens a line."""
     lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
-    try:
-        ids = json.loads(_read(vocabulary))
+    ids = parse_json(_read(vocabulary), shown(vocabulary))
+    with _library(f"{shown(vocabulary)} and {merges.name} are no tokenizer"):
         pairs = [(first, second) for first, second in (line.split() for line in lines)]
         for first, second in pairs:
             if not ids.keys() >= {first, second, first + second}:  # the library would panic
                 raise ValueError(f"'{first} {second}' makes no token")
-        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids)
-    except InputError:
-        raise
-    except Exception as error:  # the library raises a bare Exception
-        reason = " ".join(str(error).split())
-        raise InputError(f"{shown(vocabulary)} and {merges.name} are no tokenizer ({reason})") from None
+        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids, shown(vocabulary))
 
 
 def _from_word_pieces(path: Path) -> Tokenizer:
     """BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how text is cleaned."""
-    tokens = _read(path).removesuffix("\n").split("\n")
+    tokens = _read(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
     ids = {token: i for i, token in enumerate(tokens)}
     if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
         raise InputError(f"{shown(path)} is no BERT vocabulary: it has no line {missing[0]}")
     config, settings = path.with_name("tokenizer_config.json"), {}
-    if config.is_file():
-        try:
-            settings = dict(json.loads(_read(config)))
-        except (TypeError, ValueError):
-            raise InputError(f"{shown(config)} is not a JSON object") from None
+    if config.exists():
+        settings = parse_json(_read(config), shown(config))
+        if not isinstance(settings, dict):
+            raise InputError(f"{shown(config)} is not a JSON object")
     inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    inner.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(settings.get("do_lower_case", True)),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-    )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    return _with_specials(inner, ids)
+    with _library(f"{shown(path)} and {config.name} are no tokenizer"):
+        inner.normalizer = normalizers.BertNormalizer(
+            lowercase=bool(settings.get("do_lower_case", True)),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        )
+        return _with_specials(inner, ids, shown(path))
 
 
-def _with_specials(inner: hf.Tokenizer, ids: dict[str, int]) -> Tokenizer:
+def _with_specials(inner: hf.Tokenizer, ids: dict[str, int], source: str) -> Tokenizer:
     inner.add_special_tokens([token for token in SPECIAL if token in ids])
-    return Tokenizer(inner)
+    tokenizer = Tokenizer(inner)
+    tokenizer._check_numbers(source)
+    return tokenizer
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{shown(path)} has {path.stat().st_size:,} bytes, too many for a tokenizer")
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, _MAX_BYTES).decode()
     except OSError as error:
         raise InputError(f"cannot read {shown(path)} ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -43,7 +43,7 @@ from nanobackpack.runtime import (
     pick_dtype,
     seed_of,
 )
-from nanobackpack.start import start
+from nanobackpack.start import restore, start
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -87,9 +87,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if resumed:
-            self.processes.load_optimizer(self.model, self.optimizer, resumed["optimizer"])
-            self.scaler.load_state_dict(resumed["scaler"])
-            self.step, self.best_val_loss = resumed["iter_num"], resumed["best_val_loss"]
+            self.step, self.best_val_loss = restore(
+                resumed, self.model, self.optimizer, self.scaler, self.processes, self.out_dir / "ckpt.pt"
+            )
         self.regrouped = checkpoint.regrouped(resumed, config, self.processes.world_size) if resumed else ""
 
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
@@ -314,6 +314,11 @@ class Trainer:
         )
         if self.regrouped:
             self.log.say(self.regrouped)
+        if self.config.decay_lr and 0 < self.config.max_iters < self.config.warmup_iters:
+            self.log.say(
+                f"note: the learning rate warms up for {self.config.warmup_iters} steps, "
+                f"longer than the {self.config.max_iters} of this run"
+            )
 
     def report(self, loss: float, lr: float, ms: float) -> None:
         config = self.config

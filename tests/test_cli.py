@@ -101,7 +101,7 @@ def test_settings_are_frozen() -> None:
         (["--n_layer", "3"], "n_layer", 3),
         (["--n-layer=3"], "n_layer", 3),
         (["--n-layer", "3"], "n_layer", 3),
-        (["--lr-decay_iters=7"], "lr_decay_iters", 7),
+        (["--lr-decay_iters=7000"], "lr_decay_iters", 7000),
         (["--device", "mps"], "device", "mps"),
         (["--dropout=0"], "dropout", 0.0),
         (["--learning_rate=1"], "learning_rate", 1.0),

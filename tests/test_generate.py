@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracle import plain_generate, plain_logits
 from torch import Tensor
 
+from nanobackpack.config import InputError
 from nanobackpack.generate import choose, stream
 
 # --- The cache --------------------------------------------------------------------------------
@@ -235,3 +236,37 @@ def test_rows_are_chosen_on_their_own():
     logits = torch.tensor([[9.0, 0.0, 0.1], [0.0, 9.0, 0.1], [0.1, 0.0, 9.0]])
     for sampling in ({"temperature": 0}, {"top_k": 1}, {"top_p": 0.5}):
         assert choose(logits, **sampling).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-40])
+def test_a_temperature_that_rounds_to_0_takes_the_likeliest(temperature: float):
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -torch.inf, 5.5]])
+    assert choose(logits, temperature).tolist() == [1, 2]
+
+
+def test_a_temperature_beyond_float32_still_obeys_minus_infinity():
+    logits = torch.tensor([[0.0, -torch.inf, 1.0]]).expand(500, -1)
+    drawn = choose(logits, 1e300, generator=torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 2}
+
+
+def test_a_top_p_that_rounds_to_0_takes_the_likeliest():
+    assert choose(torch.tensor([[0.0, 2.0, 1.0]]), 1.0, top_p=1e-320).tolist() == [1]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers(bad: float):
+    with pytest.raises(InputError, match="not finite"):
+        choose(torch.tensor([[0.0, bad, 1.0]]))
+    with pytest.raises(InputError, match="not finite"):
+        choose(torch.full((1, 3), -torch.inf))
+
+
+def test_a_prompt_longer_than_the_window_is_checked_whole():
+    model = tiny_model()
+    prompt = torch.zeros(1, 40, dtype=torch.int64)
+    prompt[0, 0] = 23  # long out of sight
+    with pytest.raises(ValueError, match="id 23 is outside"):
+        model.generate(prompt, 1)
+    with pytest.raises(ValueError, match="max_new_tokens -1"):
+        model.generate(prompt[:, 1:], -1)

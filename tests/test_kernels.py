@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -138,13 +140,16 @@ def test_loss_only_equals_the_plain_loss(model, ids: Tensor, with_types: bool) -
     assert_same(out.loss, plain_loss(model, ids, y), list(model.parameters()))
 
 
-def test_compiled_without_a_break() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(s, marks=pytest.mark.slow) for s in ({"n_embd": 32}, {"model_name": "gpt2"}))],
+)
+def test_compiled_without_a_break(settings: dict[str, Any]) -> None:
     """torch.compile takes a whole step as one graph: where there is a break, fullgraph is an error."""
-    for settings in ({}, {"n_embd": 32}, {"model_name": "gpt2"}):
-        model = tiny_model(**settings, n_layer=2).train()
-        x = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
-        types = token_types(x, 23, multiple=16)
-        torch._dynamo.reset()
-        run = torch.compile(model, fullgraph=True, backend="aot_eager")
-        loss, plain = run(x, x, types=types, loss_only=True).loss, plain_loss(model, x, x)
-        assert_same(loss, plain, list(model.parameters()))
+    model = tiny_model(**settings, n_layer=2).train()
+    x = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
+    types = token_types(x, 23, multiple=16)
+    torch._dynamo.reset()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss, plain = run(x, x, types=types, loss_only=True).loss, plain_loss(model, x, x)
+    assert_same(loss, plain, list(model.parameters()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -462,7 +463,7 @@ def test_alpha_dropout_is_unbiased():
     assert tiny_model(sense_network="paper", dropout=0.5).alpha.dropout == 0
 
 
-@pytest.mark.parametrize("name", ["nano", "paper"])
+@pytest.mark.parametrize("name", ["nano", pytest.param("paper", marks=pytest.mark.slow)])
 def test_dropout_distributes_as_in_the_plain_formula(name: str):
     """Training logits have the mean and spread of the plain formula's, where each position drops its own."""
     ids = torch.tensor([[3, 3, 3, 5, 8, 5]])
@@ -474,3 +475,28 @@ def test_dropout_distributes_as_in_the_plain_formula(name: str):
     ratio = ours.std(dim=0) / plain.std(dim=0)
     assert ratio.min() > 0.85
     assert ratio.max() < 1.15
+
+
+@pytest.mark.parametrize("loss_only", [False, True])
+@pytest.mark.parametrize("bad", [-2, -100, 23, 10**12])
+def test_targets_outside_the_vocabulary(model, ids: Tensor, loss_only: bool, bad: int):
+    """Found before any kernel indexes with them; -1 and the padded ids are none of them."""
+    targets = ids.clone()
+    targets[0, 3], targets[1, 2], targets[2, 11] = -1, 22, bad
+    with pytest.raises(ValueError, match=f"id {bad} is outside the vocabulary: -1 to 22"):
+        model(ids, targets, loss_only=loss_only)
+    targets[2, 11] = 0
+    assert model(ids, targets, loss_only=loss_only).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "change", [Tensor.int, Tensor.float, lambda t: t[:, 1:], lambda t: t[:2], Tensor.flatten]
+)
+def test_targets_of_another_shape_or_type(model, ids: Tensor, change: Callable[[Tensor], Tensor]):
+    with pytest.raises(ValueError, match=r"targets must be \(3, 12\) int64"):
+        model(ids, change(ids))
+
+
+def test_no_sequence_at_all(model):
+    with pytest.raises(ValueError, match="empty batch"):
+        model(torch.zeros(0, 3, dtype=torch.int64))

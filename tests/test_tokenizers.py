@@ -316,7 +316,7 @@ NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str(
     [
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", NO_UNKNOWN, "is not a tokenizer.json (WordPiece error"),
-        ("tokenizer.json", "[", "is not a tokenizer.json"),
+        ("tokenizer.json", "[", "is not JSON"),
         ("tokenizer.json", b"\xff", "is not UTF-8"),
         ("vocab.txt", "a\nb\n", "no line [UNK]"),
         ("vocab.txt", "", "no line [UNK]"),
@@ -340,7 +340,7 @@ def test_malformed_files(tmp_path: Path, name: str, content: str | bytes, reason
 def test_a_file_too_big_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenizers, "_MAX_BYTES", 3)
     (tmp_path / "tokenizer.json").write_text("{  }")
-    with pytest.raises(InputError, match="4 bytes, too many"):
+    with pytest.raises(InputError, match="more than 3 bytes, too many"):
         find(str(tmp_path))
 
 

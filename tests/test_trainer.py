@@ -839,7 +839,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
 def test_learning_rate_without_decay_or_warm_up() -> None:
     assert {learning_rate(s, schedule(decay_lr=False)) for s in (0, 5, 60, 500)} == {1e-3}
     assert learning_rate(0, schedule(warmup_iters=0)) == pytest.approx(1e-3)
-    late = schedule(warmup_iters=50, lr_decay_iters=20)  # ends before it starts: still rates to use
+    late = schedule(warmup_iters=50, lr_decay_iters=50)  # no decay: still rates to use
     assert all(0 < learning_rate(s, late) <= 1e-3 for s in range(100))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nanobackpack.checkpoint import open_model
 from nanobackpack.config import InputError, PerplexityConfig
 from nanobackpack.data import HELD_OUT, Splits
-from nanobackpack.files import replacing, shown
+from nanobackpack.files import read_json, replacing, shown
 from nanobackpack.layers import LanguageModel
 from nanobackpack.mixture import find_folder, open_folder
 from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
@@ -181,9 +181,9 @@ def _trained_on(config: PerplexityConfig) -> str:
     path = Path(config.model_path)
     folder = path.parent if path.is_file() else path
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return settings.get("huge_pack_dir") or settings["dataset"]
-    except (OSError, ValueError, KeyError, AttributeError):
+        settings = read_json(folder / "config.json")
+        return Path(settings.get("huge_pack_dir") or settings["dataset"]).as_posix()
+    except (OSError, InputError, KeyError, AttributeError, TypeError):
         raise InputError(
             f"{config.model_path} does not tell what it was trained on: name a folder or a .bin file with "
             "--dataset"

@@ -5,14 +5,13 @@ Every reader raises InputError with file, line and what was expected; blank line
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from nanobackpack.config import InputError
-from nanobackpack.files import shown
+from nanobackpack.files import parse_json, shown
 from nanobackpack.prepare import read_text
 
 
@@ -83,11 +82,7 @@ def read_json_lines(
     """The named text fields of each line of a JSON lines file; `check` says what is wrong with a line."""
     rows = []
     for number, line in lines(path):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{shown(path)}, line {number}: not JSON ({error})") from None
-        wrong = None
+        value, wrong = parse_json(line, f"{shown(path)}, line {number}"), None
         if not isinstance(value, dict):
             wrong = "not a JSON object"
         else:

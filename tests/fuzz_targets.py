@@ -1,0 +1,395 @@
+"""What fuzzing feeds with random input: one function for each kind, used by test_fuzz.py and stress.py.
+
+Each takes a random generator, makes one input of it, and returns whether it was taken (True) or refused with
+the error it documents (False). A wrong result is an AssertionError; any other exception is a failure too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import tokenizers as hf
+import torch
+
+from nanobackpack import checkpoint, cli
+from nanobackpack.backpack import BackpackLM
+from nanobackpack.compat import read_legacy_meta
+from nanobackpack.config import InputError, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.data import SPLITS, TokenData
+from nanobackpack.generate import choose
+from nanobackpack.gpt import GPT
+from nanobackpack.prepare import write_dataset
+from nanobackpack.tokenizers import Tokenizer
+
+SIZES: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "n_sense_vector": 2, "vocab_size": 7,
+    "vocab_used": 5,
+}  # fmt: skip
+INTEGERS = [0, 1, -1, 2, 7, 255, 256, 65535, 65536, 2**31, 2**32 - 1, 2**63, -(2**63), 10**40]
+FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-320, 1e-40, 1e-7, 1e40, 1e308, math.inf, -math.inf, math.nan]
+TEXTS = [
+    "",
+    " ",
+    "\n",
+    "\0",
+    "auto",
+    "True",
+    "False",
+    "None",
+    "nan",
+    "1e400",
+    "0x10",
+    "--",
+    "-1",
+    "=",
+    "é",
+    "字",
+]
+
+
+def text(draw: Random, longest: int = 12) -> str:
+    """Any Unicode text: characters of all planes, no halves of pairs."""
+    planes = [(0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
+    return "".join(chr(draw.randint(*draw.choice(planes))) for _ in range(draw.randint(0, longest)))
+
+
+def value(draw: Random, depth: int = 0) -> Any:
+    """Any value that JSON or a config file could give."""
+    kind = draw.randint(0, 7 if depth < 3 else 5)
+    if kind == 6:
+        return [value(draw, depth + 1) for _ in range(draw.randint(0, 3))]
+    if kind == 7:
+        return {text(draw, 4): value(draw, depth + 1) for _ in range(draw.randint(0, 3))}
+    simple = [
+        draw.choice(INTEGERS),
+        draw.randint(-9, 99),
+        draw.choice(FLOATS),
+        draw.choice(TEXTS),
+        text(draw),
+    ]
+    return [*simple, draw.choice([None, True, False])][kind]
+
+
+def changed(draw: Random, tree: Any) -> Any:
+    """The same JSON with one value somewhere in it replaced, left out or added."""
+    if isinstance(tree, dict) and tree and draw.random() < 0.9:
+        key = draw.choice(list(tree))
+        if draw.random() < 0.1:
+            return {k: v for k, v in tree.items() if k != key}
+        if draw.random() < 0.1:
+            return tree | {text(draw, 4): value(draw)}
+        return tree | {key: changed(draw, tree[key])}
+    if isinstance(tree, list) and tree and draw.random() < 0.9:
+        i = draw.randrange(len(tree))
+        return [*tree[:i], changed(draw, tree[i]), *tree[i + 1 :]]
+    return value(draw)
+
+
+def damaged(draw: Random, content: bytes) -> bytes:
+    """The same bytes with some of them flipped, cut, doubled, or put in."""
+    data = bytearray(content)
+    for _ in range(draw.choice([1, 1, 1, 2, 5])):
+        at, n = draw.randint(0, len(data)), draw.choice([1, 2, 8, 100])
+        kind = draw.randint(0, 4)
+        if kind <= 1 and at < len(data):
+            data[at] ^= 1 << draw.randint(0, 7) if kind else draw.randint(1, 255)
+        elif kind == 2:
+            del data[at : at + n]
+        elif kind == 3:
+            data[at:at] = data[at : at + n]
+        else:
+            data[at:at] = draw.randbytes(n)
+    return bytes(data)
+
+
+def one_line(error: InputError) -> bool:
+    """That an input was refused in one short line."""
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < 600
+    return False
+
+
+# --- Settings ---------------------------------------------------------------------------------
+
+
+def settings(draw: Random) -> bool:
+    """Any arguments to a program: its settings, or one line."""
+    kind = draw.choice([TrainConfig, SampleConfig, SenseConfig])
+    fields = dataclasses.fields(kind)
+    argv: list[str] = []
+    for _ in range(draw.choice([1, 1, 1, 2, 4])):
+        field, v = draw.choice(fields), value(draw, 3)
+        shown = draw.choice(["True", "False", "auto", str(v)])
+        word = draw.choice([f"--{field.name}={shown}"] * 5 + [f"--{field.name}", shown, "--" + text(draw, 5)])
+        argv.append(word.replace("\0", ""))
+    try:
+        config = cli.parse(kind, argv)
+    except InputError as error:
+        return one_line(error)
+    except SystemExit:
+        assert {"-h", "--help"} & set(argv)
+        return True
+    name, equals, shown = argv[-1].removeprefix("--").partition("=")
+    if equals and isinstance(getattr(config, name, None), str):  # the last of that name holds
+        assert getattr(config, name) == shown
+    return True
+
+
+def python_settings(draw: Random) -> bool:
+    """Any values for settings, as a config file or a checkpoint gives them: whole settings, or one line."""
+    kind = draw.choice([TrainConfig, SampleConfig, SenseConfig, ModelConfig])
+    names = draw.sample([f.name for f in dataclasses.fields(kind)], draw.randint(1, 3))
+    defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+    values = {name: draw.choice([value(draw), value(draw), defaults[name], 1]) for name in names}
+    try:
+        config = kind(**values)
+    except InputError as error:
+        return one_line(error)
+    if isinstance(config, ModelConfig):
+        assert 0 < config.n_token <= config.vocab_size
+        assert config.n_embd % config.n_head == 0
+    return True
+
+
+# --- Tokenizers -------------------------------------------------------------------------------
+
+
+@functools.cache
+def byte_level() -> Tokenizer:
+    """A BPE over bytes: it promises to encode any text."""
+    inner = hf.Tokenizer(hf.models.BPE())
+    inner.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = hf.decoders.ByteLevel()
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(["the cat sat on the mat, the cat"], trainer)
+    return Tokenizer.from_json(inner.to_str())
+
+
+def round_trip(draw: Random) -> bool:
+    """Any text comes back from ids, by characters that it is made of and by bytes."""
+    known, other = text(draw, 40) or "a", text(draw, 8)
+    for tokenizer in (Tokenizer.char(known), byte_level()):
+        ids = tokenizer.encode(known)
+        assert tokenizer.decode(ids) == known
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert byte_level().decode(byte_level().encode(other)) == other
+    tokenizer = Tokenizer.from_json(Tokenizer.char(known).to_json())
+    try:
+        assert tokenizer.decode(tokenizer.encode(other)) == other
+    except InputError:
+        assert set(other) - set(known)
+        return False
+    assert set(other) <= set(known)
+    return True
+
+
+def tokenizer_json(draw: Random) -> bool:
+    """A damaged tokenizer.json is refused, or encodes into ids that it has."""
+    good = draw.choice([Tokenizer.char("abc\n"), byte_level()]).to_json()
+    if draw.random() < 0.5:
+        raw = json.dumps(changed(draw, json.loads(good)))
+    else:
+        raw = damaged(draw, good.encode()).decode(errors="replace")
+    try:
+        tokenizer = Tokenizer.from_json(raw)
+        ids = tokenizer.encode("abc\ncab")
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+        tokenizer.decode(ids)
+    except InputError:
+        return False
+    return True
+
+
+# --- Data sets --------------------------------------------------------------------------------
+
+
+@functools.cache
+def folder() -> tempfile.TemporaryDirectory[str]:
+    """A data set to be damaged and repaired; it goes with the process."""
+    place = tempfile.TemporaryDirectory()
+    write_dataset(Path(place.name), "abcd" * 50, Tokenizer.char("abcd"), val_fraction=0.2, source="fuzz")
+    return place
+
+
+def data(draw: Random) -> bool:
+    """A data set with a damaged file is refused, or has ids of its vocabulary only."""
+    path = Path(folder().name) / draw.choice(
+        ["train.bin", "val.bin", "meta.json", "meta.json", "tokenizer.json"]
+    )
+    good = path.read_bytes()
+    new = damaged(draw, good)
+    if path.name == "meta.json" and draw.random() < 0.7:
+        new = json.dumps(changed(draw, json.loads(good))).encode()
+    path.write_bytes(new)
+    try:
+        opened = TokenData(path.parent)
+    except InputError:
+        return False
+    finally:
+        path.write_bytes(good)
+    assert opened.meta is not None
+    assert opened.vocab_size == 4
+    for split in SPLITS:
+        assert len(opened.splits[split]) == opened.meta.tokens[split]
+        x, y = opened.batch(split, 3, 5, torch.Generator().manual_seed(0))
+        assert x.shape == y.shape == (3, 5)
+        assert max(int(x.max()), int(y.max())) < 4
+    return True
+
+
+def legacy_meta(draw: Random) -> bool:
+    """A damaged meta.pkl is refused, or names characters."""
+    symbols = "abcdé字"
+    meta = {"vocab_size": 6, "itos": dict(enumerate(symbols)), "stoi": {c: i for i, c in enumerate(symbols)}}
+    path = Path(folder().name) / "meta.pkl"
+    path.write_bytes(damaged(draw, pickle.dumps(meta, draw.choice([2, 3, 4, 5]))))
+    try:
+        itos = read_legacy_meta(path)["itos"]
+    except InputError:
+        return False
+    finally:
+        path.unlink()
+    assert sorted(itos) == list(range(len(itos)))
+    assert all(isinstance(c, str) and len(c) == 1 for c in itos.values())
+    return True
+
+
+# --- Checkpoints ------------------------------------------------------------------------------
+
+
+@functools.cache
+def model(kind: str) -> BackpackLM | GPT:
+    return checkpoint.build(ModelConfig(model_name=kind, **SIZES)).eval()
+
+
+@functools.cache
+def good_checkpoint(new: bool) -> bytes:
+    """A checkpoint of ours, in torch's format of today or of before 1.6."""
+    buffer = io.BytesIO()
+    state = {
+        "format": checkpoint.FORMAT, "model": model("backpack-lm").state_dict(), "model_args": SIZES,
+        "tokenizer": Tokenizer.char("abcde").to_json(),
+    }  # fmt: skip
+    torch.save(state, buffer, _use_new_zipfile_serialization=new)
+    return buffer.getvalue()
+
+
+def checkpoints(draw: Random) -> bool:
+    """A damaged checkpoint is refused, or still is a model of finite numbers."""
+    path = Path(folder().name) / "ckpt.pt"
+    path.write_bytes(damaged(draw, good_checkpoint(draw.random() < 0.7)))
+    try:
+        opened = checkpoint.model_from(checkpoint.read(path), path)
+        opened.eval().generate(torch.zeros(1, 1, dtype=torch.int64), 2)
+    except InputError as error:
+        return one_line(error)
+    finally:
+        path.unlink()
+    assert all(p.isfinite().all() for p in opened.parameters())
+    return True
+
+
+def model_args(draw: Random) -> bool:
+    """Any settings in a checkpoint are refused, or are those its tensors were made with."""
+    args = changed(draw, SIZES)
+    state = {"format": checkpoint.FORMAT, "model": model("backpack-lm").state_dict(), "model_args": args}
+    try:
+        opened = checkpoint.model_from(state, Path("ckpt.pt"))
+    except InputError:
+        return False
+    assert opened.wte.weight.shape == (7, 8)
+    return True
+
+
+# --- Sampling, and ids -------------------------------------------------------------------------
+
+
+def sampler(draw: Random) -> bool:
+    """Any temperature, top_k, top_p and logits: an id that these allow, or a ValueError."""
+    seed = draw.getrandbits(32)
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * draw.choice([0, 1, 30, 1e30])
+    for _ in range(draw.choice([0, 0, 1, 3])):
+        logits[draw.randrange(3), draw.randrange(7)] = draw.choice(
+            [-math.inf, -math.inf, math.inf, math.nan, 0]
+        )
+    temperature = draw.choice([draw.choice(FLOATS), 0, draw.random(), 3 * draw.random()])
+    top_k = draw.choice([None, draw.choice(INTEGERS), draw.randint(1, 7)])
+    top_p = draw.choice([None, draw.choice(FLOATS), draw.random()])
+    try:
+        ids = choose(logits, temperature, top_k, top_p, torch.Generator().manual_seed(seed))
+    except ValueError:
+        highest = logits.max(dim=1).values
+        good = 0 <= temperature < math.inf and (top_k is None or top_k >= 1)
+        assert not (good and (top_p is None or 0 < top_p <= 1) and highest.isfinite().all())
+        return False
+    assert ids.shape == (3,)
+    for row, i in zip(logits, ids.tolist(), strict=True):
+        assert row[i] > -math.inf
+        likelier = row > row[i]
+        assert top_k is None or likelier.sum() < min(top_k, 7)
+        if temperature == 0:
+            assert not likelier.any()
+        elif top_p is not None and 1e-30 < temperature < 100:  # beyond, all are as likely
+            p = ((row - row.max()) / temperature).softmax(0)
+            if top_k is not None and top_k < 7:  # what top_k leaves
+                p = p * (row >= row.topk(top_k).values[-1])
+                p = p / p.sum()
+            assert p[likelier].sum() < top_p + 1e-5
+    return True
+
+
+def generation(draw: Random) -> bool:
+    """Any prompt and length: that many real tokens more, or a ValueError."""
+    m = model(draw.choice(["backpack-lm", "gpt2"]))
+    shape = draw.choice([(1, 1), (2, 3), (1, 6), (2, 20), (1, 0), (0, 1), (3,), (1, 1, 1)])
+    ids = torch.tensor([draw.choice([0, 4, 6, draw.randint(-2, 9)]) for _ in range(math.prod(shape))])
+    ids = ids.reshape(shape).to(draw.choice([torch.int64] * 9 + [torch.int32, torch.float32]))
+    n = draw.choice([0, 1, 2, 9, -1, -(10**9)])
+    try:
+        out = m.generate(ids, n, draw.choice([0.0, 0.5, 1.0]), draw.choice([None, 1, 3]))
+    except ValueError:
+        inside = ids.dtype == torch.int64 and ids.dim() == 2 and ids.numel() and n >= 0
+        assert not (inside and ((ids >= 0) & (ids < 7)).all())
+        return False
+    assert torch.equal(out[:, : ids.size(1)], ids)
+    assert out.shape == (ids.size(0), ids.size(1) + n)
+    assert (out[:, ids.size(1) :] < SIZES["vocab_used"]).all()
+    return True
+
+
+def targets(draw: Random) -> bool:
+    """Targets outside of the vocabulary are a ValueError, others a loss, -1 left out."""
+    m = model(draw.choice(["backpack-lm", "gpt2"]))
+    x = torch.tensor([[draw.randrange(7) for _ in range(4)] for _ in range(2)])  # (B, T)
+    y = torch.tensor([[draw.choice([-1, 0, 6, draw.randint(-3, 9)]) for _ in range(4)] for _ in range(2)])
+    inside = bool(((y >= -1) & (y < 7)).all())
+    try:
+        with torch.no_grad():
+            loss = m(x, y, loss_only=draw.random() < 0.5).loss
+    except ValueError:
+        assert not inside
+        return False
+    assert inside
+    assert loss is not None
+    assert bool(loss.isfinite()) == bool((y >= 0).any())
+    return True
+
+
+TARGETS: dict[str, Callable[[Random], bool]] = {
+    f.__name__.replace("_", " "): f
+    for f in (
+        settings, python_settings, round_trip, tokenizer_json, data, legacy_meta, checkpoints, model_args,
+        sampler, generation, targets,
+    )
+}  # fmt: skip

@@ -1,0 +1,197 @@
+"""Hostile data sets and run folders: tokenizer.json, meta.json, .bin, metrics.jsonl, and links."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .registry import HARMLESS, beast, dataset
+
+# --- tokenizer.json ---------------------------------------------------------------------------
+
+
+def tokenizer(model: dict[str, Any], **parts: Any) -> str:
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model} | parts)
+
+
+def words(vocabulary: dict[str, int], unknown: str = "a") -> dict[str, Any]:
+    return {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown}
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+ABC = {"a": 0, "b": 1, "c": 2}
+GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+TOKENIZERS: dict[str, tuple[str | bytes, str]] = {
+    "deep": ("[" * 200_000 + "]" * 200_000, "200,000 lists in each other"),
+    "deep-parts": (
+        tokenizer(words(ABC))[:-1] + ', "normalizer": ' + '{"type":"Sequence","normalizers":[' * 500
+        + "]}" * 500 + "}", "500 normalizers in each other"),
+    "huge-id": (tokenizer(words({"a": 0, "b": 2**32 - 1})), "an id of 2^32 - 1, so as many rows to embed it"),
+    "too-huge-id": (tokenizer(words({"a": 2**40})), "an id of 2^40"),
+    "negative-id": (tokenizer(words({"a": -1})), "a negative id"),
+    "same-id": (tokenizer(words({"a": 0, "b": 0})), "one id for two tokens: what does it decode to?"),
+    "twice": (tokenizer(words({"a": 0, "b": 1})).replace('"b"', '"a"'), "a token twice"),
+    "latin": ('{"version": "café"}'.encode("latin-1"), "not UTF-8"),
+    "nul": (b"\0" * 1000, "zeros"),
+    "model": (tokenizer({"type": "Oracle", "vocab": {}}), "a model that does not exist"),
+    "model-list": (tokenizer([1, 2, 3]), "a list for a model"),  # type: ignore[arg-type]
+    "vocabulary": (tokenizer(words(["a", "b"])), "a list for a vocabulary"),  # type: ignore[arg-type]
+    "merges": (tokenizer({"type": "BPE", "vocab": ABC, "merges": [["a", "z"]]}), "merges an unknown token"),
+    "unknown": (tokenizer(words({"q": 0}, "none")), "no token for what it does not know"),
+    "empty": (tokenizer(words({})), "no tokens at all"),
+    "regex": (tokenizer(words(ABC), pre_tokenizer=split("(a+)+$")), "a pattern that takes forever"),
+    "regex-deep": (tokenizer(words(ABC), pre_tokenizer=split("(" * 99_999 + ")" * 99_999)), "a deep pattern"),
+    "growing": (
+        tokenizer(words(ABC), normalizer={"type": "Sequence", "normalizers": [GROWING] * 6}),
+        "each letter becomes 10^12 letters"),
+    "charsmap": (
+        tokenizer(words(ABC), normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+        "a table of 2^32 entries, in no bytes"),
+    "charsmap-short": (
+        tokenizer(words(ABC), normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        "a table cut short"),
+    "length-zero": (
+        tokenizer(words(ABC), pre_tokenizer={"type": "FixedLength", "length": 0}), "pieces of no length"),
+    "padding": (
+        tokenizer(words(ABC), padding={
+            "strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "a"}), "texts of 10^10 tokens at least"),
+}  # fmt: skip
+MAY_OPEN = {"padding"}
+for name, (content, why) in TOKENIZERS.items():
+
+    @beast(f"tokenizer-{name}", why, "tokenizer", "data", *[HARMLESS] * (name in MAY_OPEN))
+    def _(d: Path, content: str | bytes = content) -> None:
+        dataset(d)
+        raw = content if isinstance(content, bytes) else content.encode()
+        (d / "tokenizer.json").write_bytes(raw)
+
+
+@beast("tokenizer-large", "200 MB of spaces", "tokenizer", "data")
+def _(d: Path) -> None:
+    dataset(d)
+    with open(d / "tokenizer.json", "wb") as f:
+        f.truncate(200 << 20)
+
+
+@beast("tokenizer-pipe", "a pipe for a tokenizer: reading it waits forever", "tokenizer", "data")
+def _(d: Path) -> None:
+    dataset(d)
+    (d / "tokenizer.json").unlink()
+    os.mkfifo(d / "tokenizer.json")
+
+
+@beast("vocab-txt", "a word list full of control characters, for a tokenizer.json", "tokenizer")
+def _(d: Path) -> None:
+    (d / "tokenizer.json").write_bytes(b"[PAD]\n[UNK]\n\x00\x1b[2J\n\xff\xfe\n" + b"a" * (1 << 20))
+
+
+# --- meta.json and .bin ------------------------------------------------------------------------
+
+METAS: dict[str, tuple[dict[str, Any], str]] = {
+    "dots": ({"tokenizer": "../../../../etc/passwd"}, "a tokenizer outside of the folder"),
+    "absolute": ({"tokenizer": "/etc/passwd"}, "a tokenizer with an absolute name"),
+    "parent": ({"tokenizer": ".."}, "the folder above for a tokenizer"),
+    "folder": ({"tokenizer": "."}, "the folder itself for a tokenizer"),
+    "name-nul": ({"tokenizer": "a\0b"}, "a name with a zero in it"),
+    "name-long": ({"tokenizer": "x" * 5000}, "a name of 5,000 letters"),
+    "size": ({"vocab_size": 10**15}, "a vocabulary of 10^15"),
+    "size-negative": ({"vocab_size": -4}, "a negative vocabulary"),
+    "size-text": ({"vocab_size": "4"}, "a text for a number"),
+    "tokens": ({"tokens": {"train": 10**18, "val": 10**18}}, "10^18 tokens in a few bytes"),
+    "tokens-negative": ({"tokens": {"train": -1, "val": -1}}, "less than no tokens"),
+    "chars": ({"chars": {"train": -5, "val": 0.5}}, "negative and half characters"),
+    "dtype": ({"dtype": "object"}, "Python objects for ids"),
+    "hash": ({"sha256": [1, 2]}, "a list of hashes"),
+    "entry": ({"hook": "os.system"}, "an entry that does not exist"),
+}
+for name, (changes, why) in METAS.items():
+    beast(f"meta-json-{name}", why, "data")(lambda d, changes=changes: dataset(d, **changes))
+
+
+def replaced(name: str, content: bytes) -> Callable[[Path], None]:
+    """A good data set with another file of that name."""
+
+    def make(folder: Path) -> None:
+        dataset(folder)
+        (folder / name).write_bytes(content)
+
+    return make
+
+
+def linked(name: str, target: str) -> Callable[[Path], None]:
+    """A good data set with a link in place of a file."""
+
+    def make(folder: Path) -> None:
+        dataset(folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return make
+
+
+FILES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "meta-json-deep": (replaced("meta.json", b"[" * 400_000), "400,000 lists in each other"),
+    "meta-json-large": (replaced("meta.json", b" " * (8 << 20)), "8 MB of spaces"),
+    "meta-json-link": (linked("meta.json", "/etc/passwd"), "a link to a file of the reader's"),
+    "meta-json-device": (linked("meta.json", "/dev/zero"), "a link to a device without end"),
+    "tokenizer-link": (linked("tokenizer.json", "/etc/passwd"), "a link to a file of the reader's"),
+    "bin-odd": (replaced("train.bin", bytes(321)), "half a token too many"),
+    "bin-empty": (replaced("val.bin", b""), "no tokens"),
+    "bin-range": (replaced("train.bin", struct.pack("<160H", *range(160))), "ids beyond the vocabulary"),
+    "bin-range-last": (replaced("train.bin", bytes(318) + b"\xff\xff"), "its last id beyond the vocabulary"),
+    "bin-device": (linked("train.bin", "/dev/zero"), "a link to a device without end"),
+    "bin-random": (linked("val.bin", "/dev/urandom"), "a link to a device without end"),
+    "bin-dangling": (linked("train.bin", "nowhere"), "a link to nothing"),
+    "bin-loop": (linked("train.bin", "train.bin"), "a link to itself"),
+}
+for name, (make, why) in FILES.items():
+    beast(name, why, "data")(make)
+
+
+@beast("bin-pipe", "a pipe for token ids: opening it waits forever", "data")
+def _(d: Path) -> None:
+    dataset(d)
+    (d / "train.bin").unlink()
+    os.mkfifo(d / "train.bin")
+
+
+@beast("bin-folder", "a folder for token ids", "data")
+def _(d: Path) -> None:
+    dataset(d)
+    (d / "train.bin").unlink()
+    (d / "train.bin").mkdir()
+
+
+# --- A run's folder, to go on in ---------------------------------------------------------------
+
+
+def run(folder: Path, link: str) -> None:
+    """The folder of a run that came from a stranger: one of its files leads outside."""
+    outside = folder.parent / f"outside-{folder.name}"
+    outside.write_text("precious", encoding="utf-8")
+    (folder / link).symlink_to(outside)
+
+
+for name in ("metrics.jsonl", "config.json", "loss.png", "ckpt.pt", "best.pt"):
+    beast(f"run-link-{name}", f"{name} is a link to a file outside", "run", HARMLESS)(
+        lambda d, name=name: run(d, name)
+    )
+
+JSONL = {
+    "deep": b"[" * 300_000 + b"\n",
+    "latin": b'{"step": "\xe9"}\n',
+    "types": b'{"step": "x", "train_loss": {}}\n[1]\n7\nnull\n{"train_loss": 1}\n{"step": 1e999}\n',
+    "cut": b'{"step": 1, "train_lo',
+}
+for name, content in JSONL.items():
+    beast(f"metrics-{name}", "lines of a log that are not as ours", "metrics", HARMLESS)(
+        lambda d, content=content: (d / "metrics.jsonl").write_bytes(content)
+    )
