@@ -90,8 +90,8 @@ def restore(
         check_optimizer(state, optimizer)
         processes.load_optimizer(model, optimizer, state)  # type: ignore[arg-type]
         scaler.load_state_dict(resumed["scaler"])
-    except (KeyError, ValueError, TypeError, AttributeError) as e:
-        raise InputError(f"{source}: its optimizer does not fit this run's ({brief(str(e))})") from e
+    except (LookupError, ValueError, TypeError, AttributeError) as e:
+        raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
     return step, best
 
 

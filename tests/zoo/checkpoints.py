@@ -189,6 +189,8 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "groups": (lambda c: c["optimizer"].update(param_groups=[]), "an optimizer without groups"),
     "shape": (
         lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.zeros(10**6)), "a mean of another shape"),
+    "extra": (
+        lambda c: c["optimizer"]["state"].update({10**6: {"exp_avg": torch.zeros(1)}}), "a parameter 10^6"),
     "order": (
         lambda c: c["optimizer"]["param_groups"][0]["params"].reverse(), "parameters in another order"),
     "processes": (lambda c: c.update(world_size=2, config=[]), "settings of two processes, but no settings"),
