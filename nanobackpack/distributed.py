@@ -162,6 +162,8 @@ class Processes:
         }
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(model, optimizer, optim_state_dict=named, options=options)
+        for group in optimizer.param_groups:
+            group["betas"] = tuple(group["betas"])  # which it turns into lists
 
     def _sharded(self, model: nn.Module) -> bool:
         if not self.several:

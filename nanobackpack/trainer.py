@@ -366,8 +366,9 @@ class Trainer:
 
     def check_stop(self) -> None:
         """Raises: Stopped, if any of the processes got a signal: in all of them at once."""
-        self.stop_signal = self.processes.max(self.stop_signal)
-        if self.stop_signal:
+        agreed = self.processes.max(self.stop_signal)
+        if agreed:  # a signal that came while they agreed stays for the next time
+            self.stop_signal = agreed
             raise Stopped
 
 

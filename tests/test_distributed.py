@@ -401,9 +401,9 @@ def test_sigterm_to_the_job_saves(data: Path, tmp_path: Path, distributed: str) 
     while not re.match(r"step +\d+0/", line := process.stdout.readline()):
         assert line, process.communicate()[1]
     process.send_signal(signal.SIGTERM)
-    _, out, _ = result(process)
+    _, out, err = result(process)
     stopped = re.search(r"stopped at step (\d+)", out)
-    assert stopped
+    assert stopped, err
     assert saved(tmp_path)["iter_num"] == int(stopped[1])
     assert train(tiny(data, tmp_path, max_iters=int(stopped[1]) + 1, init_from="resume")) == 0
 
