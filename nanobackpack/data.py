@@ -112,11 +112,13 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     Raises InputError if its meta.json, meta.pkl or tokenizer.json cannot be used.
     """
     if (folder / "meta.json").exists():
-        meta = Meta.load(folder / "meta.json")
-        path = folder / meta.tokenizer
-        known = meta.sha256.get(path.name) if path.is_file() else None
+        described = Meta.load(folder / "meta.json")
+        path = folder / described.tokenizer
+        known = described.sha256.get(path.name) if path.is_file() else None
         if known and sha256(path) != known:
-            raise InputError(f"{shown(path)} is not the one meta.json names: {prepare_command(folder)}")
+            raise InputError(
+                f"{shown(path)} is damaged: its sha256 is not the one in meta.json: {prepare_command(folder)}"
+            )
         return Tokenizer.load(path)
     if not (folder / "meta.pkl").exists():
         return None
@@ -230,7 +232,9 @@ class Splits:
         Raises InputError naming the first that differs.
         """
         known = self.meta.sha256 if self.meta else {}
-        files = sorted(p for p in (*self.folder.glob("*.bin"), *self.folder.glob("*/*.bin")) if p.name in known)
+        files = sorted(
+            p for p in (*self.folder.glob("*.bin"), *self.folder.glob("*/*.bin")) if p.name in known
+        )
         sizes = np.array([p.stat().st_size for p in files], np.int64)
         n = int(np.searchsorted(sizes.cumsum(), _MAX_SUMMED, side="right"))
         total = int(sizes[:n].sum())

@@ -52,6 +52,11 @@ class Processes:
     def several(self) -> bool:
         return self.world_size > 1
 
+    @property
+    def first_here(self) -> bool:
+        """Whether it is the first of its machine, for what one of each machine must do."""
+        return int(os.environ.get("LOCAL_RANK", "0")) == 0 or not self.several
+
     # --- What they agree on -------------------------------------------------------------------
 
     def max(self, value: int) -> int:

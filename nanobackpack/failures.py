@@ -57,8 +57,8 @@ def report_bad_step(
 
     batches: of each micro-batch of process 0 the inputs and targets, (B, T) each.
     """
-    begin = {"init_from": "resume"} if saved_step >= 0 else {}
-    again = dataclasses.replace(config, max_iters=step + 1, log_interval=1, **begin)
+    begin = "resume" if saved_step >= 0 else config.init_from
+    again = dataclasses.replace(config, max_iters=step + 1, log_interval=1, init_from=begin)
     flags = [
         f"--{f.name}={getattr(again, f.name)}"
         for f in dataclasses.fields(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -84,12 +85,12 @@ class Saver:
 
     def _keep(self) -> None:
         """Give the states that are there their new names; at no moment is there none called ckpt.pt."""
-        if self._first:
-            for name in self.folder.glob("ckpt_prev*.pt"):
-                name.unlink()
-        elif self._last_is_whole:
-            files = [self.folder / LAST, *self._previous]
-            for newer, older in reversed(list(zip(files, files[1:], strict=False))):
+        kept = [] if self._first else self._previous
+        for path in self.folder.glob("ckpt_prev*.pt"):
+            if path not in kept:
+                path.unlink()
+        if self._last_is_whole:
+            for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *kept]))):
                 if newer.is_file():
                     _copy(newer, older)
         self._first, self._last_is_whole = False, True

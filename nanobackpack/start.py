@@ -1,14 +1,15 @@
 """What a run starts from: fresh weights, its own last state, or another model.
 
 Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
-with it, but dropout may change, and a smaller block_size drops positions. A GPT that is to become a
+with it, but dropout may change, and a smaller block_size drops positions. A run goes on with the settings
+of its training as they are now, and says which are new; its data must be the same. A GPT that is to become a
 Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nanobackpack.config import Architecture, InputError, ModelConfig, TrainConf
 from nanobackpack.data import Splits
 from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.saving import last_state
 
 
 def shape(model_name: str) -> list[str]:
@@ -37,6 +38,8 @@ class Start:
     config: TrainConfig  # the settings, where those of the architecture are the model's
     resumed: dict[str, Any] | None = None  # the checkpoint, if its run goes on
     note: str = ""  # where the weights come from, for people
+    source: Path | None = None  # the checkpoint's file
+    said: list[str] = field(default_factory=list)  # lines on what is not as it was
 
 
 def start(config: TrainConfig, data: Splits) -> Start:
@@ -58,14 +61,42 @@ def start(config: TrainConfig, data: Splits) -> Start:
 
 
 def resume(config: TrainConfig, data: Splits) -> Start:
-    """The last state of a run. Raises: InputError if there is none, or it does not fit."""
-    resumed = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
+    """The last whole state of a run. Raises: InputError if there is none, or it does not fit."""
+    resumed, source, fallback = last_state(Path(config.out_dir))
     config = following(config, resumed.get("model_args"))
-    check_same(resumed, config, data.tokenizer)
+    check_same(resumed, config, data)
     found = checkpoint.stored_config(resumed, config.out_dir)
-    model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout))
+    model = checkpoint.build(dataclasses.replace(found, dropout=config.dropout, block_size=config.block_size))
+    if config.block_size < found.block_size:
+        positions = resumed["model"]["context.wpe.weight"]  # (T, D)
+        resumed["model"]["context.wpe.weight"] = positions[: config.block_size]
     model.load_state_dict(resumed["model"])
-    return Start(model.train(), config, resumed)
+    said = [line for line in (fallback, changed(resumed.get("config"), config)) if line]
+    return Start(model.train(), config, resumed, source=source, said=said)
+
+
+def changed(old: object, config: TrainConfig) -> str:
+    """A line that lists the settings a run goes on with which are not those it had; "" if all are."""
+    before = old if isinstance(old, dict) else {}
+    now = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("init_from", "out_dir")}
+    differ = [f"{k} {before[k]} → {v}" for k, v in now.items() if k in before and before[k] != v]
+    return "settings that are new: " + ", ".join(differ) if differ else ""
+
+
+def fitted(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state for the one of this run: with the rates and decays of its settings, and
+    without the positions that a smaller block_size drops."""
+    own = optimizer.state_dict()["param_groups"]
+    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+
+    def cut(value: Any, shape: torch.Size) -> Any:
+        whole = not isinstance(value, torch.Tensor) or not value.dim()
+        return value if whole else value[: shape[0]]  # (T, D), or all of another parameter
+
+    return {
+        "state": {i: {k: cut(v, shapes[i]) for k, v in s.items()} for i, s in state["state"].items()},
+        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, state["param_groups"], strict=True)],
+    }
 
 
 def following(config: TrainConfig, found: object) -> TrainConfig:
@@ -167,23 +198,37 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
         )
 
 
-def check_same(old: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None) -> None:
-    """Refuse to resume a checkpoint with a model or tokenizer of another shape; dropout may change.
+def check_same(old: dict[str, Any], config: TrainConfig, data: Splits) -> None:
+    """Refuse to resume a run with a model of another shape, another tokenizer, optimizer or text.
 
     Raises: InputError listing old and new values.
     """
-    before = old.get("model_args")
+    before, tokenizer = old.get("model_args"), data.tokenizer
     if old.get("format") != checkpoint.FORMAT or not isinstance(before, dict):
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     after = {key: getattr(config, key) for key in shape(config.model_name)}
     if tokenizer:
         after |= {"vocab_size": tokenizer.vocab_size}
         before = before | {"vocab_size": before.get("vocab_used") or before.get("vocab_size")}
+    settings = old.get("config")
+    if isinstance(settings, dict) and "optimizer" in settings:
+        before, after = before | {"optimizer": settings["optimizer"]}, after | {"optimizer": config.optimizer}
     differ = [f"{k} {before.get(k)} → {v}" for k, v in after.items() if before.get(k) != v]
+    if config.block_size < before.get("block_size", 0):  # then the last positions are dropped
+        differ = [d for d in differ if not d.startswith("block_size ")]
     if tokenizer and old.get("tokenizer") != tokenizer.to_json():
         differ.append("another tokenizer")
     if differ:
         raise InputError(
             f"the checkpoint does not fit these settings ({', '.join(differ)}): "
             "give the settings it was trained with, or --init_from=scratch"
+        )
+    text, now = old.get("data"), data.fingerprint()
+    if isinstance(text, dict) and text != now:
+        differ = [
+            f"{k} {text.get(k)} → {now.get(k)}" for k in sorted(text | now) if text.get(k) != now.get(k)
+        ]
+        raise InputError(
+            f"{shown(data.folder)} is not the text of this run ({', '.join(differ)}): go on with that, or "
+            f"start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
         )
