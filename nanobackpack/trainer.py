@@ -100,9 +100,8 @@ class Trainer:
         if resumed and (line := checkpoint.regrouped(resumed, config, self.processes.world_size)):
             self.said.append(line)
         if unchecked:
-            self.said.append(
-                f"{len(unchecked)} files of data, from {shown(unchecked[0])} on, are too large to be checked"
-            )
+            files = f"{n} files" if (n := len(unchecked)) > 1 else "1 file"
+            self.said.append(f"{files} of data too large to be checked, from {shown(unchecked[0])} on")
 
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
         self.saver = Saver(self.out_dir, config.keep_last, begin.source)

@@ -150,7 +150,7 @@ def second_run(world: World, draw: random.Random) -> str:
 
 def stopped_by(number: signal.Signals) -> Fault:
     def fault(world: World, draw: random.Random) -> str:
-        out, step = world.place() / "out", draw.randrange(1, 15)
+        out, step = world.place() / "out", draw.randrange(1, 11)
         job = Job(world.config(out), before=slowly)
         job.wait_for(lambda: f"step {step:>6}/" in job.printed)
         job.send(number)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from test_trainer import TEXT, identical, learned, records, temporary, tiny, without_timings
+from tqdm import tqdm
 
 from nanobackpack import cli
 from nanobackpack.config import TrainConfig
@@ -35,7 +37,7 @@ SERVER.set_forkserver_preload(
 )
 LIMIT_S = 120  # far above what any job takes
 
-FULL = {"max_iters": 24, "eval_interval": 4, "dropout": 0.2, "gradient_accumulation_steps": 2}
+FULL = {"max_iters": 16, "eval_interval": 4, "dropout": 0.2, "gradient_accumulation_steps": 2}
 """Settings of the runs that faults strike."""
 
 
@@ -125,6 +127,7 @@ def _run(
             os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server ignores
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and is left when one is killed
     if before:
         before()
     cli.guard(lambda: work(config))
@@ -233,7 +236,7 @@ class World:
         return self._seconds[out]
 
     def stopped(self) -> Path:
-        """A copy of a run that ended at step 8 of 24, with the state of step 4 as the one before."""
+        """A copy of a run that ended at step 8 of 16, with the state of step 4 as the one before."""
         out = self.place() / "out"
         shutil.copytree(self.finished(max_iters=8), out)
         return out

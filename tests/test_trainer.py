@@ -241,11 +241,11 @@ def test_a_run_stands_for_its_last_or_best_state(data: Path, tmp_path: Path, alw
 
 def test_backup_checkpoints(data: Path, tmp_path: Path) -> None:
     train(tiny(data, tmp_path / "some", max_iters=5, backup_checkpoint_step=2, eval_interval=100))
-    assert {p.name for p in (tmp_path / "some").glob("ckpt_*")} == {"ckpt_2.pt", "ckpt_4.pt"}
+    assert {p.name for p in (tmp_path / "some").glob("ckpt_[0-9]*")} == {"ckpt_2.pt", "ckpt_4.pt"}
     assert saved(tmp_path / "some", "ckpt_2.pt")["iter_num"] == 2
     assert nb.load_model(tmp_path / "some" / "ckpt_4.pt").tokenizer is not None
     train(tiny(data, tmp_path / "none", max_iters=3, backup_checkpoint_step=0))
-    assert not list((tmp_path / "none").glob("ckpt_*"))
+    assert not list((tmp_path / "none").glob("ckpt_[0-9]*"))
 
 
 def test_eval_only_trains_nothing(data: Path, tmp_path: Path) -> None:
