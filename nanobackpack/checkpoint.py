@@ -17,6 +17,8 @@ import dataclasses
 import math
 import pickle
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,9 @@ def build(config: ModelConfig) -> BackpackLM | GPT:
     return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
 
 
-def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint: temporary name, flushed to disk, then renamed over the old one."""
-    with replacing(path) as f:
+def save(path: Path, checkpoint: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
+    """Write a checkpoint: temporary name, flushed to disk, then renamed over the old one; see `replacing`."""
+    with replacing(path, before) as f:
         torch.save({"format": FORMAT, **checkpoint}, f)
 
 
@@ -65,6 +67,8 @@ def read(path: Path) -> dict[str, Any]:
         )
     try:
         mmap = foreign.check_archive(path)  # all but files of torch before 1.6
+        if mmap:
+            _check_sums(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         checkpoint = foreign.plain(loaded)
     except (pickle.UnpicklingError, InputError) as e:
@@ -76,6 +80,14 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, a checkpoint is a dict")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Compare each part of a checkpoint with the CRC-32 that was written with it; torch does not look at
+    them. Raises: zipfile.BadZipFile if one differs."""
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
 
 
 def _first(error: Exception) -> str:

@@ -109,6 +109,8 @@ class TrainConfig(Architecture):
     """out_dir stands for its last state (True) or for its best one (False); both are kept."""
     backup_checkpoint_step: int = 5000
     """Keep a copy ckpt_STEP.pt every so many steps (0: never)."""
+    keep_last: int = 2
+    """States to keep: ckpt.pt and those before it, ckpt_prev.pt, ... which serve if it is damaged."""
 
     dataset: str = "openwebtext"
     """Folder under data/, or the path of one: with train.bin and val.bin, or with several languages."""
@@ -164,6 +166,8 @@ class TrainConfig(Architecture):
     """Each of several processes keeps the whole model (ddp) or a slice of it (fsdp): docs/scaling.md."""
     backend: Literal["nccl", "gloo"] = "nccl"
     """Communication between GPUs; CPUs use gloo either way."""
+    timeout_s: int = 600
+    """Of several processes: seconds the others wait for one that hangs; one that ends is noticed at once."""
     seed: int = 1337
     """Start of all randomness."""
 
@@ -179,7 +183,7 @@ class TrainConfig(Architecture):
         self.check_architecture()
         for name in (
             "eval_interval", "eval_iters", "log_interval", "batch_size",
-            "gradient_accumulation_steps", "lr_decay_iters",
+            "gradient_accumulation_steps", "lr_decay_iters", "keep_last", "timeout_s",
         ):  # fmt: skip
             at_least(self, name, 1)
         for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):

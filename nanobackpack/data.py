@@ -9,6 +9,7 @@ Shapes: B batch, T time (positions).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nanobackpack.config import InputError, brief
-from nanobackpack.files import plain_name, read_json, replacing, shown
+from nanobackpack.files import plain_name, read_json, replacing, sha256, shown
 from nanobackpack.tokenizers import Tokenizer, prepare_command
 
 SPLITS = ("train", "val")
 HELD_OUT = "evaluation"  # the split no run looks at; not every data set has one
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
+_MAX_SUMMED = 1 << 35  # bytes whose checksums are looked at: a minute or two, where a run takes days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Meta:
     chars: dict[str, int]  # of each split, in Unicode characters
     tokenizer: str  # file name, in the same folder
     source: str  # where the text came from, for people
-    sha256: dict[str, str]  # of each .bin file, in hex
+    sha256: dict[str, str]  # of each .bin file and of the tokenizer, in hex
     languages: list[str] = dataclasses.field(default_factory=list)
     """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
 
@@ -47,7 +50,11 @@ class Meta:
         """Reads a meta.json. Raises InputError if it is missing, malformed or of another kind."""
         try:
             values = read_json(path)
-            if not (problem := _problem(values)):
+            seal = values.pop("checksum", None) if isinstance(values, dict) else None
+            problem = _problem(values)
+            if not problem and seal not in (None, _seal(values)):
+                problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
+            if not problem:
                 return cls(**values)
             problem = f"{shown(path)} {problem}"
         except OSError as error:
@@ -58,8 +65,14 @@ class Meta:
 
     def save(self, path: Path) -> None:
         """Writes a meta.json, atomically."""
+        values = dataclasses.asdict(self)
         with replacing(path) as file:
-            file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
+            file.write((json.dumps(values | {"checksum": _seal(values)}, indent=2) + "\n").encode())
+
+
+def _seal(values: dict[str, Any]) -> str:
+    """The checksum of a meta.json's other entries, whatever their order and layout."""
+    return hashlib.sha256(json.dumps({"languages": [], **values}, sort_keys=True).encode()).hexdigest()
 
 
 def _problem(values: Any) -> str:
@@ -99,7 +112,14 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     Raises InputError if its meta.json, meta.pkl or tokenizer.json cannot be used.
     """
     if (folder / "meta.json").exists():
-        return Tokenizer.load(folder / Meta.load(folder / "meta.json").tokenizer)
+        described = Meta.load(folder / "meta.json")
+        path = folder / described.tokenizer
+        known = described.sha256.get(path.name) if path.is_file() else None
+        if known and sha256(path) != known:
+            raise InputError(
+                f"{shown(path)} is damaged: its sha256 is not the one in meta.json: {prepare_command(folder)}"
+            )
+        return Tokenizer.load(path)
     if not (folder / "meta.pkl").exists():
         return None
     from nanobackpack.compat import read_legacy_meta  # rarely needed, so loaded on demand
@@ -206,6 +226,34 @@ class Splits:
                         f"{shown(self.paths[split])} holds the id {highest}, but the vocabulary "
                         f"has only {vocab_size} (ids 0 to {vocab_size - 1}): {prepare_command(self.folder)}"
                     )
+
+    def check_sums(self) -> list[Path]:
+        """Compare the files with their sha256 in meta.json; returns those left out, as they are too large.
+
+        Raises InputError naming the first that differs.
+        """
+        known = self.meta.sha256 if self.meta else {}
+        files = sorted(
+            p for p in (*self.folder.glob("*.bin"), *self.folder.glob("*/*.bin")) if p.name in known
+        )
+        sizes = np.array([p.stat().st_size for p in files], np.int64)
+        n = int(np.searchsorted(sizes.cumsum(), _MAX_SUMMED, side="right"))
+        total = int(sizes[:n].sum())
+        with tqdm(desc="checking data", total=total, unit="B", unit_scale=True, disable=None) as bar:
+            for path in files[:n]:
+                if sha256(path, bar.update) != known[path.name]:
+                    raise InputError(
+                        f"{shown(path)} is damaged: its sha256 is not the one in meta.json: "
+                        f"{prepare_command(self.folder)}"
+                    )
+        return files[n:]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells the training and validation text from others: a sha256 or, unknown, a length by file."""
+        known = self.meta.sha256 if self.meta else {}
+        sums = {n: f"sha256 {h[:12]}" for n, h in sorted(known.items()) if HELD_OUT not in n}
+        lengths = {s: f"{self.n_tokens(s):,} tokens" for s in SPLITS}
+        return sums or lengths
 
     def check_length(self, split: str, block_size: int) -> None:
         """Raises InputError unless each part of the split holds a window: block_size + 1 tokens."""

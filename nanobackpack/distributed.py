@@ -31,7 +31,6 @@ from nanobackpack.layers import LanguageModel
 from nanobackpack.runtime import pick_device
 
 X = TypeVar("X")
-TIMEOUT = timedelta(minutes=10)  # for a process that lives but does not answer; a death is noticed at once
 
 
 class ProcessLost(Exception):
@@ -52,6 +51,11 @@ class Processes:
     @property
     def several(self) -> bool:
         return self.world_size > 1
+
+    @property
+    def first_here(self) -> bool:
+        """Whether it is the first of its machine, for what one of each machine must do."""
+        return int(os.environ.get("LOCAL_RANK", "0")) == 0 or not self.several
 
     # --- What they agree on -------------------------------------------------------------------
 
@@ -178,10 +182,13 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(device: str, backend: Literal["nccl", "gloo"] = "nccl") -> Iterator[Processes]:
+def joined(
+    device: str, backend: Literal["nccl", "gloo"] = "nccl", timeout_s: int = 600
+) -> Iterator[Processes]:
     """The processes that torchrun started, connected while this lasts; or the single one.
 
     `device` is the setting; of several processes on a machine with GPUs each takes the one of its number.
+    One that lives but does not answer for `timeout_s` counts as lost; a death is noticed at once.
     Raises: InputError if there is no such device or the processes cannot find each other; ProcessLost when
     another one ends too early.
     """
@@ -201,7 +208,7 @@ def joined(device: str, backend: Literal["nccl", "gloo"] = "nccl") -> Iterator[P
         torch.cuda.set_device(own)
     try:
         between = "cpu:gloo,cuda:nccl" if own.type == "cuda" and backend == "nccl" else "gloo"
-        dist.init_process_group(between, timeout=TIMEOUT)
+        dist.init_process_group(between, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as e:
         raise InputError(
             f"process {rank} of {world_size} cannot reach the others ({_reason(e)}): check --master_addr "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +18,12 @@ MEGABYTE = 1 << 20
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a new file that takes the place of `path` at the end, or never, if an error occurs."""
+def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """Opens a new file that takes the place of `path` at the end, or never, if an error occurs.
+
+    It lies on the disk before it gets its name, so that no power cut leaves half a file; `before` is called
+    in between.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -26,15 +31,36 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before()
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # not every file system does that
+            os.fsync(handle)
+        os.close(handle)
+
+
+def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:
+    """The SHA-256 of a file, in hex; `read` is told of the bytes as they are read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            read(len(chunk))
+    return digest.hexdigest()
 
 
 def remove_stale(folder: Path) -> None:
     """Deletes what `replacing` left in `folder` when its process was killed; never what one still writes."""
     for path in folder.glob(".*.tmp"):
-        ours = re.fullmatch(r"\..+\.(?:bin|json)\.(\d+)\.tmp", path.name)
+        ours = re.fullmatch(r"\..+\.(?:bin|json|jsonl|png|pt)\.(\d+)\.tmp", path.name)
         if ours and not _running(int(ours[1])):
             path.unlink(missing_ok=True)
 

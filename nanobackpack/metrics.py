@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +36,54 @@ class Log:
         self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not on_terminal)
 
     def record(self, **values: Any) -> None:
-        """Append one JSON line; its numbers go to wandb as well."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Append one JSON line; its numbers go to wandb as well. Raises: InputError if the disk is full."""
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as e:
+            raise InputError(
+                f"cannot write {self.path} ({e.strerror}): make room, "
+                "then go on with the same command and --init_from=resume"
+            ) from e
         if self._wandb:
             numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
             self._wandb.log(numbers, step=values["step"])
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with unwatched():
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def advance(self) -> None:
-        self._bar.update()
+        with unwatched():
+            self._bar.update()
 
     def close(self) -> None:
         """The end, also of a run that failed: draws the curve as loss.png."""
-        self._bar.close()
-        self._file.close()
-        plot_losses(self.path, self.path.with_name("loss.png"))
+        with unwatched():
+            self._bar.close()
+        picture = self.path.with_name("loss.png")
+        try:
+            self._file.close()
+            plot_losses(self.path, picture)
+        except OSError as e:  # no reason for a run to fail, nor to hide what it fails for
+            self.say(f"note: {picture} is not drawn ({e.strerror})")
         if self._wandb:
             self._wandb.finish()
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """A run goes on when the terminal or the pipe that it writes to is closed: to nobody then."""
+    try:
+        yield
+    except OSError:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the other one may still be there
+                stream.flush()
+                continue
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class NoLog(Log):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nanobackpack.config import InputError, at_least
 from nanobackpack.corpus import Corpus, Piece, from_files, from_text
 from nanobackpack.data import DTYPES, Meta
-from nanobackpack.files import read_bytes, remove_stale, replacing, shown
+from nanobackpack.files import read_bytes, remove_stale, replacing, sha256, shown
 from nanobackpack.splits import Counts, Split, at_end
 from nanobackpack.tokenizers import Tokenizer, build, find, is_made
 
@@ -175,6 +175,7 @@ def write_tokens(
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
                 _write_splits(paths, assigned, tokenizer, framed, meta, bar)
         tokenizer.save(folder / meta.tokenizer)
+        meta.sha256[meta.tokenizer] = sha256(folder / meta.tokenizer)
         meta.save(folder / "meta.json")  # last: it vouches for the others
     return meta
 

@@ -1,14 +1,15 @@
 """What a run starts from: fresh weights, its own last state, or another model.
 
 Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
-with it, but dropout may change, and a smaller block_size drops positions. A GPT that is to become a
+with it, but dropout may change, and a smaller block_size drops positions. A run goes on with the settings
+of its training as they are now, and says which are new; its data must be the same. A GPT that is to become a
 Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nanobackpack.data import Splits
 from nanobackpack.distributed import Processes
 from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.saving import last_state
 
 
 def shape(model_name: str) -> list[str]:
@@ -38,6 +39,8 @@ class Start:
     config: TrainConfig  # the settings, where those of the architecture are the model's
     resumed: dict[str, Any] | None = None  # the checkpoint, if its run goes on
     note: str = ""  # where the weights come from, for people
+    source: Path | None = None  # the checkpoint's file
+    said: list[str] = field(default_factory=list)  # lines on what is not as it was
 
 
 def start(config: TrainConfig, data: Splits) -> Start:
@@ -59,16 +62,31 @@ def start(config: TrainConfig, data: Splits) -> Start:
 
 
 def resume(config: TrainConfig, data: Splits) -> Start:
-    """The last state of a run. Raises: InputError if there is none, or it does not fit."""
-    source = Path(config.out_dir) / "ckpt.pt"
-    resumed = checkpoint.read(source)
+    """The last whole state of a run. Raises: InputError if there is none, or it does not fit."""
+    resumed, source, fallback = last_state(Path(config.out_dir))
     if resumed.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
     config = following(config, found)
-    check_same(resumed, found, config, data.tokenizer)
+    check_same(resumed, found, config, data)
     model = checkpoint.model_from(resumed | {"model_args": found | {"dropout": config.dropout}}, source)
-    return Start(model.train(), config, resumed)
+    if config.block_size < model.config.block_size:
+        whole, model = (
+            model,
+            checkpoint.build(dataclasses.replace(model.config, block_size=config.block_size)),
+        )
+        copy_weights(whole, model)
+        model.tokenizer = whole.tokenizer
+    said = [line for line in (fallback, changed(resumed.get("config"), config)) if line]
+    return Start(model.train(), config, resumed, source=source, said=said)
+
+
+def changed(old: object, config: TrainConfig) -> str:
+    """A line that lists the settings a run goes on with which are not those it had; "" if all are."""
+    before = old if isinstance(old, dict) else {}
+    now = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("init_from", "out_dir")}
+    differ = [f"{k} {brief(before[k])} → {v}" for k, v in now.items() if k in before and before[k] != v]
+    return "settings that are new: " + ", ".join(differ) if differ else ""
 
 
 def restore(
@@ -87,23 +105,38 @@ def restore(
     if type(step) is not int or step < 0 or type(best) is not float:
         raise InputError(f"{source}: its iter_num or its best_val_loss is missing or damaged")
     try:
-        check_optimizer(state, optimizer)
-        processes.load_optimizer(model, optimizer, state)  # type: ignore[arg-type]
+        state = fitted(state, optimizer)
+        processes.load_optimizer(model, optimizer, state)
         scaler.load_state_dict(resumed["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError) as e:
         raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
     return step, best
 
 
-def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Raises one of many exceptions unless all parameters have their own numbers in `state`, or none."""
+def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state for the one of this run: with the rates and decays of its settings, and
+    without the positions that a smaller block_size drops.
+
+    Raises one of many exceptions unless all parameters have their own numbers in `state`, or none.
+    """
+    own = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if [i for group in state["param_groups"] for i in group["params"]] != list(range(len(parameters))):
         raise ValueError("it has other parameters")
-    for i, kept in state["state"].items():
-        for value in kept.values():
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[i].shape:
-                raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(parameters[i].shape)}")
+
+    def cut(value: Any, shape: torch.Size) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.dim():
+            return value
+        if value[: shape[0]].shape != shape:
+            raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(shape)}")
+        return value[: shape[0]]  # (T, D), or all of another parameter
+
+    return {
+        "state": {
+            i: {k: cut(v, parameters[i].shape) for k, v in s.items()} for i, s in state["state"].items()
+        },
+        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, state["param_groups"], strict=True)],
+    }
 
 
 def following(config: TrainConfig, found: dict[str, Any]) -> TrainConfig:
@@ -204,23 +237,36 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
         )
 
 
-def check_same(
-    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, tokenizer: Tokenizer | None
-) -> None:
-    """Refuse to resume a checkpoint `old`, with the architecture `before`, if model or tokenizer would get
-    another shape; dropout may change.
+def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits) -> None:
+    """Refuse to resume a run `old`, whose architecture was `before`, with a model of another shape, another
+    tokenizer, optimizer or text.
 
     Raises: InputError listing old and new values.
     """
+    tokenizer = data.tokenizer
     after = {key: getattr(config, key) for key in shape(config.model_name)}
     if tokenizer:
         after |= {"vocab_size": tokenizer.vocab_size}
         before = before | {"vocab_size": before["vocab_used"] or before["vocab_size"]}
+    settings = old.get("config")
+    if isinstance(settings, dict) and "optimizer" in settings:
+        before, after = before | {"optimizer": settings["optimizer"]}, after | {"optimizer": config.optimizer}
     differ = [f"{k} {brief(before[k])} → {v}" for k, v in after.items() if before[k] != v]
+    if config.block_size < before["block_size"]:  # then the last positions are dropped
+        differ = [d for d in differ if not d.startswith("block_size ")]
     if tokenizer and old.get("tokenizer") != tokenizer.to_json():
         differ.append("another tokenizer")
     if differ:
         raise InputError(
             f"the checkpoint does not fit these settings ({', '.join(differ)}): "
             "give the settings it was trained with, or --init_from=scratch"
+        )
+    text, now = old.get("data"), data.fingerprint()
+    if isinstance(text, dict) and text != now:
+        differ = [
+            f"{k} {text.get(k)} → {now.get(k)}" for k in sorted(text | now) if text.get(k) != now.get(k)
+        ]
+        raise InputError(
+            f"{shown(data.folder)} is not the text of this run ({', '.join(differ)}): go on with that, or "
+            f"start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
         )

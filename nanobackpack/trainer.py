@@ -27,10 +27,12 @@ from nanobackpack import checkpoint
 from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.data import SPLITS
 from nanobackpack.distributed import Processes, joined
-from nanobackpack.files import replacing
+from nanobackpack.failures import report_bad_step, within_memory
+from nanobackpack.files import remove_stale, replacing, shown
 from nanobackpack.flops import flops_per_step, peak_flops
 from nanobackpack.kernels import TokenTypes, token_types
 from nanobackpack.layers import Output
+from nanobackpack.lock import locked
 from nanobackpack.metrics import Log, NoLog, describe, duration, import_wandb
 from nanobackpack.mixture import open_data
 from nanobackpack.optim import learning_rate, make_optimizer
@@ -43,9 +45,11 @@ from nanobackpack.runtime import (
     pick_dtype,
     seed_of,
 )
+from nanobackpack.saving import LAST, Saver
 from nanobackpack.start import restore, start
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's before the time is up
 
 
 class Stopped(Exception):
@@ -70,6 +74,7 @@ class Trainer:
             import_wandb()  # if it is missing say so now
 
         self.data = open_data(config)
+        unchecked = self.data.check_sums() if self.processes.first_here else []
         torch.manual_seed(seed_of(config.seed, INIT))
         begin = start(config, self.data)
         self.config = config = begin.config
@@ -86,13 +91,19 @@ class Trainer:
         self.forward = self.processes.spread(self.model, config.distributed, compiled)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        if resumed:
+        if resumed and begin.source:
             self.step, self.best_val_loss = restore(
-                resumed, self.model, self.optimizer, self.scaler, self.processes, self.out_dir / "ckpt.pt"
+                resumed, self.model, self.optimizer, self.scaler, self.processes, begin.source
             )
-        self.regrouped = checkpoint.regrouped(resumed, config, self.processes.world_size) if resumed else ""
+        self.said = list(begin.said)  # lines on what is not as it was, or as it should be
+        if resumed and (line := checkpoint.regrouped(resumed, config, self.processes.world_size)):
+            self.said.append(line)
+        if unchecked:
+            files = f"{n} files" if (n := len(unchecked)) > 1 else "1 file"
+            self.said.append(f"{files} of data too large to be checked, from {shown(unchecked[0])} on")
 
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
+        self.saver = Saver(self.out_dir, config.keep_last, begin.source)
         self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
         self.stop_signal = 0  # the signal that asked the run to end
         # First step whose loss was not finite (-1: none). On the device: looking at it would stall it.
@@ -110,7 +121,7 @@ class Trainer:
         self.introduce()
         start_s = mark_s = time.perf_counter()
         mark_step = self.step
-        with self.signals(), contextlib.closing(log):
+        with self.signals(), contextlib.closing(log), self.saver:
             try:
                 while not config.eval_only and self.step < config.max_iters:
                     if self.step % config.eval_interval == 0:
@@ -128,6 +139,7 @@ class Trainer:
                     every = config.backup_checkpoint_step
                     if every and self.step % every == 0:
                         self.save(f"ckpt_{self.step}.pt")
+                    self.saver.check()
                     self.check_stop()
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
@@ -135,7 +147,8 @@ class Trainer:
                 if config.eval_only:
                     log.say("stopped")
                 else:
-                    self.save("ckpt.pt")
+                    self.save(LAST)
+                    self.saver.wait()
                     log.say(
                         f"stopped at step {self.step}, saved in {self.out_dir / 'ckpt.pt'}: "
                         "go on with the same command and --init_from=resume"
@@ -174,7 +187,7 @@ class Trainer:
     def save_and_evaluate(self) -> None:
         """Save first, since an evaluation can take long; then keep the state if it is the best yet."""
         if self.step > 0 and self.step != self.saved_step and not self.config.eval_only:
-            self.save("ckpt.pt")
+            self.save(LAST)
         (train, _), (val, parts) = (self.estimate(split) for split in SPLITS)
         note = ""
         if val < self.best_val_loss:
@@ -260,7 +273,7 @@ class Trainer:
         return out.loss
 
     def save(self, name: str) -> None:
-        """Write the whole state of the run to out_dir/name, from rank 0.
+        """Begin to write the whole state of the run to out_dir/name, from rank 0.
 
         Raises: InputError, and keeps what is there, if a loss or a weight is not a finite number.
         """
@@ -278,10 +291,11 @@ class Trainer:
             "iter_num": self.step,
             "best_val_loss": self.best_val_loss,
             "world_size": self.processes.world_size,
+            "data": self.data.fingerprint(),
         }
         if self.processes.rank == 0:
-            checkpoint.save(self.out_dir / name, state)
-        if name == "ckpt.pt":
+            self.saver.save(name, state)
+        if name == LAST:
             self.saved_step = self.step
 
     def open_log(self) -> Log:
@@ -289,6 +303,7 @@ class Trainer:
         if self.processes.rank:
             return NoLog()
         self.out_dir.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.out_dir)
         log = Log(self.out_dir, self.step, self.config)
         with replacing(self.out_dir / "config.json") as f:
             f.write(json.dumps(dataclasses.asdict(self.config), indent=2).encode())
@@ -312,13 +327,13 @@ class Trainer:
             + (f", from step {self.step}" if self.step else "")
             + (f"; {self.note}" if self.note else "")
         )
-        if self.regrouped:
-            self.log.say(self.regrouped)
         if self.config.decay_lr and 0 < self.config.max_iters < self.config.warmup_iters:
-            self.log.say(
+            self.said.append(
                 f"note: the learning rate warms up for {self.config.warmup_iters} steps, "
                 f"longer than the {self.config.max_iters} of this run"
             )
+        for line in self.said:
+            self.log.say(line)
 
     def report(self, loss: float, lr: float, ms: float) -> None:
         config = self.config
@@ -342,17 +357,22 @@ class Trainer:
 
     def fail(self, what: str, step: int) -> NoReturn:
         """End the run for numbers that went astray. Raises: InputError, always."""
-        last = f"{self.out_dir / 'ckpt.pt'} holds step {self.saved_step}"
+        rate, report = learning_rate(step, self.config), self.out_dir / "bad_step.json"
+        last = f"{self.out_dir / LAST} holds step {self.saved_step}"
+        if self.processes.rank == 0:
+            self.step = step
+            batches = [self.train_batch(micro) for micro in range(self.config.gradient_accumulation_steps)]
+            report_bad_step(report, self.config, step, rate, self.saved_step, batches, what=what)
         raise InputError(
-            f"{what} (learning rate {learning_rate(step, self.config):g}, seed {self.config.seed}); "
-            f"{last if self.saved_step >= 0 else 'nothing was saved yet'}: "
-            "lower --learning_rate or --grad_clip"
+            f"{what} (learning rate {rate:g}, seed {self.config.seed}); "
+            f"{last if self.saved_step >= 0 else 'nothing was saved yet'}, {shown(report)} what the step saw "
+            "and how to repeat it: lower --learning_rate or --grad_clip"
         )
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the run between two steps; a second Ctrl-C ends it at once, if it is
-        one process: of several each may hear the first one twice, from torchrun too."""
+        """Let signals end the run between two steps; a second Ctrl-C ends it at once, if it is one process:
+        of several each may hear the first one twice, from torchrun too. What nohup ignores stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
@@ -362,7 +382,9 @@ class Trainer:
             if not self.processes.several:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+        heard = [n for n in numbers if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+        old = {n: signal.signal(n, remember) for n in heard}
         try:
             yield
         finally:
@@ -378,7 +400,12 @@ class Trainer:
 
 
 def train(config: TrainConfig) -> int:
-    """Run a training, as one of its processes if torchrun started several; returns the exit status."""
+    """Run a training, as one of its processes if torchrun started several; returns the exit status.
+
+    Raises: InputError for what cannot be used or done, in one line.
+    """
     keep_memory(not config.recompute)
-    with joined(config.device, config.backend) as processes:
-        return Trainer(config, processes).run()
+    with joined(config.device, config.backend, config.timeout_s) as processes:
+        alone = locked(Path(config.out_dir)) if processes.rank == 0 else contextlib.nullcontext()
+        with alone, within_memory(config):
+            return Trainer(config, processes).run()

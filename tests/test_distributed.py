@@ -123,6 +123,7 @@ def test_ddp(data: Path, tmp_path: Path) -> None:
     two = tmp_path / "two"
     assert {p.name for p in two.iterdir()} == {
         "ckpt.pt",
+        "ckpt_prev.pt",
         "best.pt",
         "config.json",
         "metrics.jsonl",

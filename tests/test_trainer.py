@@ -121,7 +121,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 def test_a_run_leaves_its_files(run: TrainConfig) -> None:
     out = Path(run.out_dir)
     names = {p.name for p in out.iterdir()}
-    assert names == {"ckpt.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
+    assert names == {"ckpt.pt", "ckpt_prev.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert json.loads((out / "config.json").read_text()) == dataclasses.asdict(run)
 
@@ -241,11 +241,11 @@ def test_a_run_stands_for_its_last_or_best_state(data: Path, tmp_path: Path, alw
 
 def test_backup_checkpoints(data: Path, tmp_path: Path) -> None:
     train(tiny(data, tmp_path / "some", max_iters=5, backup_checkpoint_step=2, eval_interval=100))
-    assert {p.name for p in (tmp_path / "some").glob("ckpt_*")} == {"ckpt_2.pt", "ckpt_4.pt"}
+    assert {p.name for p in (tmp_path / "some").glob("ckpt_[0-9]*")} == {"ckpt_2.pt", "ckpt_4.pt"}
     assert saved(tmp_path / "some", "ckpt_2.pt")["iter_num"] == 2
     assert nb.load_model(tmp_path / "some" / "ckpt_4.pt").tokenizer is not None
     train(tiny(data, tmp_path / "none", max_iters=3, backup_checkpoint_step=0))
-    assert not list((tmp_path / "none").glob("ckpt_*"))
+    assert not list((tmp_path / "none").glob("ckpt_[0-9]*"))
 
 
 def test_eval_only_trains_nothing(data: Path, tmp_path: Path) -> None:
@@ -526,11 +526,11 @@ def test_resume_without_a_checkpoint_is_one_line(data: Path, tmp_path: Path) -> 
 def test_resume_with_other_shapes_lists_old_and_new(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
     shutil.copytree(uninterrupted, tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    changes = {"n_embd": 32, "n_layer": 3, "block_size": 4, "bias": True}
+    changes = {"n_embd": 32, "n_layer": 3, "block_size": 16, "bias": True}
     with pytest.raises(InputError) as error:
         train(tiny(data, tmp_path / "out", **HARD | changes, init_from="resume"))
     message = str(error.value)
-    for text in ("n_embd 16 → 32", "n_layer 2 → 3", "block_size 8 → 4", "bias False → True"):
+    for text in ("n_embd 16 → 32", "n_layer 2 → 3", "block_size 8 → 16", "bias False → True"):
         assert text in message
     assert "n_head" not in message
     assert "\n" not in message

@@ -1,0 +1,364 @@
+"""Runs that are killed, hindered, or run for long; and the parts that make them survive it.
+
+The faults are in faults.py, the parts that take hours in stress_training.py: here each once, in small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from faults import FAULTS
+from jobs import World
+from stress_training import kill, load, save
+from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
+
+from nanobackpack import checkpoint, cli, data
+from nanobackpack.config import InputError, TrainConfig
+from nanobackpack.data import Meta, TokenData
+from nanobackpack.failures import less_memory, within_memory
+from nanobackpack.lock import locked
+from nanobackpack.prepare import write_dataset
+from nanobackpack.runtime import seed_of
+from nanobackpack.saving import Saver, last_state
+from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.trainer import BATCH, Trainer, train
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked, and hindered by Linux")
+LONG = {
+    "SIGTERM", "SIGINT", "SIGHUP", "one of two processes dies", "one of two processes hangs",
+    "spaces and Chinese in paths", "the clock goes backwards", "the terminal is resized, then closed",
+    "a second run; then its stale lock", "SIGUSR1", "the loss is not a number", "out of memory",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FAULTS]
+)
+def test_a_fault_loses_nothing(world: World, name: str) -> None:
+    assert FAULTS[name](world, random.Random(name)) == ""
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("only", ["accumulation, dropout", "several languages", "two processes"])
+def test_killed_five_times(only: str) -> None:
+    (row,) = kill(5, seed=1, only=only).values()
+    assert (row["killed"], row["survived"], row["lost"]) == (5, 5, 0)
+
+
+@LINUX
+@pytest.mark.slow
+def test_nothing_grows() -> None:
+    rows = load(1000)
+    assert [row["handles grown"] <= 0 for row in rows.values()] == [True, True]
+    assert rows["steps"]["done"] == 990
+
+
+def test_training_waits_less_than_a_save_takes(tmp_path: Path) -> None:
+    (row,) = save(1, 1, str(tmp_path)).values()
+    assert row["ms waited"] <= row["ms in all"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- States on disk ---------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> dict[str, int]:
+    return {p.name: saved(folder, p.name)["iter_num"] for p in sorted(folder.glob("*.pt"))}
+
+
+def save_steps(folder: Path, keep_last: int, numbers: range, resumed: Path | None = None) -> None:
+    with Saver(folder, keep_last, resumed) as saver:
+        for step in numbers:
+            saver.save("ckpt.pt", {"iter_num": step})
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "kept"),
+    [
+        (1, {"ckpt.pt": 4}),
+        (2, {"ckpt.pt": 4, "ckpt_prev.pt": 3}),
+        (3, {"ckpt.pt": 4, "ckpt_prev.pt": 3, "ckpt_prev2.pt": 2}),
+        (9, {"ckpt.pt": 4, "ckpt_prev.pt": 3, "ckpt_prev2.pt": 2, "ckpt_prev3.pt": 1}),
+    ],
+)
+def test_the_last_states_are_kept(tmp_path: Path, keep_last: int, kept: dict[str, int]) -> None:
+    save_steps(tmp_path, 5, range(10, 14))  # of an earlier run: none of them may serve this one
+    save_steps(tmp_path, keep_last, range(1, 5))
+    assert steps(tmp_path) == kept
+    save_steps(tmp_path, 2, range(5, 6), resumed=tmp_path / "ckpt.pt")
+    assert steps(tmp_path) == {"ckpt.pt": 5, "ckpt_prev.pt": 4}
+
+
+def test_without_links_the_state_before_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*names: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    save_steps(tmp_path, 2, range(1, 4))
+    assert steps(tmp_path) == {"ckpt.pt": 3, "ckpt_prev.pt": 2}
+
+
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    save_steps(tmp_path, 2, range(1, 3))
+    (tmp_path / "ckpt.pt").write_bytes(b"damaged")
+    state, source, note = last_state(tmp_path)
+    assert (state["iter_num"], source.name) == (1, "ckpt_prev.pt")
+    assert "ckpt.pt" in note
+    assert note.endswith("going on from ckpt_prev.pt, step 1")
+    assert "\n" not in note
+    save_steps(tmp_path, 2, range(2, 3), resumed=source)
+    assert steps(tmp_path) == {"ckpt.pt": 2, "ckpt_prev.pt": 1}
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"ckpt\.pt"):
+        last_state(tmp_path)
+
+
+def test_a_state_is_that_of_its_moment(tmp_path: Path) -> None:
+    """What training changes meanwhile is not what is written."""
+    t = torch.zeros(1_000_000)
+    with Saver(tmp_path, 1, None) as saver:
+        saver.save("ckpt.pt", {"model": {"t": t}, "groups": [{"t": t}]})
+        t.fill_(1)
+    state = saved(tmp_path)
+    assert not state["model"]["t"].any()
+    assert not state["groups"][0]["t"].any()
+
+
+def test_a_save_that_fails_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "ckpt.pt").mkdir()  # nothing can be renamed to that
+    saver = Saver(tmp_path, 1, None)
+    saver.save("ckpt.pt", {"iter_num": 1})
+    with pytest.raises(InputError, match=r"cannot write .*ckpt\.pt \(Is a directory\)"):
+        saver.wait()
+    saver.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_no_damaged_byte_of_a_checkpoint_is_believed(tmp_path: Path) -> None:
+    path, draw = tmp_path / "ckpt.pt", random.Random(0)
+    model = tiny_model()
+    state = {"model": model.state_dict(), "iter_num": 3, "tokenizer": "a text"}
+    checkpoint.save(path, state)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = checkpoint.read(path)
+        except InputError:
+            refused += 1
+        else:
+            assert identical(found, {"format": checkpoint.FORMAT, **state})
+    assert refused > 150  # the rest are bytes between the parts
+
+
+# --- The lock ---------------------------------------------------------------------------------
+
+
+def test_a_folder_has_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    with locked(folder):
+        with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), locked(folder):
+            pass
+        (folder / "ckpt.pt").touch()
+    (folder / "run.lock").write_text("what a killed process left")
+    with locked(folder):
+        assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
+    assert [p.name for p in folder.iterdir()] == ["ckpt.pt"]
+
+
+def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "deep" / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own").mkdir()  # but not one that was there
+    with locked(tmp_path / "own"):
+        pass
+    assert (tmp_path / "own").is_dir()
+
+
+# --- Data -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foxes(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "foxes", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    return tmp_path / "foxes"
+
+
+def edit(folder: Path, changes: dict[str, Any], *without: str) -> None:
+    values = json.loads((folder / "meta.json").read_text())
+    kept = {k: v for k, v in values.items() if k not in without}
+    (folder / "meta.json").write_text(json.dumps(kept | changes))
+
+
+def test_meta_json_is_sealed(foxes: Path) -> None:
+    meta = Meta.load(foxes / "meta.json")
+    edit(foxes, {"source": "another"})
+    with pytest.raises(InputError, match=r'meta\.json is damaged .*take its "checksum" out'):
+        Meta.load(foxes / "meta.json")
+    edit(foxes, {"source": meta.source}, "languages")  # in another order and layout, without a default
+    assert Meta.load(foxes / "meta.json") == meta
+    edit(foxes, {"source": "another"}, "checksum")
+    assert Meta.load(foxes / "meta.json").source == "another"
+
+
+def test_data_without_sums_is_taken(foxes: Path, tmp_path: Path) -> None:
+    edit(foxes, {"sha256": {}}, "checksum")
+    assert TokenData(foxes).check_sums() == []
+    assert train(tiny(foxes, tmp_path / "out", max_iters=2)) == 0
+
+
+def test_files_too_large_are_left_out_and_named(
+    foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "_MAX_SUMMED", (foxes / "train.bin").stat().st_size)
+    assert [p.name for p in TokenData(foxes).check_sums()] == ["val.bin"]
+    np.fromfile(foxes / "val.bin", "<u2")[::-1].tofile(foxes / "val.bin")
+    train(tiny(foxes, tmp_path / "out", max_iters=1))
+    assert "1 file of data too large to be checked" in capsys.readouterr().out
+
+
+# --- Going on with other settings -------------------------------------------------------------
+
+
+def test_log_and_eval_settings_change_nothing(foxes: Path, tmp_path: Path) -> None:
+    out, hard = tmp_path / "out", {"max_iters": 9, "dropout": 0.2, "gradient_accumulation_steps": 2}
+    train(tiny(foxes, tmp_path / "whole", **hard))
+    train(tiny(foxes, out, **hard | {"max_iters": 4}))
+    other = {
+        "eval_interval": 3,
+        "eval_iters": 1,
+        "log_interval": 2,
+        "backup_checkpoint_step": 1,
+        "keep_last": 4,
+    }
+    train(tiny(foxes, out, **hard, **other, init_from="resume"))
+    ours, whole = learned(out), learned(tmp_path / "whole")
+    assert identical(ours["model"], whole["model"])
+    assert identical(ours["optimizer"], whole["optimizer"])
+    logged = [r["step"] for r in records(out) if "train_loss" in r]
+    assert logged == [1, 2, 3, 4, 6, 8]
+
+
+def test_new_settings_are_used_and_listed(
+    foxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(foxes, tmp_path / "out", max_iters=4))
+    before = saved(tmp_path / "out")
+    new = {"dropout": 0.1, "batch_size": 3, "learning_rate": 2e-2, "block_size": 6, "weight_decay": 0.5}
+    capsys.readouterr()
+    train(tiny(foxes, tmp_path / "out", max_iters=4, **new, init_from="resume"))
+    (line,) = [n for n in capsys.readouterr().out.splitlines() if n.startswith("settings that are new")]
+    for text in (
+        "dropout 0.0 → 0.1", "batch_size 4 → 3", "learning_rate 0.01 → 0.02", "block_size 8 → 6",
+        "weight_decay 0.1 → 0.5",
+    ):  # fmt: skip
+        assert text in line
+    assert line.count("→") == len(new)
+    trainer = Trainer(tiny(foxes, tmp_path / "out", max_iters=6, **new, init_from="resume"))
+    assert trainer.step == 4
+    assert [g["weight_decay"] for g in trainer.optimizer.param_groups] == [0.5, 0.0]
+    positions, name = trainer.model.context.wpe.weight, "context.wpe.weight"
+    assert torch.equal(positions, before["model"][name][:6])
+    assert trainer.optimizer.state[positions]["exp_avg"].shape == positions.shape
+    trainer.run()
+    assert saved(tmp_path / "out")["model_args"]["block_size"] == 6
+
+
+def test_another_text_is_refused(foxes: Path, tmp_path: Path) -> None:
+    train(tiny(foxes, tmp_path / "out", max_iters=2))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    text = TEXT[::-1]
+    write_dataset(tmp_path / "sexof", text, Tokenizer.char(text), val_fraction=0.1, source="a test")
+    with pytest.raises(InputError, match=r"train\.bin sha256 \w+ → sha256 \w+, val\.bin ") as error:
+        train(tiny(tmp_path / "sexof", tmp_path / "out", max_iters=3, init_from="resume"))
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    shutil.move(foxes, tmp_path / "moved")  # the same text elsewhere is the same
+    assert train(tiny(tmp_path / "moved", tmp_path / "out", max_iters=3, init_from="resume")) == 0
+
+
+def test_another_optimizer_is_refused(foxes: Path, tmp_path: Path) -> None:
+    train(tiny(foxes, tmp_path / "out", max_iters=2))
+    with pytest.raises(InputError, match="optimizer 'adamw' → muon"):
+        train(tiny(foxes, tmp_path / "out", max_iters=3, optimizer="muon", init_from="resume"))
+
+
+# --- What a failed run says -------------------------------------------------------------------
+
+
+def test_the_command_in_bad_step_json_comes_to_the_same_step(foxes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my out"
+    train(tiny(foxes, out, max_iters=4))
+    wild = tiny(
+        foxes, out, max_iters=99, learning_rate=1e30, decay_lr=False, grad_clip=0.0, init_from="resume"
+    )
+    with pytest.raises(InputError, match=r"bad_step\.json") as first:
+        train(wild)
+    report = json.loads((out / "bad_step.json").read_text())
+    program, script, *flags = shlex.split(report["command"])
+    assert (program, script) == ("python", "train.py")
+    assert report["learning_rate"] == 1e30
+    assert f"step {report['step']}" in str(first.value)
+    seed = seed_of(wild.seed, BATCH)
+    x, y = TokenData(foxes).shuffled("train", report["step"] * 4, 4, 8, seed)
+    assert report["batches"] == [{"inputs": x.tolist(), "targets": y.tolist()}]
+    with pytest.raises(InputError) as again:
+        train(cli.parse(TrainConfig, flags))
+    assert str(again.value).split(";")[0] == str(first.value).split(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_micro", "words"),
+    [
+        (12, 5, "--batch_size=6 --gradient_accumulation_steps=10, which are 60 sequences"),
+        (9, 1, "--batch_size=3 --gradient_accumulation_steps=3, which are 9 sequences"),
+        (7, 2, "--batch_size=1 --gradient_accumulation_steps=14, which are 14 sequences"),
+        (1, 3, "take --recompute=True, or"),
+    ],
+)
+def test_less_memory_keeps_the_product(batch_size: int, n_micro: int, words: str) -> None:
+    config = TrainConfig(batch_size=batch_size, gradient_accumulation_steps=n_micro)
+    assert words in less_memory(config)
+
+
+def test_only_a_lack_of_memory_is_explained_by_it() -> None:
+    with pytest.raises(InputError, match="out of memory"), within_memory(TrainConfig()):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(InputError, match="out of memory"), within_memory(TrainConfig()):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="a bug"), within_memory(TrainConfig()):
+        raise RuntimeError("a bug")
+
+
+def test_a_run_goes_on_when_nobody_reads_it(foxes: Path, tmp_path: Path) -> None:
+    """As `python train.py ... | head -1`, but without starting one."""
+    config = tiny(foxes, tmp_path / "out", max_iters=3)
+    trainer = Trainer(config)
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert trainer.run() == 0
+    assert [r["step"] for r in without_timings(records(tmp_path / "out")) if "train_loss" in r] == [1, 2, 3]
