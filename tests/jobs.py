@@ -33,7 +33,7 @@ from nanobackpack.trainer import Trainer, train
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["__main__", "faults", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed"]
+    ["stress", "faults", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed"]
 )
 LIMIT_S = 120  # far above what any job takes
 

@@ -95,8 +95,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
-    """All a checkpoint holds but the settings of the run."""
-    return {k: v for k, v in saved(out, name).items() if k != "config"}
+    """All a checkpoint holds but the settings of the run and what its data is known by."""
+    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data")}
 
 
 def finite(state: dict[str, Any]) -> bool:
