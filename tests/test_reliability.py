@@ -229,6 +229,19 @@ def test_data_without_sums_is_taken(foxes: Path, tmp_path: Path) -> None:
     assert train(tiny(foxes, tmp_path / "out", max_iters=2)) == 0
 
 
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json"])
+def test_content_that_makes_sense_is_not_believed(foxes: Path, tmp_path: Path, name: str) -> None:
+    path = foxes / name
+    if name == "tokenizer.json":  # the same tokenizer, in another layout
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    else:
+        np.fromfile(path, "<u2")[::-1].tofile(path)
+    with pytest.raises(InputError, match=rf"{name} is damaged: its sha256") as error:
+        train(tiny(foxes, tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_too_large_are_left_out_and_named(
     foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
