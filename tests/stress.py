@@ -1,6 +1,7 @@
 """Stress: many inputs, faults or steps, counted. Run from the repository root:
 
     python -m tests.stress fuzz --n 100000 --seed 0
+    python -m tests.stress kill --n 200 --seed 0        # also faults, load, save: stress_training.py
 
 Each part is a function that returns the rows of its table; the last column counts what must not be, and
 the exit status is 1 if it is not 0 everywhere.
@@ -22,6 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's way of finding what lies beside
 
 from fuzz_targets import TARGETS
+from stress_training import PARTS as TRAINING
 
 Rows = dict[str, dict[str, int]]  # what was tried → column → count
 HANG_S = 60  # an input that takes longer is a failure
@@ -87,7 +89,7 @@ def table(rows: Rows) -> str:
     )
 
 
-PARTS = {"fuzz": fuzz}
+PARTS = {"fuzz": fuzz, **TRAINING}
 
 
 def main() -> int:
