@@ -71,7 +71,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "eval_gpt2_large.py": evaluation("gpt2-large"),
     "eval_gpt2_xl.py": evaluation("gpt2-xl"),
 }  # fmt: skip
-OURS = {"demo.py", "train_shakespeare_char.py"}  # tested in test_readme.py and test_cli.py
+OURS = {"demo.py", "train_shakespeare_char.py", "small.py"}  # tested in test_readme.py and test_cli.py
 
 
 def test_every_file_is_in_the_tables() -> None:

@@ -134,13 +134,12 @@ def test_ddp(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    "changes",
+    ("distributed", "changes"),
     [
-        WIDE,
-        {"sense_network": "paper", "bias": True, "recompute": True},
-        {"model_name": "gpt2", "grad_clip": 0.05},
+        ("fsdp", WIDE),
+        ("ddp", {"sense_network": "paper", "bias": True, "recompute": True}),
+        ("fsdp", {"model_name": "gpt2", "grad_clip": 0.05}),
     ],
     ids=["wide", "paper", "gpt2"],
 )
@@ -289,7 +288,7 @@ def test_resuming_on_two_processes_is_exact(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2])
 def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path, n: int) -> None:
     """On n sharded processes, then alone, then sharded again: as if alone all the way."""
     micro_batches = {1: 6, 2: 3, 3: 2}
@@ -356,21 +355,19 @@ def failing(kind: str, argv: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    ("kind", "lines"),
+    ("distributed", "kind", "lines"),
     [
-        ("input", ["the wrong file: take another"]),
-        ("bug", [r"another process of this job ended .*"]),
-        ("killed", [r"another process of this job ended .*"]),
-        ("nan", [r"the loss of step 3 is not a finite number .*ckpt.pt holds step 2, .*"]),
+        ("ddp", "input", ["the wrong file: take another"]),
+        ("fsdp", "bug", [r"another process of this job ended .*"]),
+        ("ddp", "killed", [r"another process of this job ended .*"]),
+        ("fsdp", "killed", [r"another process of this job ended .*"]),
+        ("ddp", "nan", [r"the loss of step 3 is not a finite number .*ckpt.pt holds step 2, .*"]),
     ],
 )
 def test_one_failing_ends_all(
     data: Path, tmp_path: Path, distributed: str, kind: str, lines: list[str]
 ) -> None:
-    if (kind, distributed) == ("nan", "fsdp"):
-        pytest.skip("a slice of a weight cannot be spoiled by hand")
     config = tiny(data, tmp_path, max_iters=1000, distributed=distributed)
     status, _, err = torchrun(__file__, kind, *flags(config))
     assert status != 0

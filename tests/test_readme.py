@@ -21,9 +21,7 @@ COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*)", README, re.MULTILINE)
 
 # What a command needs to be quick; the rest of it is run as written.
 TINY = "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2"
-TEXT = (
-    "First Citizen:\nBefore we proceed any further, hear me speak to the king: quick, or be unequal!\n" * 200
-)
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak to the king. O Rome! The quick\n" * 200
 
 
 def extra(command: str) -> list[str]:
@@ -38,7 +36,9 @@ def extra(command: str) -> list[str]:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a user has it, with the few files that the README's examples call theirs."""
     folder = tmp_path_factory.mktemp("readme") / "nanobackpack"
-    ignore = shutil.ignore_patterns(".*", "out*", "tests", "*.bin", "*.json", "input.txt", "__pycache__")
+    ignore = shutil.ignore_patterns(
+        ".*", "out*", "tests", "*.bin", "meta.json", "tokenizer.json", "input.txt", "__pycache__"
+    )
     shutil.copytree(ROOT, folder, ignore=ignore)
     (folder / "prompt.txt").write_text("First", encoding="utf-8")
     (folder / "my_book.txt").write_text(TEXT, encoding="utf-8")
@@ -62,12 +62,21 @@ def test_readme_commands(copy: Path) -> None:
     for command in commands:
         args = [sys.executable, *shlex.split(command)[1:], *extra(command)]
         result = run(copy, *args)
-        if "shakespeare_char/prepare.py" in command:
-            assert result.returncode == 2
-            assert result.stderr.startswith("error: cannot download")
+        if (
+            "prepare.py" in command and "textfiles" not in command
+        ):  # wants the network, or texts that are not here
+            assert result.returncode == 2, command
+            assert result.stderr.startswith("error: "), command
+            assert result.stderr.count("\n") == 1, command + result.stderr
+            if "shakespeare_char" not in command:
+                continue
+            assert "cannot download" in result.stderr
             assert "--input" in result.stderr
-            assert result.stderr.count("\n") == 1
             result = run(copy, *args, "--input", "shakespeare.txt")
+        if "backpack_xlm" in command:  # a model of many languages, which takes more than a test has
+            assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+            assert "config/train_backpack_xlm_micro.py" in result.stderr
+            continue
         assert result.returncode == 0, command + result.stderr
         assert result.stderr == "", command
         assert result.stdout, command

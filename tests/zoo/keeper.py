@@ -26,7 +26,7 @@ from . import LOADERS
 from .loaders import train
 from .registry import dataset
 
-TIMEOUT_S = 30
+TIMEOUT_S = 20
 MEMORY_BYTES = 4 << 30  # of address space: torch itself needs half of it
 
 NEVER = ("os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "subprocess", "socket", "pty")
