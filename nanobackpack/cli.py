@@ -25,6 +25,7 @@ import tyro
 
 from nanobackpack.config import InputError, describe
 from nanobackpack.distributed import ProcessLost, speaks_first
+from nanobackpack.metrics import unwatched
 
 C = TypeVar("C")
 
@@ -56,6 +57,8 @@ def guard(main: Callable[[], int | None]) -> NoReturn:
         status = fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
     except KeyboardInterrupt:
         status = 130
+    with unwatched():  # or Python itself would fail to, and exit with a status of its own
+        sys.stderr.flush()
     sys.exit(status)
 
 
