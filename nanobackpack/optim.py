@@ -85,6 +85,11 @@ class Muon(torch.optim.AdamW):
                 p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
 
 
+def averages_of(group: dict[str, Any]) -> set[str]:
+    """The names of what an optimizer of ours keeps of each parameter of a group, from its first step on."""
+    return {"step", "momentum"} if "parts" in group else {"step", "exp_avg", "exp_avg_sq"}
+
+
 def orthogonalize(matrices: Tensor) -> Tensor:
     """U Vᵀ of matrices (N, rows, columns) = U S Vᵀ, about: five Newton-Schulz steps X ← aX + (bA + cA²)X,
     A = XXᵀ, whose coefficients bring every singular value near 1 fast (to within 0.7 and 1.2)."""

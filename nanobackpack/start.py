@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanobackpack import checkpoint
 from nanobackpack.backpack import BackpackLM, NanoSenses
@@ -22,6 +23,7 @@ from nanobackpack.data import Splits
 from nanobackpack.distributed import Processes
 from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
+from nanobackpack.optim import averages_of
 from nanobackpack.saving import last_state
 
 
@@ -123,17 +125,21 @@ def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if [i for group in state["param_groups"] for i in group["params"]] != list(range(len(parameters))):
         raise ValueError("it has other parameters")
+    averages = [a for group in own for a in [averages_of(group)] * len(group["params"])]
+    for i, names in enumerate(averages if state["state"] else []):
+        if set(state["state"][i]) != names:
+            raise ValueError(f"parameter {i} has {sorted(state['state'][i])} where {sorted(names)} belong")
 
-    def cut(value: Any, shape: torch.Size) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.dim():
-            return value
-        if value[: shape[0]].shape != shape:
-            raise ValueError(f"a tensor {tuple(value.shape)} for one {tuple(shape)}")
-        return value[: shape[0]]  # (T, D), or all of another parameter
+    def cut(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+        shape = torch.Size() if name == "step" else shape
+        value = value[: shape[0]] if shape else value  # (T, D), or all of another parameter
+        if value.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)} where {tuple(shape)} belongs")
+        return value
 
     return {
         "state": {
-            i: {k: cut(v, parameters[i].shape) for k, v in s.items()} for i, s in state["state"].items()
+            i: {k: cut(k, v, parameters[i].shape) for k, v in s.items()} for i, s in state["state"].items()
         },
         "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, state["param_groups"], strict=True)],
     }

@@ -189,6 +189,12 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "groups": (lambda c: c["optimizer"].update(param_groups=[]), "an optimizer without groups"),
     "shape": (
         lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.zeros(10**6)), "a mean of another shape"),
+    "lacks": (lambda c: c["optimizer"]["state"][0].pop("exp_avg"), "a parameter without its mean"),
+    "lacks-all": (lambda c: c["optimizer"]["state"].pop(0), "a parameter without any of its numbers"),
+    "scalar": (
+        lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.zeros(())), "a mean that is one number"),
+    "step-list": (
+        lambda c: c["optimizer"]["state"][0].update(step=torch.zeros(3)), "three counts of steps"),
     "extra": (
         lambda c: c["optimizer"]["state"].update({10**6: {"exp_avg": torch.zeros(1)}}), "a parameter 10^6"),
     "order": (
