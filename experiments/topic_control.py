@@ -51,6 +51,7 @@ def main(settings: TopicConfig) -> None:
         files.check_place(path)
     bags, found, s = topic.bags(settings.topic, settings.bag), [], settings
     real = read_text(Path(s.reference)).splitlines() if s.reference else []
+    compare = bool(real) and topic.mauve_ready(s.features)
     texts = topic.controlled(open_model(s), bags, s.strength, s.num_samples, s.length, s.seed, s.classifier)
     for result, edit in texts:
         found.append(result)
@@ -58,7 +59,7 @@ def main(settings: TopicConfig) -> None:
             print(*result.texts, "", sep="\n" + "-" * 15 + "\n")
         if s.save:
             control.save(edit, s.save)
-    mauve = topic.mauve_score(found, real, s.features) if real else None
+    mauve = topic.mauve_score(found, real, s.features) if compare else None
     topics = topic.Topics(title=f"strength {s.strength}", topics=found, mauve=mauve)
     print(topics.table())
     write_json(s.json, topics)

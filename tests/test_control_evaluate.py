@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,12 +286,62 @@ def test_topic_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = load_model(folder)
     (edit,) = control.load(file, model)
     assert torch.equal(edit.delta, control.topic(model, [1, 2], 3).delta)
+
+
+def gpt2_folder(folder: Path) -> Path:
+    """A tiny GPT-2 as the hub has them, which knows words of a and b."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=8, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2Model(config).save_pretrained(folder)
+    inner = json.loads(Tokenizer.char("ab\n").to_json())
+    inner["added_tokens"] = [
+        {"id": 3, "content": "<end>", "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(inner))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_topic_command_measures_mauve(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Texts next to themselves have MAUVE 1, next to others less; the number is in the table and the file."""
+    pytest.importorskip("mauve")
+    folder, features = save_tiny(tmp_path / "run", "ab\n"), gpt2_folder(tmp_path / "gpt2-tiny")
+    arguments = ["--bag", "a", "--strength=1", "--num_samples=40", "--length=12", f"--json={tmp_path}/j"]
+    run_program("topic_control", folder, capsys, *arguments)
+    own = [t.replace("\n", "") for t in json.loads((tmp_path / "j").read_text())["topics"][0]["texts"]]
+    scores = []
+    for texts in (own, ["a" * 11] * 40):
+        (tmp_path / "real.txt").write_text("\n".join(texts))
+        given = [f"--reference={tmp_path}/real.txt", f"--features={features}", "--evaluate"]
+        out, _ = run_program("topic_control", folder, capsys, *arguments, *given)
+        scores.append(json.loads((tmp_path / "j").read_text())["mauve"])
+        assert f"\n  MAUVE {scores[-1]:.3f}" in out
+    assert scores[1] < scores[0] <= 1
+
+
+def test_mauve_is_refused_before_texts_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A name that mauve-text cannot take is one line; without the package there is a note, and no number."""
+    pytest.importorskip("mauve")
+    folder = save_tiny(tmp_path / "run", "abcdefg\n")
     (tmp_path / "real.txt").write_text("abc\nabd\n")
-    out, err = run_program(
-        "topic_control", folder, capsys, *arguments, "--evaluate", f"--reference={tmp_path}/real.txt"
-    )
-    assert out.startswith("# strength 3")
-    assert err in ("", "note: MAUVE is not measured: pip install mauve-text\n")
+    arguments = ["--bag", "a", "--num_samples=2", "--length=9", f"--reference={tmp_path}/real.txt"]
+    for features, message in (("xlnet", "wants gpt2 or bert"), (f"{tmp_path}/gpt2", "cannot be read")):
+        out, err = run_program(
+            "topic_control", folder, capsys, *arguments, f"--features={features}", status=2
+        )
+        assert out == ""
+        assert err.count("\n") == 1
+        assert message in err
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    out, err = run_program("topic_control", folder, capsys, *arguments, "--evaluate")
+    assert out.startswith("# strength 2")
+    assert "MAUVE" not in out
+    assert err == "note: MAUVE is not measured: pip install 'nanobackpack[mauve]'\n"
 
 
 @pytest.mark.parametrize(

@@ -172,14 +172,32 @@ class Classifier:
         return hits / len(texts)
 
 
-def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float | None:
-    """MAUVE of all texts against real ones, with a local folder of GPT-2 for features; the larger side is cut
-    to the size of the smaller one. None, with a warning, where the package mauve-text is not installed."""
+def mauve_ready(features: str) -> bool:
+    """Whether MAUVE can be measured with that model: asked before any text is drawn. Without the package
+    mauve-text it cannot, and a warning says so.
+
+    Raises: InputError for a model that mauve-text does not take or transformers does not find.
+    """
     try:
-        import mauve
+        import mauve  # noqa: F401
+        from transformers import AutoConfig
     except ImportError:
-        warnings.warn("MAUVE is not measured: pip install mauve-text", stacklevel=2)
-        return None
+        warnings.warn("MAUVE is not measured: pip install 'nanobackpack[mauve]'", stacklevel=2)
+        return False
+    if "gpt2" not in features and "bert" not in features:  # mauve-text goes by the name
+        raise InputError(f"features={features!r} is nothing mauve-text takes: it wants gpt2 or bert in the name")
+    try:
+        AutoConfig.from_pretrained(features, trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise InputError(f"features={features!r} cannot be read: {str(e).splitlines()[0]}") from e
+    return True
+
+
+def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float:
+    """MAUVE of all texts against real ones, with the last hidden state of a GPT-2, a hub's name or a local folder,
+    for features; the larger side is cut to the size of the smaller one. `mauve_ready` must hold."""
+    import mauve
+
     texts = [text for topic in topics for text in topic.texts]
     n = min(len(texts), len(reference))
     order = torch.randperm(
