@@ -41,7 +41,7 @@ class TopicConfig(ReadConfig):
     reference: str = ""
     """File of real texts, one a line: measures MAUVE."""
     features: str = "gpt2-large"
-    """Folder of the model that MAUVE compares texts with."""
+    """Model in whose hidden states MAUVE compares texts: a GPT-2's name or folder."""
     save: str = ""
     """Write the edit, with --topic=all the last one, to this file."""
 

@@ -185,7 +185,9 @@ def mauve_ready(features: str) -> bool:
         warnings.warn("MAUVE is not measured: pip install 'nanobackpack[mauve]'", stacklevel=2)
         return False
     if "gpt2" not in features and "bert" not in features:  # mauve-text goes by the name
-        raise InputError(f"features={features!r} is nothing mauve-text takes: it wants gpt2 or bert in the name")
+        raise InputError(
+            f"features={features!r} is nothing mauve-text takes: it wants gpt2 or bert in the name"
+        )
     try:
         AutoConfig.from_pretrained(features, trust_remote_code=False)
     except (OSError, ValueError) as e:
@@ -194,8 +196,8 @@ def mauve_ready(features: str) -> bool:
 
 
 def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float:
-    """MAUVE of all texts against real ones, with the last hidden state of a GPT-2, a hub's name or a local folder,
-    for features; the larger side is cut to the size of the smaller one. `mauve_ready` must hold."""
+    """MAUVE of all texts against real ones, in the last hidden states of a GPT-2, by its name or its folder;
+    the larger side is cut to the size of the smaller one. `mauve_ready` must hold."""
     import mauve
 
     texts = [text for topic in topics for text in topic.texts]
