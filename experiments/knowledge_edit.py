@@ -2,10 +2,13 @@
 
     python experiments/knowledge_edit.py --word MacBook --remove Apple --add HP --prompt "The MacBook is best"
     python experiments/knowledge_edit.py --word Romeo --remove Juliet --add Rosaline --save romeo.safetensors
+    python experiments/knowledge_edit.py --word Harvard --copy Stanford --senses 12 7 --prompt "At Harvard"
 
 Each word stands for its first token as it is written inside a text (" MacBook"): with a character model the
-first letter. The edit holds wherever the word comes (Backpack paper, section 6.3); `--save` keeps it for
-`sample.py --edits=FILE`. Shown are the likeliest next tokens and samples, before and after.
+first letter. The edit holds wherever the word comes (Backpack paper, section 6.3; its other cases are Brady:
+Patriots to Colts, Obama: States to Kingdom, Barack: America to England). With `--copy` the word takes over
+some senses of another one instead. `--save` keeps the edit for `sample.py --edits=FILE`. Shown are the
+likeliest next tokens and samples, before and after.
 """
 
 from dataclasses import dataclass
@@ -28,6 +31,10 @@ class KnowledgeConfig(ReadConfig):
     """What its senses shall no longer speak for."""
     add: str = "HP"
     """What they shall speak for instead."""
+    copy: str = ""
+    """In place of remove and add: the word to take senses from."""
+    senses: tuple[int, ...] = (12, 7)
+    """The senses that are taken, counted from 0."""
     prompt: str = "The MacBook is best known for its form factor, but"
     """The text to continue; it should hold the word."""
     k: int = 8
@@ -46,14 +53,25 @@ def main(settings: KnowledgeConfig) -> None:
     for path in (settings.json, settings.save):
         files.check_place(path)
     senses = Senses(open_model(settings), settings.bos)
-    word, remove, add = first_ids(senses.tokenizer, (settings.word, settings.remove, settings.add))
-    edit = control.knowledge_edit(senses.model, word, remove, add)
-    sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
-    result = effect(senses, edit, settings.prompt, **sizes, seed=settings.seed)
+    if settings.copy:
+        word, source = first_ids(senses.tokenizer, (settings.word, settings.copy))
+        edit = control.copy_senses(senses.model, word, source, settings.senses)
+    else:
+        word, remove, add = first_ids(senses.tokenizer, (settings.word, settings.remove, settings.add))
+        edit = control.knowledge_edit(senses.model, word, remove, add)
+    result = effect(
+        senses,
+        edit,
+        settings.prompt,
+        k=settings.k,
+        n=settings.num_samples,
+        new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+    )
     print(result.table())
     write_json(settings.json, result)
     if settings.save:
-        control.save(edit, settings.save)
+        control.save(edit, settings.save, senses.model)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ A text begins as documents do and is drawn from the model's own distribution (Ba
 Of each of a topic's words the first token counts. `--save` keeps the edit for `sample.py --edits=FILE`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from nanobackpack import cli, control, files
 from nanobackpack.checkpoint import open_model
-from nanobackpack.config import ReadConfig
+from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import topic
 from nanobackpack.prepare import read_text
 from nanobackpack.results import write_json
@@ -34,6 +34,8 @@ class TopicConfig(ReadConfig):
     """Texts of each topic."""
     length: int = 100
     """Tokens of a text, its start included."""
+    batch_size: int = 32
+    """Texts drawn at a time."""
     evaluate: bool = False
     """Only measure, do not print the texts."""
     classifier: str = ""
@@ -47,22 +49,27 @@ class TopicConfig(ReadConfig):
 
 
 def main(settings: TopicConfig) -> None:
+    at_least(settings, "batch_size", 1)
     for path in (settings.json, settings.save):
         files.check_place(path)
     bags, found, s = topic.bags(settings.topic, settings.bag), [], settings
     real = read_text(Path(s.reference)).splitlines() if s.reference else []
     compare = bool(real) and topic.mauve_ready(s.features)
-    texts = topic.controlled(open_model(s), bags, s.strength, s.num_samples, s.length, s.seed, s.classifier)
+    model, sizes = open_model(s), (s.num_samples, s.length)
+    texts = topic.controlled(model, bags, s.strength, *sizes, s.seed, s.classifier, s.batch_size)
     for result, edit in texts:
         found.append(result)
         if not s.evaluate:
             print(*result.texts, "", sep="\n" + "-" * 15 + "\n")
         if s.save:
-            control.save(edit, s.save)
-    mauve = topic.mauve_score(found, real, s.features) if compare else None
-    topics = topic.Topics(title=f"strength {s.strength}", topics=found, mauve=mauve)
-    print(topics.table())
+            control.save(edit, s.save, model)
+    topics = topic.Topics(title=f"strength {s.strength}", topics=found)
+    print(topics.table(), flush=True)
     write_json(s.json, topics)
+    if compare:
+        topics = replace(topics, mauve=topic.mauve_score(found, real, s.features))
+        print(f"  MAUVE {topics.mauve:.3f}")
+        write_json(s.json, topics)
 
 
 if __name__ == "__main__":

@@ -169,9 +169,9 @@ class BackpackLM(LanguageModel):
     def _alpha_dropout(self) -> float:
         return self.alpha.dropout if self.training else 0.0
 
-    def new_cache(self, edits: EditLike = ()) -> KVCache:
+    def new_cache(self, edits: EditLike = (), capacity: int | None = None) -> KVCache:
         """As of every model; also the logits of all senses, or where these are many a memory for senses."""
-        cache = super().new_cache(edits)
+        cache = super().new_cache(edits, capacity)
         if self._few_tokens and not cache.edits.on_weights:
             ids = torch.arange(self.config.vocab_size, device=self.wte.weight.device)
             table = linear(self._senses(ids, self.wte.weight, cache.edits), self.wte.weight)  # (V, K, V)
@@ -224,13 +224,13 @@ class BackpackLM(LanguageModel):
         return torch.cat(parts)  # (N, K, D)
 
     @torch.no_grad()
-    def contextualization(self, input_ids: Tensor) -> Tensor:
+    def contextualization(self, input_ids: Tensor, edits: Edits | None = None) -> Tensor:
         """α (B, K, T, T) of input_ids (B, T): α[b,l,i,j] weighs sense l of token j at position i.
 
-        Under the edits in force, which may change it. Raises: ValueError for unfit ids.
+        Under the edits in force, which may change it, or under `edits`. Raises: ValueError for unfit ids.
         """
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
-        edits = self.active()
+        edits = edits or self.active()
         was_training = self.training
         self.eval()
         try:

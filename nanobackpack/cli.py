@@ -109,7 +109,10 @@ def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
 
 def _tyro(config_type: type, args: Sequence[str], prog: str) -> Any:
     options = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(config_type, args=args, prog=prog, use_underscores=True, config=options)
+    about = sys.modules["__main__"].__doc__  # what the program says of itself, with examples
+    return tyro.cli(
+        config_type, args=args, prog=prog, description=about, use_underscores=True, config=options
+    )
 
 
 def _many(field: dataclasses.Field[Any]) -> bool:
@@ -132,7 +135,7 @@ def _split(argv: Sequence[str], fields: dict[str, Any]) -> tuple[dict[str, list[
             raise InputError(f"unknown setting --{name}{nearest(name, fields)}")
         if equals:
             flags[name] = [value]
-        elif fields[name].type in (bool, "bool") and (not rest or rest[0].startswith("--")):
+        elif "bool" in str(fields[name].type) and (not rest or rest[0].startswith("--")):
             flags[name] = ["True"]
         elif not rest or rest[0].startswith("--"):
             raise InputError(f"--{name} needs a value, as in --{name}={_example(fields[name])}")

@@ -281,8 +281,8 @@ class SampleConfig(LoadConfig):
 class ReadConfig(LoadConfig):
     """What the programs that read or evaluate a model share."""
 
-    bos: bool = False
-    """Begin prompts with the token that begins a document, for models trained with one."""
+    bos: Literal["auto"] | bool = "auto"
+    """Begin prompts with the token that begins a document; auto: if there is one, as sample.py does."""
     json: str = ""
     """Also write the result to this file as JSON."""
 
@@ -339,6 +339,8 @@ class PerplexityConfig(LoadConfig):
     """Windows computed in one go."""
     batches: int = 0
     """Random batches that stand for the split, drawn with seed (0: all of the split)."""
+    edits: str = ""
+    """A file of edits to measure the model under: what they cost."""
     json: str = ""
     """File for the result."""
 

@@ -11,6 +11,7 @@ Letters: T positions, D width, K senses, V vocabulary, N tokens.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,10 +109,11 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
 FORMAT = "nanobackpack edits 1"
 
 
-def save(edits: EditLike, path: str | Path) -> None:
+def save(edits: EditLike, path: str | Path, model: LanguageModel | None = None) -> None:
     """Write edits as one safetensors file: their tensors, and the rest as JSON in its metadata:
     {"format": ..., "edits": [{"kind": "ScaleSense", "tokens": [4], "factor": 0.0, "sense": 2}, ...]},
-    where "tensor" stands for the tensor called NUMBER.FIELD."""
+    where "tensor" stands for the tensor called NUMBER.FIELD. With the model they are for, the file also
+    tells its tokenizer, since token 4 of another is another token."""
     records: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {}
     for i, edit in enumerate(flat(edits)):
@@ -120,7 +122,8 @@ def save(edits: EditLike, path: str | Path) -> None:
             if isinstance(value, Tensor):
                 tensors[f"{i}.{name}"], fields[name] = value.cpu().clone().contiguous(), "tensor"
         records.append({"kind": type(edit).__name__, **fields})
-    metadata = {"edits": json.dumps({"format": FORMAT, "edits": records})}
+    of = _tokenizer_of(model)
+    metadata = {"edits": json.dumps({"format": FORMAT, "edits": records} | ({"tokenizer": of} if of else {}))}
     with replacing(Path(path)) as file:
         file.write(to_safetensors(tensors, metadata))
 
@@ -147,9 +150,19 @@ def load(path: str | Path, model: LanguageModel | None = None) -> tuple[Edit, ..
             raise InputError(f"tensor {brief(next(iter(tensors)))} belongs to no edit")
         if model is not None:
             model.active(edits)
+            theirs, ours = content.get("tokenizer"), _tokenizer_of(model)
+            if theirs and ours and theirs != ours:
+                raise InputError("it is for a model with another tokenizer, whose ids mean other tokens")
     except (SafetensorError, OSError, ValueError) as e:
         raise InputError(f"{shown(path)} cannot be used as a file of edits: {e}") from e
     return edits
+
+
+def _tokenizer_of(model: LanguageModel | None) -> str | None:
+    """Checksum of a model's tokenizer, None if it has none."""
+    if model is None or model.tokenizer is None:
+        return None
+    return hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
 
 
 def _parse(i: int, record: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
@@ -175,7 +188,10 @@ def knowledge_edit(model: BackpackLM, token: int, remove: int, add: int) -> Repl
     """What the senses of a token say for `remove`, they say for `add` (paper, section 6.3):
 
     C'_l = C_l - c_l E_r + c_l (|E_r|² / |E_t|²) E_t  with  c_l = C_l · E_r / |E_r|²
+
+    Raises: InputError for a GPT, and for ids outside the vocabulary.
     """
+    _check(model, token, remove, add)
     r, t = model.wte.weight[remove].float(), model.wte.weight[add].float()  # (D)
     (senses,) = model.sense_vectors([token]).float()  # (K, D)
     share = (senses @ r / (r @ r))[:, None]  # (K, 1)
@@ -184,7 +200,14 @@ def knowledge_edit(model: BackpackLM, token: int, remove: int, add: int) -> Repl
 
 
 def copy_senses(model: BackpackLM, token: int, source: int, which: Sequence[int]) -> ReplaceSenses:
-    """Some senses of a token replaced by those of another token."""
+    """Some senses of a token replaced by those of another token.
+
+    Raises: InputError for a GPT, and for ids or senses that are not there.
+    """
+    _check(model, token, source)
+    K = model.config.n_sense_vector
+    if not all(0 <= sense < K for sense in which):
+        raise InputError(f"which={list(which)}: this model has senses 0 to {K - 1}")
     own, other = model.sense_vectors([token, source]).float()  # (K, D)
     chosen = torch.zeros(len(own), 1, dtype=torch.bool, device=own.device)
     chosen[list(which)] = True
@@ -194,9 +217,25 @@ def copy_senses(model: BackpackLM, token: int, source: int, which: Sequence[int]
 def nullspace(
     model: GPT, tokens: Sequence[int], first: int, second: int, factor: float = 0.0
 ) -> GPTNullspace:
-    """What tells two tokens apart, E_first - E_second, taken out of the input embeddings of others."""
+    """What tells two tokens apart, E_first - E_second, taken out of the input embeddings of others.
+
+    Raises: InputError for ids outside the vocabulary.
+    """
+    _check(model, *tokens, first, second, kind="gpt2")
     E = model.wte.weight.detach().float().cpu()  # (V, D)
     return GPTNullspace(tuple(tokens), factor, E[first] - E[second])
+
+
+def _check(model: LanguageModel, *ids: int, kind: str = "backpack-lm") -> None:
+    """Raises: InputError for a model of the other kind, and for ids outside its vocabulary."""
+    if model.config.model_name != kind:
+        raise InputError(
+            "a GPT has no senses to edit: open a Backpack"
+            if kind == "backpack-lm"
+            else "a Backpack is edited in its senses, the null space is for GPTs: open a GPT"
+        )
+    if bad := [i for i in ids if not 0 <= i < model.config.vocab_size]:
+        raise InputError(f"token {bad[0]} is outside the vocabulary: 0 to {model.config.vocab_size - 1}")
 
 
 # --- Topics -------------------------------------------------------------------------------------
@@ -227,10 +266,12 @@ def topic_scores(
     """How much each sense speaks for a bag of tokens: Σ_bag E_v · C(x)_l / max_v E_v · C(x)_l, (V, K).
 
     Paper, eq. 17; `absolute` takes the largest absolute value, as its footnote 5 says. 0 for padding and for
-    tokens that only mark a text's ends. Raises: InputError for an empty bag or ids outside the vocabulary.
+    tokens that only mark a text's ends.
+    Raises: InputError for a GPT, an empty bag, or ids outside the vocabulary.
     """
-    if not bag or min(bag) < 0 or max(bag) >= model.config.vocab_size:
-        raise InputError(f"bag={list(bag)}: give token ids from 0 to {model.config.vocab_size - 1}")
+    _check(model, *bag)
+    if not bag:
+        raise InputError("the bag is empty: give one token or more")
     peaks = sense_peaks(model, absolute) if peaks is None else peaks
     toward = model.wte.weight[sorted(set(bag))].float().sum(dim=0)  # (D)
     scores = model.sense_vectors().float() @ toward / peaks  # (V, K)
@@ -256,16 +297,21 @@ def topic(
     own for the four bins. f is max(delta) / f_scale in the code behind the paper's tables, and the
     inverse in its text (f_mode). `peaks`, if known, are `sense_peaks` of the model.
 
-    Raises: InputError for a strength or bag out of range.
+    Raises: InputError for a GPT, and for a strength, deltas, f_mode or bag out of range.
     """
+    if f_mode not in ("code", "paper"):
+        raise InputError(f"f_mode={f_mode!r} is out of range: it must be code or paper")
     if deltas is None:
         if strength not in range(len(STRENGTHS)):
             raise InputError(
                 f"strength={strength} is out of range: it must be from 0 to {len(STRENGTHS) - 1}"
             )
         deltas = STRENGTHS[strength]
-    if len(deltas) != len(QUANTILES) + 1:
-        raise InputError(f"deltas={tuple(deltas)}: give {len(QUANTILES) + 1}, of the highest scores first")
+    if len(deltas) != len(QUANTILES) + 1 or max(deltas) <= 0:
+        n = len(QUANTILES) + 1
+        raise InputError(
+            f"deltas={tuple(deltas)}: give {n}, of the highest scores first, one above 0 at least"
+        )
     scores = topic_scores(model, bag, absolute=absolute, peaks=peaks).cpu()  # (V, K)
     edges = scores.flatten().quantile(scores.new_tensor(QUANTILES))  # (3)
     above = (scores[..., None] >= edges).sum(dim=2)  # (V, K): how many quantiles the score reaches

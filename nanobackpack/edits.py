@@ -19,6 +19,7 @@ Letters: B batch, T time, S positions so far, N query rows (the last N of S), D 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,16 @@ class Edits:
         self.on_senses = [edit for edit in live if isinstance(edit, SenseEdit)]
         self.on_weights = [edit for edit in live if isinstance(edit, WeightEdit)]
         self.on_inputs = [edit for edit in live if isinstance(edit, InputEdit)]
+
+    def on_any_row(self) -> Edits:
+        """These for a batch of padded texts, of which each is read at its own last row: what an edit of the
+        last row alone does there, it does at every row, none of which another row sees."""
+        every = copy.copy(self)
+        every.on_weights = [
+            dataclasses.replace(edit, last_row=False) if isinstance(edit, AmplifyInWord) else edit
+            for edit in self.on_weights
+        ]
+        return every
 
     def senses(self, ids: Tensor, c: Tensor) -> Tensor:
         for edit in self.on_senses:

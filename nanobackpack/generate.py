@@ -54,7 +54,8 @@ def stream(
     was_training = model.training
     model.eval()
     try:
-        cache, ids = model.new_cache(edits), input_ids[:, -size:]  # (B, T)
+        cache = model.new_cache(edits, input_ids.size(1) + max_new_tokens)
+        ids = input_ids[:, -size:]  # (B, T)
         new = ids
         for _ in range(max_new_tokens):
             if cache.length == size:

@@ -292,9 +292,10 @@ class LanguageModel(nn.Module):
         """logits[b,i] = E · hidden[b,i], (B, T, V)."""
         return linear(self.hidden(input_ids, types, edits), self.wte.weight)
 
-    def new_cache(self, edits: EditLike = ()) -> KVCache:
-        """An empty cache for one generation under the edits in force and these."""
-        return KVCache(self.config.block_size, self.active(edits))
+    def new_cache(self, edits: EditLike = (), capacity: int | None = None) -> KVCache:
+        """An empty cache for one generation under the edits in force and these, with room for `capacity`
+        positions: block_size, unless less is known to do."""
+        return KVCache(min(capacity or self.config.block_size, self.config.block_size), self.active(edits))
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""

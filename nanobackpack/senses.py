@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from nanobackpack.backpack import BackpackLM
 from nanobackpack.config import InputError
+from nanobackpack.edits import Edit
 from nanobackpack.layers import LanguageModel
 from nanobackpack.results import (
     Composition,
@@ -38,7 +39,7 @@ from nanobackpack.results import (
 )
 from nanobackpack.runtime import reading
 from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import Text, bos_ids, encode, needs_tokenizer, spans, token_id, word_ids
+from nanobackpack.words import Bos, Text, bos_ids, encode, needs_tokenizer, spans, token_id, word_ids
 
 __all__ = ["Pooling", "Scored", "Senses"]
 
@@ -53,13 +54,13 @@ class Senses:
     Raises: InputError for a model without senses or tokenizer, or a tokenizer without BOS.
     """
 
-    def __init__(self, model: LanguageModel, bos: bool = False) -> None:
+    def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
         if not isinstance(model, BackpackLM):
             raise InputError("this model is a GPT and has no senses: open a Backpack")
         self.model = model
         self.tokenizer: Tokenizer = needs_tokenizer(model.tokenizer)
-        self.bos = bos_ids(self.tokenizer) if bos else []
-        self._directions: Tensor | None = None
+        self.bos = bos_ids(self.tokenizer, bos)
+        self._directions: tuple[tuple[Edit, ...], Tensor] | None = None  # under these edits
 
     # --- Words ---------------------------------------------------------------------------------
 
@@ -75,6 +76,10 @@ class Senses:
     def many_senses(self, words: Sequence[Text], pooling: Pooling = "avg") -> Tensor:
         """The senses of N words, (N, K, D). Raises: as `word_senses`."""
         rows = [word_ids(self.tokenizer, word) for word in words]
+        if not rows:
+            raise InputError("no words: give at least one")
+        if pooling not in get_args(Pooling):
+            raise InputError(f"pooling={pooling!r} is out of range: one of {', '.join(get_args(Pooling))}")
         if pooling == "first":
             return self.model.sense_vectors([row[0] for row in rows])
         if pooling == "contextualized":
@@ -120,12 +125,12 @@ class Senses:
         return Similarity(title=f"{x} and {y}", pairs=pairs, flat=flat)
 
     def directions(self) -> Tensor:
-        """C of every real token, scaled to length 1, (K, V, D): computed once and kept.
+        """C of every real token, scaled to length 1, (K, V, D): computed once for the edits in force.
 
         It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU
         (tests/benchmark_senses.py). `forget` gives the memory back.
         """
-        if self._directions is None:
+        if self._directions is None or self._directions[0] != self.model.edits:
             (V, D), K = self.embedding.shape, self.model.config.n_sense_vector
             table = self.embedding.new_empty(K, V, D)
             starts = range(0, V, 1024)
@@ -133,8 +138,8 @@ class Senses:
                 ids = list(range(start, min(start + 1024, V)))
                 senses = F.normalize(self.model.sense_vectors(ids), dim=2)  # (n, K, D)
                 table[:, start : start + len(ids)] = senses.transpose(0, 1)
-            self._directions = table
-        return self._directions
+            self._directions = self.model.edits, table
+        return self._directions[1]
 
     def forget(self) -> None:
         """Drop the table of `directions`; needed after the model's weights changed, too."""
@@ -210,9 +215,13 @@ class Senses:
             raise InputError(f"the prompt has {len(ids)} tokens, this model reads block_size={size}: cut it")
         return ids
 
+    def next_probabilities(self, prompt: Text) -> Tensor:
+        """p of each real token as the next one, (V); padding takes part in the softmax."""
+        return self._logits(self.encode(prompt)).softmax(dim=0)[: len(self.embedding)]
+
     def next_tokens(self, prompt: Text, k: int = 10) -> Ranking:
-        """The k likeliest next tokens with their probabilities; padding takes part in the softmax."""
-        p = self._logits(self.encode(prompt)).softmax(dim=0)[: len(self.embedding)]  # (V)
+        """The k likeliest next tokens with their probabilities."""
+        p = self.next_probabilities(prompt)  # (V)
         return self._rank(f"after {prompt!r}", p[None], k, labels=["next"])
 
     def active_senses(self, prompt: Text) -> Weights:
@@ -334,7 +343,8 @@ class Senses:
         for start in range(0, len(rows), n):
             part = rows[start : start + n]
             padded = [row + [0] * (T - len(row)) for row in part]  # on the right, where nothing looks
-            alpha = self.model.contextualization(torch.tensor(padded, device=self.embedding.device))
+            ids = torch.tensor(padded, device=self.embedding.device)  # (B, T)
+            alpha = self.model.contextualization(ids, self.model.active().on_any_row())  # (B, K, T, T)
             found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
         return found
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nanobackpack.config import InputError
 from nanobackpack.tokenizers import Tokenizer
 
 Text = str | Sequence[int]
+Bos = bool | Literal["auto"]
+"""Whether prompts begin with the token that begins a document; "auto": if the tokenizer has one, as
+`Tokenizer.prompt_ids` and so sample.py does."""
 
 
 class Encoded(NamedTuple):
@@ -45,12 +48,20 @@ def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """The id that begins a document, as a list. Raises: InputError if the tokenizer has none."""
-    bos = encode(tokenizer, []).bos
-    if bos is None:
+def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
+    """What prompts begin with: the id that begins a document if it is wanted, or nothing. GPT-2's
+    tokenizer has one id for the end of a document and the beginning of the next.
+
+    Raises: InputError if it is wanted and there is none.
+    """
+    _, bos, eos = encode(tokenizer, [])
+    if wanted == "auto":
+        return [] if bos is None else [bos]
+    if not wanted:
+        return []
+    if bos is None and eos is None:
         raise InputError("bos=True: this tokenizer has no token that begins a document, take bos=False")
-    return [bos]
+    return [eos if bos is None else bos]  # type: ignore[list-item]
 
 
 def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
@@ -69,7 +80,7 @@ def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
             ids = ids[1:]
     if not ids:
         raise InputError("an empty word has no senses: give at least one character")
-    if unknown_id(tokenizer) in ids:
+    if isinstance(word, str) and unknown_id(tokenizer) in ids:
         raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
     return ids
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
+import runpy
 import string
 import subprocess
 import sys
@@ -528,6 +530,30 @@ def test_help_lists_every_setting_with_its_default(
         assert found, field.name
         assert shown in found[1], field.name
         assert len(entry.split("(default")[0].split()) > 3, f"{field.name} has no line of help"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "train.py", ROOT / "sample.py", *sorted(ROOT.glob("experiments/*.py"))],
+    ids=lambda p: p.stem,
+)
+def test_help_teaches(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--help shows what a program says of itself: how it is called, and what comes out."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", about)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(path), run_name="__main__")
+    shown = " ".join(capsys.readouterr().out.split())
+    examples = [
+        line.strip() for line in about.splitlines() if line.strip().startswith(("python ", "torchrun "))
+    ]
+    assert examples
+    for example in examples:
+        assert " ".join(example.split()) in shown
 
 
 def test_a_script_shows_help_in_any_folder(tmp_path: Path) -> None:

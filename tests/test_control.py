@@ -157,6 +157,31 @@ def test_copy_senses():
     assert torch.equal(edit.table[0], torch.stack([other[0], own[1], other[2], own[3]]))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m, gpt: control.topic(gpt, [1]), "a GPT has no senses"),
+        (lambda m, gpt: control.knowledge_edit(gpt, 1, 2, 3), "a GPT has no senses"),
+        (lambda m, gpt: control.copy_senses(gpt, 1, 2, [0]), "a GPT has no senses"),
+        (lambda m, gpt: control.nullspace(m, [1], 2, 3), "open a GPT"),
+        (lambda m, gpt: control.knowledge_edit(m, 1, 2, 99), "token 99 is outside"),
+        (lambda m, gpt: control.copy_senses(m, 1, -2, [0]), "token -2 is outside"),
+        (lambda m, gpt: control.copy_senses(m, 1, 2, [4]), "senses 0 to 3"),
+        (lambda m, gpt: control.copy_senses(m, 1, 2, [-1]), "senses 0 to 3"),
+        (lambda m, gpt: control.nullspace(gpt, [1], 2, 99), "token 99 is outside"),
+        (lambda m, gpt: control.topic(m, [1], deltas=(0, 0, 0, 0), f_mode="paper"), "one above 0"),
+        (lambda m, gpt: control.topic(m, [1], f_mode="book"), "f_mode='book'"),
+        (lambda m, gpt: control.topic(m, []), "the bag is empty"),
+        (lambda m, gpt: control.topic(m, [99]), "token 99 is outside"),
+        (lambda m, gpt: control.topic(m, [1], 4), "strength=4"),
+    ],
+)
+def test_what_cannot_be_made(make: Callable[[BackpackLM, Any], Edit], message: str):
+    """A model of the wrong kind, and ids, senses and modes that do not exist, are one line."""
+    with pytest.raises(InputError, match=message):
+        make(tiny_model(), tiny_model(model_name="gpt2"))
+
+
 def test_topic_bins_and_modes():
     """A score that reaches a quantile belongs to the bin above it; f is max(delta)/7.5 or the inverse."""
     model = tiny_model()
@@ -515,6 +540,20 @@ def test_file_round_trip(tmp_path_factory: pytest.TempPathFactory, some: list[Ed
     assert [type(edit) for edit in got] == [type(edit) for edit in some]
     assert [contents(edit) for edit in got] == [contents(edit) for edit in some]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_knows_its_tokenizer(tmp_path: Path, speller: BackpackLM):
+    """Ids of another tokenizer are other tokens: an edit of them is refused. Who does not know, trusts."""
+    path, edit = tmp_path / "some.safetensors", ScaleSense((1,), 0.0)
+    control.save(edit, path, speller)
+    assert control.load(path, speller) == (edit,)
+    other = tiny_model(vocab_size=11, vocab_used=8)
+    assert control.load(path, other) == control.load(path) == (edit,)
+    other.tokenizer = Tokenizer.char("qrstuvw\n")
+    with pytest.raises(InputError, match="another tokenizer"):
+        control.load(path, other)
+    control.save(edit, path)
+    assert control.load(path, other) == (edit,)
 
 
 def test_edits_may_share_tensors(tmp_path: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from nanobackpack.control import ScaleSense
 from nanobackpack.evaluate import bias, topic
 from nanobackpack.evaluate.effect import effect
 from nanobackpack.layers import LanguageModel
+from nanobackpack.runtime import seed_of
 from nanobackpack.tokenizers import Tokenizer
 from nanobackpack.words import first_ids
 
@@ -40,14 +43,17 @@ def worded(**settings: Any) -> Any:
 
 
 def test_sets_are_complete():
-    """As many topics, nouns and prompts as the papers have, each prompt with a place for its noun."""
+    """As many topics, nouns and prompts as the papers have, each prompt with a place for its noun; no sense
+    is chosen and no factor fitted on a prompt that then measures them."""
     sets = topic.control_sets()
     assert len(sets["topics"]) == 17
     assert sum(map(len, sets["topics"].values())) == 33
     english, chinese = sets["bias"]["en"], sets["bias"]["zh"]
     assert [len(english[name]) for name in ("nouns", "prompts", "estimation")] == [40, 13, 5]
     assert [len(chinese[name]) for name in ("nouns", "prompts")] == [6, 5]
-    for prompts in (*(english[n] for n in ("prompts", "estimation")), chinese["prompts"]):
+    for language in (english, chinese):
+        assert not set(language["prompts"]) & set(language["estimation"])
+    for prompts in (language[n] for language in (english, chinese) for n in ("prompts", "estimation")):
         assert all(prompt.count("{}") == 1 for prompt in prompts)
         assert len(set(prompts)) == len(prompts)
 
@@ -107,6 +113,8 @@ def test_gender_bias():
         edit = ScaleSense(tokens[noun], found.factors[i], found.sense)
         after = ratio_by_hand(model, prompts("estimation", noun), (edit,)) + abs(1 - found.factors[i])
         assert after <= before + 1e-4
+        assert after < before or found.factors[i] == 1
+    assert any(factor != 1 for factor in found.factors)
     means = {name: sum(values) / 3 for name, values in found.ratios.items()}
     assert found.means == pytest.approx(means)
     share = (means["unmodified"] - means["removed"]) / (means["unmodified"] - 1)
@@ -121,6 +129,10 @@ def test_gender_bias():
 def test_gender_bias_of_a_gpt():
     """For a GPT she - he is projected out of what it reads of the noun."""
     model = worded(model_name="gpt2")
+    with pytest.raises(InputError, match="sense=2: this model is a GPT"):
+        bias.gender_bias(model, sense=2)
+    with torch.no_grad():
+        model.wte.weight.mul_(8)  # so sure of itself that it pays to change it
     found = bias.gender_bias(model, max_iter=5)
     assert found.sense is None
     assert list(found.ratios) == ["unmodified", "projected", "optimised"]
@@ -128,11 +140,25 @@ def test_gender_bias_of_a_gpt():
     by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
     assert found.ratios["projected"][2] == pytest.approx(by_hand, rel=1e-3)
     assert by_hand != pytest.approx(found.ratios["unmodified"][2], rel=1e-3)
+    edit = control.nullspace(model, [3], 2, 1, found.factors[2])
+    by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
+    assert found.ratios["optimised"][2] == pytest.approx(by_hand, rel=1e-3)
+    assert any(factor != 1 for factor in found.factors)
+
+
+def test_bias_of_edits_of_the_last_row():
+    """In a batch of prompts of different lengths each has its own last row, not that of the padding."""
+    model = worded(block_size=12)
+    rows = [[6, 3, 8, 9], [3, 8], [5, 3, 8] * 4]
+    edit = control.AmplifyInWord((3, 8), (8.0, 1.0), last_row=True)
+    by_hand = ratio_by_hand(model, rows, (edit,))
+    assert by_hand != pytest.approx(ratio_by_hand(model, rows), rel=1e-4)
+    assert bias.bias_ratio(model, rows, 1, 2, edit) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_gender_bias_in_chinese(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Nouns of several characters are scaled in all of them; what cannot be spelled is left out."""
-    folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来")
+    folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来想一想站起")
     out, err = run_program(
         "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b"
     )
@@ -161,16 +187,44 @@ def test_controlled_texts():
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
         ((result, edit),) = topic.controlled(model, {"mine": ["ab", "c"]}, 3, 4, length=60, seed=5)
     start = torch.tensor([model.tokenizer.encode("\n")]).expand(4, -1)
-    rows = model.generate(start, 59, edits=edit, generator=torch.Generator().manual_seed(5))[:, 1:]
+    draws = [torch.Generator().manual_seed(seed_of(5, i)) for i in range(4)]
+    rows = model.generate(start, 59, edits=edit, generator=draws)[:, 1:]
     assert result.texts == [model.tokenizer.decode(row.tolist()) for row in rows]
     assert torch.equal(edit.delta, control.topic(model, [1, 3], 3).delta)
     hits = sum(token in (1, 3) for row in rows.tolist() for token in row)
     assert result.bag_tokens == pytest.approx(100 * hits / (4 * 59))
     words = [word for text in result.texts for word in text.split("\n") if word]
     assert result.bag_words == pytest.approx(100 * sum(word in ("ab", "c") for word in words) / len(words))
+    with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
+        ((again, _),) = topic.controlled(model, {"mine": ["ab", "c"]}, 3, 4, length=60, seed=5, batch_size=3)
+    assert again.texts == result.texts
     ((plain, nothing),) = topic.controlled(model, {"mine": ["a"]}, 0, 4, length=60, seed=5)
     assert nothing.inert
     assert plain.texts != result.texts
+
+
+def test_word_share():
+    """Words are counted as such, in Chinese by the characters they have in the text."""
+    assert topic._word_share(["Film, film and TV!", "a filmy tv"], ["film", "TV"]) == 4 / 7
+    assert topic._word_share(["却说曹操大骂，操贼曹操曹操。", "abc曹操"], ["曹操"]) == 8 / (12 + 3)
+    assert topic._word_share(["曹操曹操曹"], ["操曹"]) == 4 / 5
+    assert topic._word_share([""], ["a"]) == 0
+
+
+def test_sentiment():
+    """A topic of its own, with the deltas and the annealing of the spec; it has two strengths."""
+    model = tiny_model(vocab_size=16, vocab_used=16, block_size=32)
+    model.tokenizer = Tokenizer.char("\nhlkgapyovendrsu")
+    with pytest.warns(UserWarning, match="stands for it"):
+        ((result, edit),) = topic.controlled(model, {"sentiment": ["happy", "love"]}, 2, 2, length=5)
+    assert result.words == ["happy", "love"]
+    assert topic.bags("sentiment") == {"sentiment": ["happy", "love", "kind", "generous"]}
+    first = [model.tokenizer.id(letter) for letter in "hl"]
+    expected = control.topic(model, first, deltas=(2.4, 1.8, 1.3, 1.0), f_scale=12.5)
+    assert torch.equal(edit.delta, expected.delta)
+    assert edit.f == pytest.approx(2.4 / 12.5)
+    with pytest.raises(InputError, match="strength=3 is out of range: of sentiment it is 0 to 2"):
+        next(topic.controlled(model, {"sentiment": ["h"]}, 3, 2, length=5))
 
 
 def test_bags():
@@ -178,7 +232,7 @@ def test_bags():
     assert topic.bags("celebrity_pop_culture") == {"celebrity_pop_culture": ["celebrity", "pop", "culture"]}
     assert len(topic.bags("all")) == 17
     assert topic.bags("all", ["king", "crown"]) == {"king crown": ["king", "crown"]}
-    with pytest.raises(InputError, match="'sport' is unknown: take all, arts_culture"):
+    with pytest.raises(InputError, match="'sport' is unknown: take all, sentiment, arts_culture"):
         topic.bags("sport")
 
 
@@ -218,8 +272,8 @@ def test_classifier(tmp_path: Path):
             with torch.no_grad():
                 by_hand += bool(model(**encode(text, return_tensors="pt")).logits[0, label].sigmoid() > 0.5)
         assert classifier.success(texts, name) == by_hand / len(texts)
-    with pytest.raises(InputError, match="sports, news_social_concern"):
-        classifier.success(texts, "gaming")
+    with pytest.raises(InputError, match=r"no topic 'gaming': its own are sports, news_social_concern"):
+        topic.Classifier(str(tmp_path), ["sports", "gaming"])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         topic.Classifier(str(tmp_path))
@@ -271,6 +325,57 @@ def test_knowledge_edit_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(json.loads((tmp_path / "j").read_text())["samples_after"]) == 3
 
 
+def test_knowledge_edit_command_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """--copy takes senses of another word; a prompt without the word gets a note."""
+    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
+    given = ["--word=a", "--copy=b", "--senses", "1", "3", "--prompt=cde", f"--save={file}"]
+    out, err = run_program("knowledge_edit", folder, capsys, *given, "--max_new_tokens=5")
+    assert err == "note: 'cde' has none of the edited tokens ('a'), so nothing changes before one comes\n"
+    before, after = (line.split()[1:] for line in out.splitlines() if line[:9].strip() in ("before", "after"))
+    assert before == after
+    model = load_model(folder)
+    (edit,) = control.load(file, model)
+    assert torch.equal(edit.table, control.copy_senses(model, 1, 2, [1, 3]).table)
+    given[3] = "9"
+    _, err = run_program("knowledge_edit", folder, capsys, *given, status=2)
+    assert "senses 0 to 3" in err
+
+
+def test_steer_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A sense scaled or a word amplified: the table has each token's probability before and after."""
+    folder = save_tiny(tmp_path / "run", "abcdefg\n")
+    model, file = load_model(folder), tmp_path / "edit.safetensors"
+    ids = torch.tensor([model.tokenizer.encode("bad")])
+    for given, expected in (
+        (["--word=a", "--sense=2", "--factor=-3"], ScaleSense((1,), -3.0, 2)),
+        (["--word=ba", "--amplify", "8", "1"], control.AmplifyInWord((2, 1), (8.0, 1.0))),
+    ):
+        given = [*given, "--prompt=bad", "--tokens", "e", "f", f"--save={file}", f"--json={tmp_path}/j"]
+        out, err = run_program("steer", folder, capsys, *given, "--max_new_tokens=5")
+        assert err == ""
+        assert control.load(file, model) == (expected,)
+        (found,) = json.loads((tmp_path / "j").read_text())
+        for i, edits in enumerate(((), (expected,))):
+            with torch.no_grad():
+                p = plain_edited_logits(model, ids, edits)[0].softmax(dim=0)
+            assert [row[i] for row in found["probabilities"]] == pytest.approx(p[[5, 6]].tolist(), abs=1e-6)
+        before, after = found["probabilities"][0]
+        assert f"{before:.3g}  {after:.3g}  {after / before:.3f}" in " ".join(out.split()).replace(" ", "  ")
+        assert before != pytest.approx(after, rel=1e-5)
+
+
+def test_steer_with_the_shipped_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Without a prompt those of nanoBackpackLM that hold the word, and its test tokens."""
+    folder = save_tiny(tmp_path / "run", "沙滩上有不少在这人间里，充满了片非常好看丘撒堡粒石海球晒")
+    given = ["--word=沙滩", "--amplify", "4", "1", "--num_samples=0", f"--json={tmp_path}/j"]
+    out, _ = run_program("steer", folder, capsys, *given)
+    found = json.loads((tmp_path / "j").read_text())
+    assert [r["title"] for r in found] == ["after '沙滩上有不少'", "after '这片沙滩非常好看，'"]
+    assert found[0]["tested"] == list("丘撒堡粒石海人球晒")
+    assert found[0]["samples_before"] == []
+    assert out.count("ratio") == 2
+
+
 def test_topic_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It prints texts and shares, or with --evaluate the shares alone, and says that MAUVE is not there."""
     folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
@@ -305,28 +410,38 @@ def gpt2_folder(folder: Path) -> Path:
     return folder
 
 
-def test_topic_command_measures_mauve(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Texts next to themselves have MAUVE 1, next to others less; the number is in the table and the file."""
-    pytest.importorskip("mauve")
+needs_mauve = pytest.mark.skipif(not importlib.util.find_spec("mauve"), reason="without the extra mauve")
+
+
+@needs_mauve
+def test_topic_command_measures_mauve(tmp_path: Path):
+    """Texts next to themselves have a higher MAUVE than next to others; it is printed and in the file. In
+    processes of its own, as mauve-text's libraries can crash torch afterwards."""
+    program = Path(__file__).parents[1] / "experiments" / "topic_control.py"
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, program, f"--out_dir={folder}", "--device=cpu", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
     folder, features = save_tiny(tmp_path / "run", "ab\n"), gpt2_folder(tmp_path / "gpt2-tiny")
     arguments = ["--bag", "a", "--strength=1", "--num_samples=40", "--length=12", f"--json={tmp_path}/j"]
-    run_program("topic_control", folder, capsys, *arguments)
+    run(*arguments)
     own = [t.replace("\n", "") for t in json.loads((tmp_path / "j").read_text())["topics"][0]["texts"]]
     scores = []
     for texts in (own, ["a" * 11] * 40):
         (tmp_path / "real.txt").write_text("\n".join(texts))
         given = [f"--reference={tmp_path}/real.txt", f"--features={features}", "--evaluate"]
-        out, _ = run_program("topic_control", folder, capsys, *arguments, *given)
+        out = run(*arguments, *given)
         scores.append(json.loads((tmp_path / "j").read_text())["mauve"])
         assert f"\n  MAUVE {scores[-1]:.3f}" in out
     assert scores[1] < scores[0] <= 1
 
 
+@needs_mauve
 def test_mauve_is_refused_before_texts_are_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """A name that mauve-text cannot take is one line; without the package there is a note, and no number."""
-    pytest.importorskip("mauve")
     folder = save_tiny(tmp_path / "run", "abcdefg\n")
     (tmp_path / "real.txt").write_text("abc\nabd\n")
     arguments = ["--bag", "a", "--num_samples=2", "--length=9", f"--reference={tmp_path}/real.txt"]
@@ -337,7 +452,7 @@ def test_mauve_is_refused_before_texts_are_drawn(
         assert out == ""
         assert err.count("\n") == 1
         assert message in err
-    monkeypatch.setitem(sys.modules, "mauve", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     out, err = run_program("topic_control", folder, capsys, *arguments, "--evaluate")
     assert out.startswith("# strength 2")
     assert "MAUVE" not in out
@@ -358,6 +473,13 @@ def test_mauve_is_refused_before_texts_are_drawn(
         ("gender_bias", [], "pronoun|'h'"),
         ("gender_bias", ["--max_iter=0"], "max_iter=0"),
         ("gender_bias", ["--sense=x"], "sense='x'"),
+        ("steer", ["--word=a"], "prompt is empty"),
+        ("steer", ["--word=", "--prompt=a"], "empty word"),
+        ("steer", ["--word=x", "--prompt=a"], "'x'"),
+        ("steer", ["--word=a", "--prompt=ab", "--sense=4"], "senses 0 to 3"),
+        ("steer", ["--word=a", "--prompt=ab", "--amplify", "1", "2"], "2 factors for 1 tokens"),
+        ("steer", ["--word=a", "--prompt=ab", "--tokens", "bc"], "'bc' is 2 tokens"),
+        ("steer", ["--word=a", "--prompt=ab", "--factor=nan"], "finite"),
         ("knowledge_edit", ["--word=a", "--remove=b", "--add=x"], "'x'"),
         ("knowledge_edit", ["--word=a", "--remove=b", "--add=c", "--prompt="], "prompt is empty"),
         ("knowledge_edit", ["--word=", "--remove=b", "--add=c"], "empty word"),

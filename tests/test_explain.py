@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from conftest import BACKPACKS, run_program, save_tiny, tiny_model
 from oracle import plain_alpha, plain_logits, plain_senses
+from test_control_evaluate import worded
 from test_models import filled_paper
 
-from nanobackpack import BackpackLM, InputError, Senses, load_model
+from nanobackpack import BackpackLM, InputError, Senses, checkpoint, load_model
 from nanobackpack.tokenizers import Tokenizer
 
 LETTERS = "abcdefg\n"
@@ -229,6 +231,17 @@ def test_bad_prompts(senses: Senses):
     plain.tokenizer = Tokenizer.char(LETTERS)
     with pytest.raises(InputError, match="begins a document"):
         Senses(plain, bos=True)
+    assert Senses(plain, bos="auto").encode("ab") == plain.tokenizer.encode("ab")
+
+
+def test_what_prompts_begin_with(senses: Senses):
+    """ "auto" begins as sample.py does; GPT-2's one mark, of the end, also begins a document if asked to."""
+    t = senses.tokenizer
+    assert Senses(senses.model, bos="auto").encode("ab") == t.prompt_ids("ab") == [BOS, *t.encode("ab")]
+    assert Senses(senses.model, bos=False).encode("ab") == t.encode("ab")
+    t.bos_id, t.eos_id = None, 5
+    assert Senses(senses.model, bos=True).encode("ab") == [5, *t.encode("ab")]
+    assert Senses(senses.model, bos="auto").encode("ab") == t.prompt_ids("ab") == t.encode("ab")
 
 
 # --- The programs -------------------------------------------------------------------------------
@@ -250,6 +263,26 @@ def test_explain(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert '"logit"' in (folder / "a.json").read_text(encoding="utf-8")
     out, _ = run_program("explain", folder, capsys, "--prompt", "bad")
     assert f"logit of {senses.next_tokens('bad').tokens[0][0]!r} after 'bad'" in out
+
+
+def test_explain_when_the_unknown_is_likeliest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The likeliest token is explained also if it is [UNK]."""
+    model = worded(vocab_size=16)
+    with torch.no_grad():
+        senses = Senses(model)
+        top = senses.next_tokens("The nurse", 1).ids[0, 0].item()
+        model.wte.weight[[0, top]] = model.wte.weight[[top, 0]]  # [UNK] is 0
+    state = {
+        "model": model.state_dict(),
+        "model_args": dataclasses.asdict(model.config),
+        "tokenizer": model.tokenizer.to_json(),
+    }
+    (tmp_path / "run").mkdir()
+    checkpoint.save(tmp_path / "run" / "ckpt.pt", state)
+    assert Senses(model).next_tokens("The nurse", 1).tokens == [["[UNK]"]]
+    out, err = run_program("explain", tmp_path / "run", capsys, "--prompt", "The nurse")
+    assert err == ""
+    assert "logit of '[UNK]' after 'The nurse'" in out
 
 
 def test_word_composition_program(folder: Path, capsys: pytest.CaptureFixture[str]):

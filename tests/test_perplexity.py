@@ -15,7 +15,7 @@ import torch
 from conftest import save_gpt2, tiny_model
 from torch import Tensor
 
-from nanobackpack import checkpoint
+from nanobackpack import checkpoint, control
 from nanobackpack.config import InputError, ModelConfig, PerplexityConfig, TrainConfig
 from nanobackpack.data import Meta, Splits, TokenData
 from nanobackpack.evaluate.perplexity import Perplexity, loss_of, open_stream, perplexity, report
@@ -169,6 +169,26 @@ def test_perplexity_py(
     assert head.split() == ["split", "tokens", "nats/token", "perplexity", "bits/char"]
     assert lines[0].split()[:2] == ["evaluation", "199"]
     assert len({len(line) for line in (head, *lines)}) == 1
+
+
+def test_what_an_edit_costs(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--edits measures the model under a file of edits."""
+    model, file = checkpoint.load_model(run / "out"), run / "edit.safetensors"
+    edit = control.ScaleSense((1, 2, 3), 0.0)
+    control.save(edit, file, model)
+    flags = [f"--out_dir={run / 'out'}", f"--json={run / 'edited.json'}", f"--edits={file}"]
+    assert program("perplexity.py", *flags, monkeypatch=monkeypatch) == 0
+    assert f"under {file}:" in capsys.readouterr().out
+    result = json.loads((run / "edited.json").read_text())
+    data = TokenData(run / "data")
+    data.add("evaluation", run / "data" / "evaluation.bin")
+    with control.applied(model, edit):
+        nats = perplexity(model, data, "evaluation").nats_per_token
+    assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
+    assert nats != pytest.approx(perplexity(model, data, "evaluation").nats_per_token, abs=1e-4)
+    assert result["edits"] == str(file)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from oracle import plain_alpha, plain_senses
 from torch import Tensor
 
 import nanobackpack as nb
-from nanobackpack import BackpackLM, InputError, Senses, TrainConfig, checkpoint
+from nanobackpack import BackpackLM, InputError, Senses, TrainConfig, checkpoint, control
 from nanobackpack.config import SenseConfig
 from nanobackpack.results import Ranking, Result
 from nanobackpack.tokenizers import Tokenizer
@@ -202,6 +202,18 @@ def test_the_table_of_directions_is_kept_and_dropped(senses: Senses):
     assert senses.directions() is not table
 
 
+def test_neighbours_follow_the_edits(senses: Senses):
+    """A table made before an edit is not taken under it, nor one made under it afterwards."""
+    before = senses.nearest("d", 3)
+    d, f = senses.tokenizer.encode("df")
+    edit = control.copy_senses(senses.model, d, f, range(senses.model.config.n_sense_vector))
+    with control.applied(senses.model, edit):
+        under = senses.nearest("d", 1)
+        assert under.tokens == [["f"]] * senses.model.config.n_sense_vector
+        assert under.scores.flatten().tolist() == pytest.approx([1.0] * len(under.tokens), abs=1e-5)
+    assert senses.nearest("d", 3).table() == before.table()
+
+
 def test_sense_bias(senses: Senses):
     """The difference of two log-probabilities under a softmax of one sense, strongest first."""
     C = senses.model.sense_vectors([senses.tokenizer.encode("g")[0]])[0]  # (K, D)
@@ -274,6 +286,7 @@ def test_words_take_the_space_that_joins_them():
     assert word_ids(Tokenizer.char("ab"), "ab") == [0, 1]
     with pytest.raises(InputError, match="2 tokens"):
         token_id(t, "ac")
+    assert word_ids(t, [7]) == [7]  # [UNK], asked for by its id
     assert token_id(t, "ab") == 5
     assert token_id(t, 2) == 2
 

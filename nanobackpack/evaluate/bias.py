@@ -25,7 +25,7 @@ from nanobackpack.layers import LanguageModel
 from nanobackpack.results import Result, aligned
 from nanobackpack.runtime import reading
 from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import bos_ids, needs_tokenizer, word_ids
+from nanobackpack.words import Bos, bos_ids, needs_tokenizer, token_id, word_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +65,30 @@ def gender_bias(
     sense: int | Literal["auto"] = "auto",
     *,
     max_iter: int = 50,
-    bos: bool = False,
+    bos: Bos = False,
 ) -> Bias:
     """Table 5 for one model: the bias unmodified, with the sense removed (for a GPT: the direction projected
     out), and with a factor optimised for each noun by Nelder-Mead, at most max_iter steps.
 
     "auto" takes the sense whose removal lowers the bias of the estimation prompts most: the paper's sense
-    10 is its own checkpoint's. Nouns and prompts that the tokenizer cannot spell are left out.
-    Raises: InputError without a tokenizer, pronouns or nouns, for a sense out of range, or without scipy.
+    10 is its own checkpoint's. Nouns and prompts that the tokenizer cannot spell are left out. The Chinese
+    estimation prompts are ours, as nanoBackpackLM has none: what is chosen or fitted is never measured on
+    the prompts it was fitted to.
+    Raises: InputError without a tokenizer, nouns or pronouns of one token, for a sense out of range or of a
+    GPT, or without scipy.
     """
     minimize = _minimizer()
     tokenizer, chosen = needs_tokenizer(model.tokenizer), control_sets()["bias"][language]
-    he, she = (word_ids(tokenizer, pronoun)[0] for pronoun in chosen["pronouns"])
-    nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer) if bos else [])
+    he, she = (token_id(tokenizer, pronoun) for pronoun in chosen["pronouns"])
+    nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer, bos))
     remedy = _remedy(model, he, she)
 
     def estimated(noun: Noun, factor: float, sense: int | None) -> float:
         return bias_ratio(model, noun.estimation, he, she, remedy(noun.ids, factor, sense))
 
     if not isinstance(model, BackpackLM):
+        if sense != "auto":
+            raise InputError(f"sense={sense}: this model is a GPT and has no senses, leave it at auto")
         which = None
     elif sense == "auto":
         removed = [sum(estimated(noun, 0.0, k) for noun in nouns) for k in range(model.config.n_sense_vector)]
@@ -126,7 +131,7 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)  # (N, T)
     ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N): nothing sees what is after it
     with reading(model):
-        h = model.hidden(ids, None, model.active(edits))[
+        h = model.hidden(ids, None, model.active(edits).on_any_row())[
             torch.arange(len(rows), device=device), ends
         ]  # (N, D)
         log_ratio = h @ (model.wte.weight[he] - model.wte.weight[she])  # (N): the softmax cancels

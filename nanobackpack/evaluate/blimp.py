@@ -15,7 +15,7 @@ from nanobackpack.evaluate.scoring import Row, score
 from nanobackpack.evaluate.testsets import read_json_lines
 from nanobackpack.layers import LanguageModel
 from nanobackpack.results import Result, aligned
-from nanobackpack.words import bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.words import Bos, bos_ids, encode, needs_tokenizer, unknown_id
 
 Pairs = list[tuple[str, str]]
 
@@ -53,7 +53,7 @@ def read(path: str | Path) -> Pairs:
 
 
 def sentence_pairs(
-    model: LanguageModel, sets: dict[str, Pairs], bos: bool = False, batch_size: int = 16
+    model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16
 ) -> SentencePairs:
     """Score named sets of (good, bad) sentences.
 
@@ -69,7 +69,7 @@ def sentence_pairs(
     )
 
 
-def _accuracy(model: LanguageModel, name: str, pairs: Pairs, bos: bool, batch_size: int) -> tuple[int, int]:
+def _accuracy(model: LanguageModel, name: str, pairs: Pairs, bos: Bos, batch_size: int) -> tuple[int, int]:
     """Of one set: pairs that are right, and pairs scored."""
     rows: list[Row] = []
     for pair in pairs:
@@ -82,10 +82,10 @@ def _accuracy(model: LanguageModel, name: str, pairs: Pairs, bos: bool, batch_si
     return sum(g.log_p > b.log_p for g, b in zip(good, bad, strict=True)), len(good)
 
 
-def _row(model: LanguageModel, sentence: str, bos: bool) -> Row | None:
+def _row(model: LanguageModel, sentence: str, bos: Bos) -> Row | None:
     """A sentence to be scored, None if it cannot be: whole sentences are compared, so none is cut."""
     tokenizer = needs_tokenizer(model.tokenizer)
-    before = bos_ids(tokenizer) if bos else []
+    before = bos_ids(tokenizer, bos)
     try:
         ids = before + encode(tokenizer, sentence).ids
     except InputError:  # a character that the tokenizer does not know

@@ -16,7 +16,7 @@ from nanobackpack.evaluate.scoring import Row, score
 from nanobackpack.evaluate.testsets import read_json_lines
 from nanobackpack.layers import LanguageModel
 from nanobackpack.results import Result, aligned
-from nanobackpack.words import bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.words import Bos, bos_ids, encode, needs_tokenizer, unknown_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def split_last(text: str) -> tuple[str, str]:
 
 
 def last_word(
-    model: LanguageModel, passages: Sequence[str], bos: bool = False, batch_size: int = 16
+    model: LanguageModel, passages: Sequence[str], bos: Bos = False, batch_size: int = 16
 ) -> LastWord:
     """Score the last word of each passage, given as much of the passage as block_size allows.
 
@@ -68,7 +68,7 @@ def last_word(
     Raises: InputError for a model without tokenizer, or if no passage can be scored.
     """
     tokenizer = needs_tokenizer(model.tokenizer)
-    before = bos_ids(tokenizer) if bos else []
+    before = bos_ids(tokenizer, bos)
     unknown = unknown_id(tokenizer)
     rows = []
     for passage in passages:

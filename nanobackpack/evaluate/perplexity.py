@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nanobackpack import control
 from nanobackpack.checkpoint import open_model
 from nanobackpack.config import InputError, PerplexityConfig
+from nanobackpack.control import applied
 from nanobackpack.data import HELD_OUT, Splits
 from nanobackpack.files import read_json, replacing, shown
 from nanobackpack.layers import LanguageModel
@@ -135,14 +137,16 @@ def report(config: PerplexityConfig, each_part: bool = False) -> None:
             dtype=dtype,
         )
 
-    rows = [measure(part) for part in data.parts(split)] if each_part else [measure(split)]
+    with applied(model, control.load(config.edits, model) if config.edits else ()):
+        rows = [measure(part) for part in data.parts(split)] if each_part else [measure(split)]
     if each_part and len(rows) > 1:
         rows.append(Perplexity.mean("all", rows))
     kind = "Backpack" if model.config.model_name == "backpack-lm" else "GPT"
     what = f"{config.batches} random batches" if config.batches else "all"
+    under = f", under {config.edits}" if config.edits else ""
     print(
         f"{config.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of "
-        f"{shown(data.folder)} in windows of {model.config.block_size}:"
+        f"{shown(data.folder)} in windows of {model.config.block_size}{under}:"
     )
     print(table(rows))
     if config.json:
@@ -151,6 +155,7 @@ def report(config: PerplexityConfig, each_part: bool = False) -> None:
             "data": shown(data.folder),
             "block_size": model.config.block_size,
             "random_batches": config.batches,
+            "edits": config.edits or None,
             "rows": [as_json(row) for row in rows],
         }
         with replacing(Path(config.json)) as file:

@@ -2,7 +2,7 @@
 section 6.1 and D.1, Tables 10 and 12).
 
     bag      share of the generated tokens that are first tokens of the topic's words, and of the generated
-             words that are such a word
+             words that are such a word; of Chinese, written without spaces, each character counts as one
     success  share of texts to which a classifier gives the topic a probability above 1/2
     MAUVE    how near the texts of all topics are to real ones (Pillutla et al. 2021)
 
@@ -11,16 +11,18 @@ Letters: N texts, T their tokens, V vocabulary, K senses.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from nanobackpack import control
 from nanobackpack.backpack import BackpackLM
@@ -28,6 +30,7 @@ from nanobackpack.config import InputError
 from nanobackpack.edits import Edit
 from nanobackpack.layers import LanguageModel
 from nanobackpack.results import Result, aligned
+from nanobackpack.runtime import seed_of
 from nanobackpack.tokenizers import Tokenizer
 from nanobackpack.words import first_ids, needs_tokenizer
 
@@ -39,20 +42,34 @@ def control_sets() -> dict[str, Any]:
 
 
 def bags(topic: str, words: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Words by topic: of one of the paper's, of all of them ("all"), or the words given.
+    """Words by topic: of one of the paper's, of all of them ("all"), of "sentiment", or the words given.
 
     Raises: InputError for another topic.
     """
     topics = control_sets()["topics"]
+    if topic == "sentiment":
+        return {topic: control_sets()["sentiment"]["bag"]}
     if words:
         return {" ".join(words): list(words)}
     if topic == "all":
         return topics
     if topic not in topics:
         raise InputError(
-            f"topic={topic!r} is unknown: take all, {', '.join(topics)}, or name words with --bag"
+            f"topic={topic!r} is unknown: take all, sentiment, {', '.join(topics)}, or name words with --bag"
         )
     return {topic: topics[topic]}
+
+
+def _push(topic: str, strength: int) -> dict[str, Any]:
+    """The arguments of control.topic that make a strength; "sentiment" has two, and deltas of its own."""
+    if topic != "sentiment":
+        return {"strength": strength}
+    own = control_sets()["sentiment"]
+    if strength not in range(len(own["deltas"])):
+        raise InputError(
+            f"strength={strength} is out of range: of sentiment it is 0 to {len(own['deltas']) - 1}"
+        )
+    return {"deltas": own["deltas"][strength], "f_scale": own["f_scale"]}
 
 
 def start_ids(tokenizer: Tokenizer) -> list[int]:
@@ -80,7 +97,7 @@ class Topics(Result):
     """Texts on several topics; MAUVE of all of them, None if it was not measured."""
 
     topics: list[Topic]
-    mauve: float | None
+    mauve: float | None = None
 
     def table(self) -> str:
         rows = {t.title: [t.bag_tokens, t.bag_words, t.success] for t in self.topics}
@@ -89,8 +106,7 @@ class Topics(Result):
             rows["mean"] = [None if None in c else sum(c) / len(c) for c in columns]
         cells = [["", "bag tokens", "bag words", "success"]]
         cells += [[name, *("" if v is None else f"{v:.2f} %" for v in row)] for name, row in rows.items()]
-        mauve = "" if self.mauve is None else f"\n  MAUVE {self.mauve:.3f}"
-        return f"# {self.title}\n{aligned(cells)}{mauve}"
+        return f"# {self.title}\n{aligned(cells)}"
 
 
 def controlled(
@@ -101,9 +117,11 @@ def controlled(
     length: int = 100,
     seed: int = 0,
     classifier: str = "",
+    batch_size: int = 32,
 ) -> Iterator[tuple[Topic, Edit]]:
     """For each topic n texts of `length` tokens, the start included, drawn from the model's own
     distribution under control of that strength; and the edit that controls. `classifier` is a folder.
+    Each text has a seed of its own, so that `batch_size`, the texts drawn at a time, changes none.
 
     Raises: InputError for a GPT, without a tokenizer, for unknown words, n or length out of range.
     """
@@ -114,12 +132,18 @@ def controlled(
     start = torch.tensor([start_ids(tokenizer)], device=model.wte.weight.device)  # (1, 1)
     if n < 1 or length < 2:
         raise InputError(f"num_samples={n} must be 1 or more, length={length} 2 or more")
-    judge = Classifier(classifier) if classifier else None
+    pushes = {topic: _push(topic, strength) for topic in topics}
+    judge = Classifier(classifier, topics) if classifier else None
     peaks = control.sense_peaks(model) if strength else None
     for topic, words in topics.items():
-        edit = control.topic(model, tokens[topic], strength, peaks=peaks)
-        draw = torch.Generator(start.device).manual_seed(seed)
-        ids = model.generate(start.expand(n, -1), length - 1, generator=draw, edits=edit)[:, 1:]  # (N, T)
+        edit = control.topic(model, tokens[topic], peaks=peaks, **pushes[topic])
+        draws = [torch.Generator(start.device).manual_seed(seed_of(seed, i)) for i in range(n)]
+        rows = [
+            model.generate(start.expand(len(part), -1), length - 1, generator=part, edits=edit)[:, 1:]
+            for i in tqdm(range(0, n, batch_size), topic, unit="batch", disable=None, leave=False)
+            if (part := draws[i : i + batch_size])
+        ]
+        ids = torch.cat(rows)  # (N, T - 1)
         texts = [tokenizer.decode(row) for row in ids.tolist()]
         bag = torch.isin(ids, ids.new_tensor(tokens[topic])).double().mean().item()
         result = Topic(
@@ -134,16 +158,26 @@ def controlled(
 
 
 def _word_share(texts: Sequence[str], words: Sequence[str]) -> float:
-    found = [word for text in texts for word in re.findall(r"\w+", text.lower())]
-    wanted = {word.lower() for word in words}
-    return sum(word in wanted for word in found) / len(found) if found else 0.0
+    found = [_units(text) for text in texts]
+    wanted = {"".join(units): len(units) for word in words if (units := _units(word))}
+    hits = sum("".join(text).count(word) * n for text in found for word, n in wanted.items())
+    total = sum(map(len, found))
+    return hits / total if total else 0.0
+
+
+def _units(text: str) -> list[str]:
+    """The words and single ideographs of a text, each between marks."""
+    return [f"\0{unit}\1" for unit in re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())]
 
 
 class Classifier:
     """A topic classifier such as cardiffnlp/tweet-topic-21-multi, from a local folder: labels such as
-    film_tv_&_video, one sigmoid each. Raises: InputError without transformers or such a folder."""
+    film_tv_&_video, one sigmoid each.
 
-    def __init__(self, folder: str) -> None:
+    Raises: InputError without transformers or such a folder, or if it does not know one of the topics.
+    """
+
+    def __init__(self, folder: str, topics: Iterable[str] = ()) -> None:
         if not (Path(folder) / "config.json").is_file():
             raise InputError(f"classifier={folder!r} is no folder with a classifier: it needs a config.json")
         try:
@@ -157,11 +191,13 @@ class Classifier:
             raise InputError(f"classifier={folder!r} cannot be read: {e}") from e
         labels = self._model.config.id2label
         self._labels = {re.sub(r"[^a-z]+", "_", label.lower()): int(i) for i, label in labels.items()}
+        if unknown := [topic for topic in topics if topic not in self._labels]:
+            raise InputError(
+                f"the classifier has no topic {unknown[0]!r}: its own are {', '.join(self._labels)}"
+            )
 
     def success(self, texts: Sequence[str], topic: str) -> float:
         """The share of texts whose probability of the topic is above 1/2, from 0 to 1."""
-        if topic not in self._labels:
-            raise InputError(f"the classifier has no topic {topic!r}: its own are {', '.join(self._labels)}")
         hits = 0
         for i in range(0, len(texts), 32):
             batch = self._tokenizer(
@@ -178,12 +214,11 @@ def mauve_ready(features: str) -> bool:
 
     Raises: InputError for a model that mauve-text does not take or transformers does not find.
     """
-    try:
-        import mauve  # noqa: F401
-        from transformers import AutoConfig
-    except ImportError:
+    if importlib.util.find_spec("mauve") is None:
         warnings.warn("MAUVE is not measured: pip install 'nanobackpack[mauve]'", stacklevel=2)
         return False
+    from transformers import AutoConfig
+
     if "gpt2" not in features and "bert" not in features:  # mauve-text goes by the name
         raise InputError(
             f"features={features!r} is nothing mauve-text takes: it wants gpt2 or bert in the name"
@@ -197,7 +232,11 @@ def mauve_ready(features: str) -> bool:
 
 def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float:
     """MAUVE of all texts against real ones, in the last hidden states of a GPT-2, by its name or its folder;
-    the larger side is cut to the size of the smaller one. `mauve_ready` must hold."""
+    the larger side is cut to the size of the smaller one. `mauve_ready` must hold.
+
+    Let it be the last thing a process does: the k-means of mauve-text (faiss) has been seen to make later
+    operators of torch crash.
+    """
     import mauve
 
     texts = [text for topic in topics for text in topic.texts]

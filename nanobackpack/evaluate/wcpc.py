@@ -26,7 +26,7 @@ from nanobackpack.generate import beam_search
 from nanobackpack.layers import LanguageModel
 from nanobackpack.results import Result, aligned
 from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.words import Bos, bos_ids, encode, needs_tokenizer, unknown_id
 
 MASK = "<mask>"
 BANNED = [*',，。！!；;?？"”“、：:「」【】`…', "……"]
@@ -89,7 +89,7 @@ def _item(text: str, word: str) -> Item:
 
 
 def word_prediction(
-    model: LanguageModel, items: Sequence[Item], protocol: Protocol = "v1", bos: bool = False
+    model: LanguageModel, items: Sequence[Item], protocol: Protocol = "v1", bos: Bos = False
 ) -> WordPrediction:
     """Predict the word of each item. Of a text longer than block_size its end is read, and with v2 at most
     half of block_size after the masks.
@@ -100,7 +100,7 @@ def word_prediction(
     banned = banned_ids(tokenizer)
     guesses, words = [], []
     for item in tqdm(items, desc="items", unit="item", disable=None, leave=False):
-        found = _guess(model, tokenizer, item, protocol, banned, bos_ids(tokenizer) if bos else [])
+        found = _guess(model, tokenizer, item, protocol, banned, bos_ids(tokenizer, bos))
         if found is not None:
             guesses.append(found[:3])
             words.append(item.word)
