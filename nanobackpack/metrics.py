@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ class Log:
     """The console and metrics.jsonl of one run; a progress bar where someone is watching.
 
     `step` counts finished optimizer steps. A resumed run keeps the lines up to its step, so that the
-    file reads as if the run had never stopped.
+    file reads as if the run had never stopped. `begin` is called just before the file of an earlier run
+    is replaced.
     Raises: InputError if the run should be logged to wandb and wandb refuses.
     """
 
-    def __init__(self, out_dir: Path, step: int, config: TrainConfig) -> None:
+    def __init__(
+        self, out_dir: Path, step: int, config: TrainConfig, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self._wandb = start_wandb(out_dir, config) if config.wandb_log else None
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if _before(r, step)] if step else []
-        with replacing(self.path) as f:
+        with replacing(self.path, begin) as f:
             f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         on_terminal = sys.stderr.isatty()

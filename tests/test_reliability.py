@@ -23,7 +23,7 @@ from jobs import World
 from stress_training import kill, load, save
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
 
-from nanobackpack import checkpoint, cli, data
+from nanobackpack import checkpoint, cli, data, load_model
 from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.data import Meta, TokenData
 from nanobackpack.failures import less_memory, within_memory
@@ -130,6 +130,73 @@ def test_a_damaged_state_never_takes_the_place_of_the_one_before(tmp_path: Path)
         path.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"ckpt\.pt"):
         last_state(tmp_path)
+
+
+class Dies(Trainer):
+    """Ends at step 1 as if it were killed: without another word on the disk."""
+
+    def train_step(self, lr: float) -> torch.Tensor:
+        if self.step == 1:
+            raise ZeroDivisionError
+        return super().train_step(lr)
+
+
+def test_a_new_run_that_never_saved_is_not_mistaken_for_the_one_before(foxes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(tiny(foxes, out, max_iters=4, always_save_checkpoint=False))
+    new = {"max_iters": 4, "seed": 9, "always_save_checkpoint": False}
+    before = {p.name: p.read_bytes() for p in out.glob("*.pt")}
+    with pytest.raises(ZeroDivisionError):
+        Dies(tiny(foxes, out, **new)).run()
+    assert {p.name: p.read_bytes() for p in out.glob("*.pt")} == before  # nothing is lost
+    logged = (out / "metrics.jsonl").read_bytes()
+    for call in (lambda: train(tiny(foxes, out, **new, init_from="resume")), lambda: load_model(out)):
+        with pytest.raises(InputError, match=r"is of an earlier run.*--init_from=scratch") as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert (out / "metrics.jsonl").read_bytes() == logged
+    load_model(out / "best.pt")  # asked for by its name
+    shutil.copytree(out, tmp_path / "earlier")
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "earlier" / name).unlink()
+    assert train(tiny(foxes, tmp_path / "earlier", max_iters=6, init_from="resume")) == 0
+    train(tiny(foxes, out, **new))
+    assert {p.name: saved(out, p.name)["config"]["seed"] for p in out.glob("*.pt")} == {
+        "ckpt.pt": 9, "ckpt_prev.pt": 9, "best.pt": 9
+    }  # fmt: skip
+
+
+def test_the_best_state_of_a_run_before_goes_with_the_first_save(foxes: Path, tmp_path: Path) -> None:
+    train(tiny(foxes, tmp_path / "out", max_iters=2))
+    trainer = Trainer(tiny(foxes, tmp_path / "out", max_iters=2, always_save_checkpoint=False))
+    trainer.open_log().close()
+    trainer.save("ckpt.pt")
+    trainer.saver.wait()
+    assert not (tmp_path / "out" / "best.pt").exists()
+    assert checkpoint.find(tmp_path / "out").name == "ckpt.pt"
+
+
+def test_a_state_from_before_there_were_runs_goes_on(foxes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(tiny(foxes, out, max_iters=4))
+    state = saved(out)
+    del state["run"]
+    torch.save(state, out / "ckpt.pt")
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "run"}))
+    for steps in (6, 8):
+        assert train(tiny(foxes, out, max_iters=steps, init_from="resume")) == 0
+    assert saved(out)["run"] is None
+    assert "run" not in json.loads((out / "config.json").read_text())
+
+
+def test_an_evaluation_leaves_the_states_of_a_folder_usable(foxes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(tiny(foxes, out, max_iters=4))
+    train(tiny(foxes, out, eval_only=True))
+    load_model(out)
+    assert train(tiny(foxes, out, max_iters=6, init_from="resume")) == 0
+    assert json.loads((out / "config.json").read_text())["run"] == saved(out)["run"]
 
 
 def test_a_state_is_that_of_its_moment(tmp_path: Path) -> None:

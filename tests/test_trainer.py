@@ -95,8 +95,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
-    """All a checkpoint holds but the settings of the run and what its data is known by."""
-    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data")}
+    """All a checkpoint holds but the settings of the run, and what the run and its data are known by."""
+    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data", "run")}
 
 
 def finite(state: dict[str, Any]) -> bool:
@@ -123,7 +123,8 @@ def test_a_run_leaves_its_files(run: TrainConfig) -> None:
     names = {p.name for p in out.iterdir()}
     assert names == {"ckpt.pt", "ckpt_prev.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert json.loads((out / "config.json").read_text()) == dataclasses.asdict(run)
+    settings = dataclasses.asdict(run) | {"run": saved(out)["run"]}
+    assert json.loads((out / "config.json").read_text()) == settings
 
 
 def test_metrics_have_the_promised_keys(run: TrainConfig) -> None:
