@@ -9,8 +9,10 @@ Backpack gives its embedding and its blocks, as the context network; the senses 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
 from nanobackpack.optim import averages_of
 from nanobackpack.saving import last_state
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shape(model_name: str) -> list[str]:
@@ -68,6 +72,7 @@ def resume(config: TrainConfig, data: Splits) -> Start:
     resumed, source, fallback = last_state(Path(config.out_dir))
     if resumed.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
+    check_state(resumed, source)
     found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
     config = following(config, found)
     check_same(resumed, found, config, data)
@@ -81,6 +86,39 @@ def resume(config: TrainConfig, data: Splits) -> Start:
         model.tokenizer = whole.tokenizer
     said = [line for line in (fallback, changed(resumed.get("config"), config)) if line]
     return Start(model.train(), config, resumed, source=source, said=said)
+
+
+def check_state(state: dict[str, Any], source: Path) -> None:
+    """Raises: InputError naming the first part of a run's state that is missing, or not of its type.
+
+    Not its model and its optimizer, which are looked at where they are taken in.
+    """
+
+    def flat(values: Any) -> bool:
+        """Whether it is a dict of names and plain values; or None, in older files."""
+        return values is None or (
+            isinstance(values, dict) and all(type(k) is str and plain(v) for k, v in values.items())
+        )
+
+    def plain(value: Any) -> bool:
+        return type(value) in (bool, float, str, NoneType) or (type(value) is int and abs(value) < 1 << 63)
+
+    def counts(value: Any) -> bool:
+        return type(value) is int and plain(value) and value >= 0
+
+    best = state.get("best_val_loss")
+    valid = {
+        "iter_num": counts(state.get("iter_num")),
+        "best_val_loss": type(best) is float and not math.isnan(best),
+        "world_size": counts(state.get("world_size", 1)),
+        "tokenizer": isinstance(state.get("tokenizer"), str | None),
+        "run": isinstance(state.get("run"), str | None),
+        "scaler": isinstance(state.get("scaler"), dict) and flat(state["scaler"]),
+        "config": flat(state.get("config")),
+        "data": flat(state.get("data")),
+    }
+    if wrong := [name for name, ok in valid.items() if not ok]:
+        raise InputError(f"{source}: its {wrong[0]} is missing or damaged")
 
 
 def changed(old: object, config: TrainConfig) -> str:
@@ -103,16 +141,13 @@ def restore(
 
     Raises: InputError, naming `source`, if these are damaged or those of another model or optimizer.
     """
-    step, best, state = (resumed.get(name) for name in ("iter_num", "best_val_loss", "optimizer"))
-    if type(step) is not int or step < 0 or type(best) is not float:
-        raise InputError(f"{source}: its iter_num or its best_val_loss is missing or damaged")
     try:
-        state = fitted(state, optimizer)
+        state = fitted(resumed["optimizer"], optimizer)
         processes.load_optimizer(model, optimizer, state)
         scaler.load_state_dict(resumed["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError) as e:
         raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
-    return step, best
+    return resumed["iter_num"], resumed["best_val_loss"]
 
 
 def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -123,25 +158,36 @@ def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
     own = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if [i for group in state["param_groups"] for i in group["params"]] != list(range(len(parameters))):
+    groups, held = state["param_groups"], state["state"]
+    numbers = [i for group in groups for i in group["params"]]
+    if not all(type(i) is int for i in numbers) or numbers != list(range(len(parameters))):
         raise ValueError("it has other parameters")
+    if not isinstance(held, dict) or (held and held.keys() != set(numbers)):
+        raise ValueError("it has the averages of other parameters")
     averages = [a for group in own for a in [averages_of(group)] * len(group["params"])]
-    for i, names in enumerate(averages if state["state"] else []):
-        if set(state["state"][i]) != names:
-            raise ValueError(f"parameter {i} has {sorted(state['state'][i])} where {sorted(names)} belong")
+    for i, names in enumerate(averages if held else []):
+        if held[i].keys() != names:
+            raise ValueError(f"parameter {i} has {brief(list(held[i]))} where {sorted(names)} belong")
+    if not all(type(group["lr"]) is float and math.isfinite(group["lr"]) for group in groups):
+        raise ValueError("a learning rate is not a finite number")
 
-    def cut(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    def cut(name: str, value: Any, shape: torch.Size) -> Tensor:
+        if not isinstance(value, Tensor) or value.dtype not in _REAL:
+            raise ValueError(f"{name} is not a tensor of real numbers")
         shape = torch.Size() if name == "step" else shape
         value = value[: shape[0]] if shape else value  # (T, D), or all of another parameter
         if value.shape != shape:
             raise ValueError(f"{name} has the shape {tuple(value.shape)} where {tuple(shape)} belongs")
+        if name == "step" and not 0 <= value.item() < math.inf:
+            raise ValueError(f"step is {value.item()}")
         return value
 
     return {
         "state": {
-            i: {k: cut(k, v, parameters[i].shape) for k, v in s.items()} for i, s in state["state"].items()
+            i: {k: cut(k, v, parameters[i].shape) for k, v in averages.items()}
+            for i, averages in held.items()
         },
-        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, state["param_groups"], strict=True)],
+        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, groups, strict=True)],
     }
 
 
@@ -270,9 +316,12 @@ def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig,
     text, now = old.get("data"), data.fingerprint()
     if isinstance(text, dict) and text != now:
         differ = [
-            f"{k} {text.get(k)} → {now.get(k)}" for k in sorted(text | now) if text.get(k) != now.get(k)
+            f"{k:.40} {text.get(k)!s:.40} → {now.get(k)!s:.40}"
+            for k in sorted(text | now)
+            if text.get(k) != now.get(k)
         ]
+        more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
         raise InputError(
-            f"{shown(data.folder)} is not the text of this run ({', '.join(differ)}): go on with that, or "
-            f"start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
+            f"{shown(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): "
+            f"go on with that, or start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
         )
