@@ -167,6 +167,7 @@ class Splits:
             )
         self.splits: dict[str, Any] = {}
         self.paths: dict[str, Path] = {}  # where each split comes from, for messages
+        self._files: list[Path] = []  # all that were opened
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split
 
     @property
@@ -188,6 +189,7 @@ class Splits:
             raise InputError(
                 f"{shown(path)} has {n_bytes:,} bytes, which is no sequence of {self.dtype} ids: {again}"
             )
+        self._files.append(path)
         # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
         tokens = np.asarray(np.memmap(path, dtype, mode="r"))
         expected = self.meta.tokens.get(split, len(tokens)) if self.meta else len(tokens)
@@ -228,14 +230,12 @@ class Splits:
                     )
 
     def check_sums(self) -> list[Path]:
-        """Compare the files with their sha256 in meta.json; returns those left out, as they are too large.
+        """Compare the opened files with their sha256 in meta.json; returns those left out as too large.
 
         Raises InputError naming the first that differs.
         """
         known = self.meta.sha256 if self.meta else {}
-        files = sorted(
-            p for p in (*self.folder.glob("*.bin"), *self.folder.glob("*/*.bin")) if p.name in known
-        )
+        files = [path for path in self._files if path.name in known]
         sizes = np.array([p.stat().st_size for p in files], np.int64)
         n = int(np.searchsorted(sizes.cumsum(), _MAX_SUMMED, side="right"))
         total = int(sizes[:n].sum())

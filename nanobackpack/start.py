@@ -322,6 +322,6 @@ def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig,
         ]
         more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
         raise InputError(
-            f"{shown(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): "
-            f"go on with that, or start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
+            f"{shown(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): go on with "
+            f"that, or start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
         )

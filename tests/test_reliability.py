@@ -21,6 +21,7 @@ from conftest import tiny_model
 from faults import FAULTS
 from jobs import World
 from stress_training import kill, load, save
+from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
 
 from nanobackpack import checkpoint, cli, data, load_model
@@ -28,9 +29,11 @@ from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.data import Meta, TokenData
 from nanobackpack.failures import less_memory, within_memory
 from nanobackpack.lock import locked
-from nanobackpack.prepare import write_dataset
+from nanobackpack.mixture import Mixture
+from nanobackpack.prepare import write_dataset, write_tokens
 from nanobackpack.runtime import seed_of
 from nanobackpack.saving import Saver, last_state
+from nanobackpack.splits import dealt
 from nanobackpack.tokenizers import Tokenizer
 from nanobackpack.trainer import BATCH, Trainer, train
 
@@ -307,6 +310,27 @@ def test_content_that_makes_sense_is_not_believed(foxes: Path, tmp_path: Path, n
         train(tiny(foxes, tmp_path / "out"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_not_of_the_data_are_not_looked_at(foxes: Path, tmp_path: Path) -> None:
+    for folder in ("endless", "waiting", "old"):
+        (foxes / folder).mkdir()
+    (foxes / "endless" / "train.bin").symlink_to("/dev/zero")
+    os.mkfifo(foxes / "waiting" / "train.bin")
+    (foxes / "old" / "train.bin").write_bytes(b"of another text")
+    os.mkfifo(foxes / "evaluation_.bin")
+    assert TokenData(foxes).check_sums() == []
+    assert train(tiny(foxes, tmp_path / "out", max_iters=1)) == 0
+
+
+def test_every_language_is_looked_at(tmp_path: Path) -> None:
+    corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in ("de", "fr")}
+    write_tokens(tmp_path, corpora, Tokenizer.char(TEXT), dealt(3), framed=False, languages=corpora)
+    assert Mixture(tmp_path).check_sums() == []
+    path = tmp_path / "fr" / "fr_2.bin"  # the one held out
+    np.fromfile(path, "<u2")[::-1].tofile(path)
+    with pytest.raises(InputError, match=r"fr_2\.bin is damaged"):
+        Mixture(tmp_path).check_sums()
 
 
 def test_files_too_large_are_left_out_and_named(
