@@ -63,11 +63,15 @@ class Meta:
             problem = str(error)
         raise InputError(f"{problem}: {prepare_command(path.parent)}")
 
+    def to_json(self) -> bytes:
+        """The content of a meta.json."""
+        values = dataclasses.asdict(self)
+        return (json.dumps(values | {"checksum": _seal(values)}, indent=2) + "\n").encode()
+
     def save(self, path: Path) -> None:
         """Writes a meta.json, atomically."""
-        values = dataclasses.asdict(self)
         with replacing(path) as file:
-            file.write((json.dumps(values | {"checksum": _seal(values)}, indent=2) + "\n").encode())
+            file.write(self.to_json())
 
 
 def _seal(values: dict[str, Any]) -> str:
