@@ -16,6 +16,8 @@ from tqdm import tqdm
 from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.files import replacing
 
+_HUGE = 1e30  # losses above it cannot be drawn beside others
+
 
 class Log:
     """The console and metrics.jsonl of one run; a progress bar where someone is watching.
@@ -70,8 +72,9 @@ class Log:
         try:
             self._file.close()
             plot_losses(self.path, picture)
-        except OSError as e:  # no reason for a run to fail, nor to hide what it fails for
-            self.say(f"note: {picture} is not drawn ({e.strerror})")
+        except Exception as e:  # no reason for a run to fail, nor to hide what it fails for
+            reason = (getattr(e, "strerror", None) or str(e) or type(e).__name__).splitlines()[0]
+            self.say(f"note: {picture} is not drawn ({reason[:200]})")
         if self._wandb:
             self._wandb.finish()
 
@@ -151,7 +154,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and type(record.get("step")) is int:
+            step = record.get("step") if isinstance(record, dict) else None
+            if type(step) is int and 0 <= step < 1 << 63:
                 records.append(record)
     return records
 
@@ -191,7 +195,8 @@ def plot_losses(metrics: Path, picture: Path) -> None:
         ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
         ("val_loss", "validation split", {"color": "C1", "marker": "."}),
     ):
-        points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), float)]
+        losses = [(r["step"], r[key]) for r in records if type(r.get(key)) is float]
+        points = [(step, loss) for step, loss in losses if abs(loss) < _HUGE]  # not those that are no number
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.resolve().parent.name)

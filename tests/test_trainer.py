@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import nanobackpack as nb
 from nanobackpack import checkpoint, cli
 from nanobackpack.config import InputError, ModelConfig, TrainConfig
-from nanobackpack.metrics import read_metrics
+from nanobackpack.metrics import plot_losses, read_metrics
 from nanobackpack.optim import learning_rate, make_optimizer
 from nanobackpack.prepare import write_dataset
 from nanobackpack.runtime import generator
@@ -903,6 +903,31 @@ def test_a_line_cut_short_is_left_out_when_a_run_goes_on(data: Path, tmp_path: P
     train(tiny(data, tmp_path, max_iters=4, init_from="resume"))
     assert [r["step"] for r in records(tmp_path) if "train_loss" in r] == [1, 2, 3, 4]
     assert [r["event"] for r in records(tmp_path) if "event" in r] == ["end"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f'{{"step": -1{"0" * 400}, "train_loss": 1.0}}',
+        '{"step": 1, "train_loss": 1e308}\n{"step": 2, "train_loss": -1e308}',
+        '{"step": 1, "val_loss": NaN}\n{"step": 2, "val_loss": Infinity}\n{"step": 3, "val_loss": 2.0}',
+    ],
+)
+def test_a_log_with_absurd_numbers_is_drawn(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(lines + "\n")
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").is_file()
+
+
+def test_a_run_does_not_fail_for_its_picture(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*paths: Path) -> None:
+        raise ValueError("of the library\nthat draws")
+
+    monkeypatch.setattr("nanobackpack.metrics.plot_losses", fails)
+    assert train(tiny(data, tmp_path, max_iters=1)) == 0
+    assert "loss.png is not drawn (of the library)" in capsys.readouterr().out
 
 
 def test_cross_entropy_ignores_minus_one(data: Path, tmp_path: Path) -> None:
