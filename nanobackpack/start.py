@@ -1,9 +1,10 @@
 """What a run starts from: fresh weights, its own last state, or another model.
 
-Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
-with it, but dropout may change, and a smaller block_size drops positions. A run goes on with the settings
-of its training as they are now, and says which are new; its data must be the same. A GPT that is to become a
-Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
+Settings of the architecture that have their default values follow the checkpoint, even where these were
+asked for, and a line says which; others must agree with it, but dropout may change, and a smaller block_size
+drops positions. A run goes on with the settings of its training as they are now, and says which are new; its
+data must be the same. A GPT that is to become a Backpack gives its embedding and its blocks, as the context
+network; the senses start fresh.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
 from nanobackpack.optim import averages_of
 from nanobackpack.saving import last_state
+from nanobackpack.tokenizers import Tokenizer
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -74,8 +76,8 @@ def resume(config: TrainConfig, data: Splits) -> Start:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     check_state(resumed, source)
     found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
-    config = following(config, found)
-    check_same(resumed, found, config, data)
+    config, follows = following(config, found)
+    check_same(resumed, found, config, data, source)
     model = checkpoint.model_from(resumed | {"model_args": found | {"dropout": config.dropout}}, source)
     if config.block_size < model.config.block_size:
         whole, model = (
@@ -84,7 +86,7 @@ def resume(config: TrainConfig, data: Splits) -> Start:
         )
         copy_weights(whole, model)
         model.tokenizer = whole.tokenizer
-    said = [line for line in (fallback, changed(resumed.get("config"), config)) if line]
+    said = [line for line in (fallback, follows, changed(resumed.get("config"), config)) if line]
     return Start(model.train(), config, resumed, source=source, said=said)
 
 
@@ -191,14 +193,17 @@ def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def following(config: TrainConfig, found: dict[str, Any]) -> TrainConfig:
-    """The settings, those of the architecture that have their default values as `found` has them.
+def following(config: TrainConfig, found: dict[str, Any]) -> tuple[TrainConfig, str]:
+    """The settings, those of the architecture that have their default values as `found` has them; and a line
+    on those that are not as they were, "" if all are.
 
     Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
     """
     names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
     names -= {"model_name", "dropout"}
-    return dataclasses.replace(config, **{k: v for k, v in found.items() if k in names})
+    new = {k: v for k, v in found.items() if k in names and v != getattr(config, k)}
+    follows = ", ".join(f"{name}={value}" for name, value in new.items())
+    return dataclasses.replace(config, **new), follows and f"as the checkpoint has it: {follows}"
 
 
 def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
@@ -218,7 +223,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
             f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
         )
-    config = following(config, dataclasses.asdict(target))
+    config, follows = following(config, dataclasses.asdict(target))
     differ = []
     for key in shape(target.model_name):
         wanted, has = getattr(config, key), getattr(target, key)
@@ -231,7 +236,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
         shorten_senses(model, source)
     copy_weights(source, model)
     model.tokenizer = source.tokenizer
-    return Start(model.train(), config, note=note)
+    return Start(model.train(), config, note=note, said=[follows] if follows else [])
 
 
 def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -289,7 +294,9 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
         )
 
 
-def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits) -> None:
+def check_same(
+    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits, source: Path
+) -> None:
     """Refuse to resume a run `old`, whose architecture was `before`, with a model of another shape, another
     tokenizer, optimizer or text.
 
@@ -306,8 +313,11 @@ def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig,
     differ = [f"{k} {brief(before[k])} → {v}" for k, v in after.items() if before[k] != v]
     if config.block_size < before["block_size"]:  # then the last positions are dropped
         differ = [d for d in differ if not d.startswith("block_size ")]
-    if tokenizer and old.get("tokenizer") != tokenizer.to_json():
-        differ.append("another tokenizer")
+    theirs = old.get("tokenizer")
+    if tokenizer and theirs != tokenizer.to_json():  # the library may also have come to write it otherwise
+        known = Tokenizer.from_json(theirs, f"the tokenizer in {source}") if theirs else None
+        if difference := known.difference(tokenizer) if known else "it has none":
+            differ.append(f"another tokenizer: {difference}")
     if differ:
         raise InputError(
             f"the checkpoint does not fit these settings ({', '.join(differ)}): "

@@ -11,6 +11,7 @@ import random
 import shlex
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,15 @@ def test_killed_five_times(only: str) -> None:
 @pytest.mark.slow
 def test_nothing_grows() -> None:
     rows = load(1000)
-    assert [row["handles grown"] <= 0 for row in rows.values()] == [True, True]
     assert rows["steps"]["done"] == 990
+    for row in rows.values():
+        assert row["handles grown"] <= 0
+        assert row["bytes grown per 1,000"] < 10e6  # of a leak of a batch or a state in each step far more
 
 
-def test_training_waits_less_than_a_save_takes(tmp_path: Path) -> None:
+def test_a_save_is_timed(tmp_path: Path) -> None:
     (row,) = save(1, 1, str(tmp_path)).values()
-    assert row["ms waited"] <= row["ms in all"]
+    assert (row["saves"], row["failed"]) == (1, 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,6 +214,25 @@ def test_a_state_is_that_of_its_moment(tmp_path: Path) -> None:
     state = saved(tmp_path)
     assert not state["model"]["t"].any()
     assert not state["groups"][0]["t"].any()
+
+
+def test_training_goes_on_while_a_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go, write = threading.Event(), threading.Event(), checkpoint.save
+
+    def blocked(*args: Any) -> None:
+        begun.set()
+        assert go.wait(20)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "save", blocked)
+    with Saver(tmp_path, 1, None) as saver:
+        saver.save("ckpt.pt", {"iter_num": 1})  # returns, though nothing can be written yet
+        assert begun.wait(20)
+        saver.check()
+        assert list(tmp_path.iterdir()) == []
+        go.set()
+        saver.wait()
+    assert steps(tmp_path) == {"ckpt.pt": 1}
 
 
 def test_a_save_that_fails_is_told_once(tmp_path: Path) -> None:

@@ -543,7 +543,7 @@ def test_resume_with_another_tokenizer_is_refused(data: Path, tmp_path: Path, un
     other = tmp_path / "other"  # as many symbols, but not the same ones
     text = TEXT.replace("x", "X")
     write_dataset(other, text, Tokenizer.char(text), val_fraction=0.1, source="a test")
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match=r"another tokenizer: id \d+ is '.' in one and 'X' in"):
         train(tiny(other, tmp_path / "out", **HARD, init_from="resume"))
     more = tmp_path / "more"
     text = TEXT + "?!"
@@ -551,6 +551,26 @@ def test_resume_with_another_tokenizer_is_refused(data: Path, tmp_path: Path, un
     n = len(set(TEXT))
     with pytest.raises(InputError, match=f"vocab_size {n} → {n + 2}"):
         train(tiny(more, tmp_path / "out", **HARD, init_from="resume"))
+
+
+def test_a_tokenizer_written_otherwise_is_the_same(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=2))
+    state = saved(tmp_path)
+    state["tokenizer"] = json.dumps(json.loads(state["tokenizer"]), indent=1)
+    torch.save(state, tmp_path / "ckpt.pt")
+    assert train(tiny(data, tmp_path, max_iters=3, init_from="resume")) == 0
+
+
+def test_a_run_says_which_settings_follow_the_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(data, tmp_path / "out", max_iters=2))
+    train(tiny(data, tmp_path / "out", max_iters=3, init_from="resume"))
+    assert "as the checkpoint has it" not in capsys.readouterr().out
+    for init_from in ("resume", str(tmp_path / "out")):
+        train(tiny(data, tmp_path / "out", max_iters=4, init_from=init_from, n_embd=768, n_layer=12))
+        out = capsys.readouterr().out.splitlines()
+        assert out.count("as the checkpoint has it: n_layer=2, n_embd=16") == 1
 
 
 def test_dropout_may_change_on_resume(data: Path, tmp_path: Path) -> None:
