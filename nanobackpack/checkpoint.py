@@ -150,7 +150,7 @@ def check_run(state: dict[str, Any], file: Path) -> None:
     if type(run) is str and run != state.get("run"):
         raise InputError(
             f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
-            "begin that with --init_from=scratch, or delete config.json and metrics.jsonl to use the earlier"
+            "begin it with --init_from=scratch, or to use the earlier one delete config.json, metrics.jsonl"
         )
 
 
