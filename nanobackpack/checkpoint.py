@@ -8,6 +8,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     tokenizer       the tokenizer's JSON, or None
     optimizer, scaler, iter_num (steps done), best_val_loss
     world_size      processes that trained it; the file is the same whatever it says
+    run             which run it is of: config.json beside it says the same; not in older files
 All randomness of a step follows from (seed, step), so these are the whole state of a run.
 """
 
@@ -137,6 +138,22 @@ def find(path: Path) -> Path:
     return last if keep_last else best
 
 
+def check_run(state: dict[str, Any], file: Path) -> None:
+    """Refuse a state that an earlier run left in its folder, where one begun since has not saved yet.
+
+    Raises: InputError if the config.json beside it is of another run. Older ones do not say.
+    """
+    try:
+        run = read_json(file.parent / "config.json").get("run")
+    except (OSError, InputError, AttributeError):
+        return
+    if type(run) is str and run != state.get("run"):
+        raise InputError(
+            f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
+            "begin it with --init_from=scratch, or to use the earlier one delete config.json, metrics.jsonl"
+        )
+
+
 def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | GPT:
     """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
 
@@ -149,7 +166,10 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     path = Path(path)
     file = find(path)
     if file.is_file():
-        model = model_from(read(file), file)
+        state = read(file)
+        if file != path:  # else that very file is asked for
+            check_run(state, file)
+        model = model_from(state, file)
     elif (path / "config.json").is_file():
         model = _load_hugging_face(path)
     elif path.is_dir():

@@ -121,7 +121,7 @@ class TrainConfig(Architecture):
     huge_pack_dir: str = ""
     """Folder with LANGUAGE/LANGUAGE_0.bin, ...: several languages in many files; used instead of dataset."""
     xlm_alpha: float = 0.3
-    """A language is drawn with probability ∝ its share of the tokens to this power; 0: all alike."""
+    """A language is drawn with probability ∝ its share of the tokens to this power, up to 1; 0: all alike."""
 
     batch_size: int = 12
     """Sequences in a micro-batch."""
@@ -188,7 +188,8 @@ class TrainConfig(Architecture):
             at_least(self, name, 1)
         for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):
             at_least(self, name, 0)
-        for name in ("xlm_alpha", "learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
+        within(self, "xlm_alpha", 0.0, 1.0)
+        for name in ("learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
             at_least(self, name, 0.0)
         for name in ("beta1", "beta2"):
             within(self, name, 0.0, 1.0, open_end=True)

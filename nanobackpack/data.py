@@ -63,11 +63,15 @@ class Meta:
             problem = str(error)
         raise InputError(f"{problem}: {prepare_command(path.parent)}")
 
+    def to_json(self) -> bytes:
+        """The content of a meta.json."""
+        values = dataclasses.asdict(self)
+        return (json.dumps(values | {"checksum": _seal(values)}, indent=2) + "\n").encode()
+
     def save(self, path: Path) -> None:
         """Writes a meta.json, atomically."""
-        values = dataclasses.asdict(self)
         with replacing(path) as file:
-            file.write((json.dumps(values | {"checksum": _seal(values)}, indent=2) + "\n").encode())
+            file.write(self.to_json())
 
 
 def _seal(values: dict[str, Any]) -> str:
@@ -167,6 +171,8 @@ class Splits:
             )
         self.splits: dict[str, Any] = {}
         self.paths: dict[str, Path] = {}  # where each split comes from, for messages
+        self._files: list[Path] = []  # all that were opened
+        self.n_ids = self.vocab_size or 0  # ids are below it, as far as is known (0: it is not)
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split
 
     @property
@@ -188,6 +194,7 @@ class Splits:
             raise InputError(
                 f"{shown(path)} has {n_bytes:,} bytes, which is no sequence of {self.dtype} ids: {again}"
             )
+        self._files.append(path)
         # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
         tokens = np.asarray(np.memmap(path, dtype, mode="r"))
         expected = self.meta.tokens.get(split, len(tokens)) if self.meta else len(tokens)
@@ -217,25 +224,30 @@ class Splits:
         return sum(self.meta.chars[part] for part in parts) / self.n_tokens(split)
 
     def check_ids(self, vocab_size: int) -> None:
-        """Raises InputError if a file holds an id that is not below vocab_size."""
+        """Raises InputError if a file holds an id that is not below vocab_size; what is not looked at
+        now will be when it is read."""
+        self.n_ids = vocab_size
         for split, tokens in self.splits.items():
             for start in range(0, min(len(tokens), self.scanned_tokens or len(tokens)), _SCAN_TOKENS):
-                highest = int(tokens[start : start + _SCAN_TOKENS].max())
-                if highest >= vocab_size:
-                    raise InputError(
-                        f"{shown(self.paths[split])} holds the id {highest}, but the vocabulary "
-                        f"has only {vocab_size} (ids 0 to {vocab_size - 1}): {prepare_command(self.folder)}"
-                    )
+                self._checked(split, tokens[start : start + _SCAN_TOKENS])
+
+    def _checked(self, split: str, ids: np.ndarray) -> np.ndarray:
+        """Ids of a split, as they are. Raises InputError if one is not in the vocabulary."""
+        n = self.n_ids
+        if n and (highest := int(ids.max())) >= n:
+            raise InputError(
+                f"{shown(self.paths[split])} holds the id {highest}, but the vocabulary "
+                f"has only {n} (ids 0 to {n - 1}): {prepare_command(self.folder)}"
+            )
+        return ids
 
     def check_sums(self) -> list[Path]:
-        """Compare the files with their sha256 in meta.json; returns those left out, as they are too large.
+        """Compare the opened files with their sha256 in meta.json; returns those left out as too large.
 
         Raises InputError naming the first that differs.
         """
         known = self.meta.sha256 if self.meta else {}
-        files = sorted(
-            p for p in (*self.folder.glob("*.bin"), *self.folder.glob("*/*.bin")) if p.name in known
-        )
+        files = [path for path in self._files if path.name in known]
         sizes = np.array([p.stat().st_size for p in files], np.int64)
         n = int(np.searchsorted(sizes.cumsum(), _MAX_SUMMED, side="right"))
         total = int(sizes[:n].sum())
@@ -270,9 +282,8 @@ class Splits:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Random windows x and the tokens y that follow each position: (B, T) int64, on the CPU."""
         self.check_length(split, block_size)
-        tokens = self.splits[split]
-        starts = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator)
-        return self._at(tokens, starts.numpy(), block_size)
+        starts = torch.randint(len(self.splits[split]) - block_size, (batch_size,), generator=generator)
+        return self._at(split, starts.numpy(), block_size)
 
     def shuffled(
         self, split: str, number: int, batch_size: int, block_size: int, seed: int
@@ -284,12 +295,11 @@ class Splits:
         more than any other choice of windows (docs/LOG.md), and what a step sees depends on its number.
         """
         self.check_length(split, block_size)
-        tokens = self.splits[split]
         starts = np.empty(batch_size, np.int64)
         for i in range(batch_size):
             order = self._order(split, seed, number + i, block_size)
             starts[i] = order[(number + i) % len(order)]
-        return self._at(tokens, starts, block_size)
+        return self._at(split, starts, block_size)
 
     def _order(self, split: str, seed: int, number: int, block_size: int) -> np.ndarray:
         """The shuffled starts of all windows, of the pass through the split that window `number` is in."""
@@ -304,10 +314,10 @@ class Splits:
             self._orders[split] = key, order
         return order
 
-    @staticmethod
-    def _at(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _at(self, split: str, starts: np.ndarray, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
-        window = torch.from_numpy(tokens[rows].astype(np.int64))  # (B, T+1)
+        ids = self._checked(split, self.splits[split][rows])
+        window = torch.from_numpy(ids.astype(np.int64))  # (B, T+1)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()  # (B, T) each
 
     def windows(
@@ -317,17 +327,16 @@ class Splits:
 
         Yields x and y, (b, T) int64 with b <= batch_size, then what is left as one (1, t), t < T.
         """
-        tokens = self.splits[split]
-        n_windows, left = divmod(len(tokens) - 1, block_size)
+        n_windows, left = divmod(len(self.splits[split]) - 1, block_size)
         for first in range(0, n_windows, batch_size):
             b = min(batch_size, n_windows - first)
-            yield self._cut(tokens, first * block_size, b, block_size)
+            yield self._cut(split, first * block_size, b, block_size)
         if left:
-            yield self._cut(tokens, n_windows * block_size, 1, left)
+            yield self._cut(split, n_windows * block_size, 1, left)
 
-    @staticmethod
-    def _cut(tokens: np.ndarray, start: int, b: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
-        piece = torch.from_numpy(tokens[start : start + b * t + 1].astype(np.int64))  # (b*t + 1,)
+    def _cut(self, split: str, start: int, b: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = self._checked(split, self.splits[split][start : start + b * t + 1])
+        piece = torch.from_numpy(ids.astype(np.int64))  # (b*t + 1,)
         return piece[:-1].view(b, t), piece[1:].view(b, t)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError
+from nanobackpack.config import InputError, brief
 from nanobackpack.layers import LanguageModel
 from nanobackpack.runtime import pick_device
 
@@ -55,7 +55,7 @@ class Processes:
     @property
     def first_here(self) -> bool:
         """Whether it is the first of its machine, for what one of each machine must do."""
-        return int(os.environ.get("LOCAL_RANK", "0")) == 0 or not self.several
+        return not self.several or _number("LOCAL_RANK", "0") == 0
 
     # --- What they agree on -------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ def joined(
     Raises: InputError if there is no such device or the processes cannot find each other; ProcessLost when
     another one ends too early.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = _number("WORLD_SIZE", "1")
     if world_size == 1:
         yield Processes(pick_device(device))
         return
@@ -202,8 +202,8 @@ def joined(
             f"WORLD_SIZE={world_size} asks for several processes, but {missing[0]} is not set: "
             "start them with torchrun (docs/scaling.md), or unset WORLD_SIZE"
         )
-    rank = int(os.environ["RANK"])
-    own = pick_device(device, int(os.environ["LOCAL_RANK"]))
+    rank = _number("RANK")
+    own = pick_device(device, _number("LOCAL_RANK"))
     if own.type == "cuda":
         torch.cuda.set_device(own)
     try:
@@ -230,6 +230,17 @@ def joined(
     dist.destroy_process_group()
 
 
+def _number(name: str, default: str = "") -> int:
+    """A number in the environment. Raises: InputError if it is none, or negative."""
+    text = os.environ.get(name, default)
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InputError(
+            f"{name}={brief(text)} in the environment is not a number: unset it, or start several processes "
+            "with torchrun, which sets it"
+        )
+    return int(text)
+
+
 def _reason(error: Exception) -> str:
     """What went wrong, without gloo's source line before it and its advice after it."""
     first = str(error).strip().splitlines()[0]
@@ -242,7 +253,7 @@ def speaks_first() -> bool:
     torchrun's agent keeps a store for its processes: who counts to 1 there is the first. If it cannot be
     asked, rather twice than not at all.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
         return True
     try:
         store = dist.TCPStore(

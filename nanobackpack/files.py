@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,27 +16,54 @@ from typing import Any, BinaryIO
 from nanobackpack.config import InputError
 
 MEGABYTE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Replacement:
+    """New files that take the places of others at the end of a `with`, in order, or if an error occurs never.
+
+    All lie on the disk before the first gets its name, so that neither a power cut leaves half a file, nor a
+    full disk half of them.
+    """
+
+    def __enter__(self) -> Replacement:
+        self._temporary: dict[Path, Path] = {}  # by the places they are to take
+        return self
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[BinaryIO]:
+        """Opens the new file for `path`, to be written before the next step."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        self._temporary[path] = temporary
+        try:
+            with open(temporary, "xb") as file:  # x: never through a link that someone put there
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in _FULL and not error.filename:  # a failed write does not say of what
+                error.filename = shown(path)
+            raise
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            for path, temporary in self._temporary.items() if kind is None else ():
+                os.replace(temporary, path)
+            for folder in {path.parent for path in self._temporary} if kind is None else ():
+                _sync_folder(folder)
+        finally:
+            for temporary in self._temporary.values():
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """Opens a new file that takes the place of `path` at the end, or never, if an error occurs.
-
-    It lies on the disk before it gets its name, so that no power cut leaves half a file; `before` is called
-    in between.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:  # x: never through a link that someone put there
+    """A `Replacement` of one file; `before` is called when it lies on the disk and has not got its name."""
+    with Replacement() as new:
+        with new.open(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         before()
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,25 @@ from tqdm import tqdm
 from nanobackpack.config import InputError, TrainConfig
 from nanobackpack.files import replacing
 
+_HUGE = 1e30  # losses above it cannot be drawn beside others
+
 
 class Log:
     """The console and metrics.jsonl of one run; a progress bar where someone is watching.
 
     `step` counts finished optimizer steps. A resumed run keeps the lines up to its step, so that the
-    file reads as if the run had never stopped.
+    file reads as if the run had never stopped. `begin` is called just before the file of an earlier run
+    is replaced.
     Raises: InputError if the run should be logged to wandb and wandb refuses.
     """
 
-    def __init__(self, out_dir: Path, step: int, config: TrainConfig) -> None:
+    def __init__(
+        self, out_dir: Path, step: int, config: TrainConfig, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self._wandb = start_wandb(out_dir, config) if config.wandb_log else None
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if _before(r, step)] if step else []
-        with replacing(self.path) as f:
+        with replacing(self.path, begin) as f:
             f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         on_terminal = sys.stderr.isatty()
@@ -67,8 +72,9 @@ class Log:
         try:
             self._file.close()
             plot_losses(self.path, picture)
-        except OSError as e:  # no reason for a run to fail, nor to hide what it fails for
-            self.say(f"note: {picture} is not drawn ({e.strerror})")
+        except Exception as e:  # no reason for a run to fail, nor to hide what it fails for
+            reason = (getattr(e, "strerror", None) or str(e) or type(e).__name__).splitlines()[0]
+            self.say(f"note: {picture} is not drawn ({reason[:200]})")
         if self._wandb:
             self._wandb.finish()
 
@@ -148,7 +154,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and type(record.get("step")) is int:
+            step = record.get("step") if isinstance(record, dict) else None
+            if type(step) is int and 0 <= step < 1 << 63:
                 records.append(record)
     return records
 
@@ -188,7 +195,8 @@ def plot_losses(metrics: Path, picture: Path) -> None:
         ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
         ("val_loss", "validation split", {"color": "C1", "marker": "."}),
     ):
-        points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), float)]
+        losses = [(r["step"], r[key]) for r in records if type(r.get(key)) is float]
+        points = [(step, loss) for step, loss in losses if abs(loss) < _HUGE]  # not those that are no number
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.resolve().parent.name)

@@ -15,7 +15,7 @@ import os
 import re
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nanobackpack.config import InputError, at_least
 from nanobackpack.corpus import Corpus, Piece, from_files, from_text
 from nanobackpack.data import DTYPES, Meta
-from nanobackpack.files import read_bytes, remove_stale, replacing, sha256, shown
+from nanobackpack.files import Replacement, read_bytes, remove_stale, replacing, shown
 from nanobackpack.splits import Counts, Split, at_end
 from nanobackpack.tokenizers import Tokenizer, build, find, is_made
 
@@ -133,9 +133,9 @@ def write_tokens(
 
     framed: put the tokenizer's marks around each document, or where it has none a line end between two.
     dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it
-    counts when the process encodes for the first time. A file has its final name only when all of its
-    corpus is written; what an earlier run left unfinished is removed. Raises InputError if a text cannot
-    be read or encoded, is too short for two tokens in each split, or the folder cannot be written.
+    counts when the process encodes for the first time. The files get their names when all are written; what
+    an earlier run left unfinished is removed. Raises InputError if a text cannot be read or encoded, is too
+    short for two tokens in each split, or the folder cannot be written.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     if threads:
@@ -147,23 +147,18 @@ def write_tokens(
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
-        texts: Iterable[str] = (piece.text for corpus in corpora.values() for piece in corpus.read())
-        if tokenizer != "char":
-            share = _TRAIN_CHARS / sum(count.chars for count in counts.values())
-            texts = _sample(corpora.values(), min(1.0, share))
-        tokenizer = build(tokenizer, texts)
+        tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
         tokens={},
         chars={},
         tokenizer="tokenizer.json",
-        source="; ".join(corpus.title for corpus in list(corpora.values())[:_TITLES])
-        + (f"; {len(corpora) - _TITLES} more" if len(corpora) > _TITLES else ""),
+        source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
     )
-    with _folder_for(folder):
+    with _folder_for(folder), Replacement() as new:
         remove_stale(folder)
         for prefix, corpus in corpora.items():
             paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
@@ -173,10 +168,13 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(paths, assigned, tokenizer, framed, meta, bar)
-        tokenizer.save(folder / meta.tokenizer)
-        meta.sha256[meta.tokenizer] = sha256(folder / meta.tokenizer)
-        meta.save(folder / "meta.json")  # last: it vouches for the others
+                _write_splits(new, paths, assigned, tokenizer, framed, meta, bar)
+        content = tokenizer.to_json().encode()
+        meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
+        with new.open(folder / meta.tokenizer) as file:
+            file.write(content)
+        with new.open(folder / "meta.json") as file:  # last: it vouches for the others
+            file.write(meta.to_json())
     return meta
 
 
@@ -191,6 +189,19 @@ def write_dataset(
     """Writes a text that is in memory, the last `val_fraction` held out; as `write_tokens`."""
     text = text_or_parts if isinstance(text_or_parts, str) else "".join(text_or_parts)
     return write_tokens(folder, {"": from_text(text, source)}, tokenizer, at_end(val_fraction), framed=False)
+
+
+def _titles(corpora: Collection[Corpus]) -> str:
+    more = len(corpora) - _TITLES
+    named = [corpus.title for corpus in list(corpora)[:_TITLES]]
+    return "; ".join(named + [f"{more} more"] * (more > 0))
+
+
+def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
+    """A tokenizer for these texts, of so many characters in all, which it is trained on a share of."""
+    if kind == "char":
+        return build(kind, (piece.text for corpus in corpora for piece in corpus.read()))
+    return build(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
 
 
 def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
@@ -264,6 +275,7 @@ class _TokenFile:
 
 
 def _write_splits(
+    new: Replacement,
     paths: dict[str, Path],
     assigned: Iterator[tuple[str, Piece]],
     tokenizer: Tokenizer,
@@ -271,14 +283,14 @@ def _write_splits(
     meta: Meta,
     bar: tqdm[None],
 ) -> None:
-    """Encodes one corpus into the files of its splits; all are put in place and entered in meta, or none."""
+    """Encodes one corpus into the new files of its splits, and enters them in meta."""
     bos, eos = (
         [] if i is None or not framed else [np.array([i])] for i in (tokenizer.bos_id, tokenizer.eos_id)
     )
     chars = dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
-            name: _TokenFile(stack.enter_context(replacing(path)), meta.dtype) for name, path in paths.items()
+            name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
         }
         for batch, arrays in _encoded(assigned, tokenizer):
             parts: dict[str, list[np.ndarray]] = {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanobackpack import checkpoint
-from nanobackpack.config import InputError
+from nanobackpack.config import InputError, brief
 from nanobackpack.files import shown
 
 LAST = "ckpt.pt"
@@ -23,8 +23,8 @@ LAST = "ckpt.pt"
 class Saver:
     """Writes the states of a run into its folder, one at a time, while training goes on.
 
-    `resumed` is the file the run goes on from, if it does. States of a run before it are never kept
-    beside those of this one, nor does a damaged ckpt.pt take the place of the one before it.
+    `resumed` is the file the run goes on from, if it does. States of a run before it stay until this one
+    saves, and never beside those of this one; nor does a damaged ckpt.pt take the place of the one before it.
     """
 
     def __init__(self, folder: Path, keep_last: int, resumed: Path | None) -> None:
@@ -86,9 +86,10 @@ class Saver:
     def _keep(self) -> None:
         """Give the states that are there their new names; at no moment is there none called ckpt.pt."""
         kept = [] if self._first else self._previous
-        for path in self.folder.glob("ckpt_prev*.pt"):
+        others = [self.folder / "best.pt"] if self._first else []
+        for path in (*self.folder.glob("ckpt_prev*.pt"), *others):
             if path not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)
         if self._last_is_whole:
             for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *kept]))):
                 if newer.is_file():
@@ -124,7 +125,8 @@ def on_host(state: Any) -> Any:
 
 
 def last_state(folder: Path) -> tuple[dict[str, Any], Path, str]:
-    """The newest whole state of a run: its content, its file, and a line if a newer one is damaged.
+    """The newest whole state of the run in a folder: its content, its file, and a line if a newer one is
+    damaged.
 
     Raises: InputError if there is none.
     """
@@ -133,10 +135,11 @@ def last_state(folder: Path) -> tuple[dict[str, Any], Path, str]:
         path = folder / name
         try:
             state = checkpoint.read(path)
+            checkpoint.check_run(state, path)
         except InputError as error:
             problem = problem or error
         else:
-            note = f"{problem}: going on from {name}, step {state.get('iter_num')}" if problem else ""
+            note = f"{problem}: going on from {name}, step {brief(state.get('iter_num'))}" if problem else ""
             return state, path, note
     assert problem
     raise problem

@@ -1,16 +1,19 @@
 """What a run starts from: fresh weights, its own last state, or another model.
 
-Settings of the architecture that were left at their defaults follow the checkpoint; others must agree
-with it, but dropout may change, and a smaller block_size drops positions. A run goes on with the settings
-of its training as they are now, and says which are new; its data must be the same. A GPT that is to become a
-Backpack gives its embedding and its blocks, as the context network; the senses start fresh.
+Settings of the architecture that have their default values follow the checkpoint, even where these were
+asked for, and a line says which; others must agree with it, but dropout may change, and a smaller block_size
+drops positions. A run goes on with the settings of its training as they are now, and says which are new; its
+data must be the same. A GPT that is to become a Backpack gives its embedding and its blocks, as the context
+network; the senses start fresh.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,6 +28,9 @@ from nanobackpack.files import shown
 from nanobackpack.gpt import GPT
 from nanobackpack.optim import averages_of
 from nanobackpack.saving import last_state
+from nanobackpack.tokenizers import Tokenizer
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shape(model_name: str) -> list[str]:
@@ -68,9 +74,10 @@ def resume(config: TrainConfig, data: Splits) -> Start:
     resumed, source, fallback = last_state(Path(config.out_dir))
     if resumed.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
+    check_state(resumed, source)
     found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
-    config = following(config, found)
-    check_same(resumed, found, config, data)
+    config, follows = following(config, found)
+    check_same(resumed, found, config, data, source)
     model = checkpoint.model_from(resumed | {"model_args": found | {"dropout": config.dropout}}, source)
     if config.block_size < model.config.block_size:
         whole, model = (
@@ -79,8 +86,41 @@ def resume(config: TrainConfig, data: Splits) -> Start:
         )
         copy_weights(whole, model)
         model.tokenizer = whole.tokenizer
-    said = [line for line in (fallback, changed(resumed.get("config"), config)) if line]
+    said = [line for line in (fallback, follows, changed(resumed.get("config"), config)) if line]
     return Start(model.train(), config, resumed, source=source, said=said)
+
+
+def check_state(state: dict[str, Any], source: Path) -> None:
+    """Raises: InputError naming the first part of a run's state that is missing, or not of its type.
+
+    Not its model and its optimizer, which are looked at where they are taken in.
+    """
+
+    def flat(values: Any) -> bool:
+        """Whether it is a dict of names and plain values; or None, in older files."""
+        return values is None or (
+            isinstance(values, dict) and all(type(k) is str and plain(v) for k, v in values.items())
+        )
+
+    def plain(value: Any) -> bool:
+        return type(value) in (bool, float, str, NoneType) or (type(value) is int and abs(value) < 1 << 63)
+
+    def counts(value: Any) -> bool:
+        return type(value) is int and plain(value) and value >= 0
+
+    best = state.get("best_val_loss")
+    valid = {
+        "iter_num": counts(state.get("iter_num")),
+        "best_val_loss": type(best) is float and not math.isnan(best),
+        "world_size": counts(state.get("world_size", 1)),
+        "tokenizer": isinstance(state.get("tokenizer"), str | None),
+        "run": isinstance(state.get("run"), str | None),
+        "scaler": isinstance(state.get("scaler"), dict) and flat(state["scaler"]),
+        "config": flat(state.get("config")),
+        "data": flat(state.get("data")),
+    }
+    if wrong := [name for name, ok in valid.items() if not ok]:
+        raise InputError(f"{source}: its {wrong[0]} is missing or damaged")
 
 
 def changed(old: object, config: TrainConfig) -> str:
@@ -103,16 +143,13 @@ def restore(
 
     Raises: InputError, naming `source`, if these are damaged or those of another model or optimizer.
     """
-    step, best, state = (resumed.get(name) for name in ("iter_num", "best_val_loss", "optimizer"))
-    if type(step) is not int or step < 0 or type(best) is not float:
-        raise InputError(f"{source}: its iter_num or its best_val_loss is missing or damaged")
     try:
-        state = fitted(state, optimizer)
+        state = fitted(resumed["optimizer"], optimizer)
         processes.load_optimizer(model, optimizer, state)
         scaler.load_state_dict(resumed["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError) as e:
         raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
-    return step, best
+    return resumed["iter_num"], resumed["best_val_loss"]
 
 
 def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -123,36 +160,50 @@ def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
     own = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if [i for group in state["param_groups"] for i in group["params"]] != list(range(len(parameters))):
+    groups, held = state["param_groups"], state["state"]
+    numbers = [i for group in groups for i in group["params"]]
+    if not all(type(i) is int for i in numbers) or numbers != list(range(len(parameters))):
         raise ValueError("it has other parameters")
+    if not isinstance(held, dict) or (held and held.keys() != set(numbers)):
+        raise ValueError("it has the averages of other parameters")
     averages = [a for group in own for a in [averages_of(group)] * len(group["params"])]
-    for i, names in enumerate(averages if state["state"] else []):
-        if set(state["state"][i]) != names:
-            raise ValueError(f"parameter {i} has {sorted(state['state'][i])} where {sorted(names)} belong")
+    for i, names in enumerate(averages if held else []):
+        if held[i].keys() != names:
+            raise ValueError(f"parameter {i} has {brief(list(held[i]))} where {sorted(names)} belong")
+    if not all(type(group["lr"]) is float and math.isfinite(group["lr"]) for group in groups):
+        raise ValueError("a learning rate is not a finite number")
 
-    def cut(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    def cut(name: str, value: Any, shape: torch.Size) -> Tensor:
+        if not isinstance(value, Tensor) or value.dtype not in _REAL:
+            raise ValueError(f"{name} is not a tensor of real numbers")
         shape = torch.Size() if name == "step" else shape
         value = value[: shape[0]] if shape else value  # (T, D), or all of another parameter
         if value.shape != shape:
             raise ValueError(f"{name} has the shape {tuple(value.shape)} where {tuple(shape)} belongs")
+        if name == "step" and not 0 <= value.item() < math.inf:
+            raise ValueError(f"step is {value.item()}")
         return value
 
     return {
         "state": {
-            i: {k: cut(k, v, parameters[i].shape) for k, v in s.items()} for i, s in state["state"].items()
+            i: {k: cut(k, v, parameters[i].shape) for k, v in averages.items()}
+            for i, averages in held.items()
         },
-        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, state["param_groups"], strict=True)],
+        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, groups, strict=True)],
     }
 
 
-def following(config: TrainConfig, found: dict[str, Any]) -> TrainConfig:
-    """The settings, those of the architecture that have their default values as `found` has them.
+def following(config: TrainConfig, found: dict[str, Any]) -> tuple[TrainConfig, str]:
+    """The settings, those of the architecture that have their default values as `found` has them; and a line
+    on those that are not as they were, "" if all are.
 
     Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
     """
     names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
     names -= {"model_name", "dropout"}
-    return dataclasses.replace(config, **{k: v for k, v in found.items() if k in names})
+    new = {k: v for k, v in found.items() if k in names and v != getattr(config, k)}
+    follows = ", ".join(f"{name}={value}" for name, value in new.items())
+    return dataclasses.replace(config, **new), follows and f"as the checkpoint has it: {follows}"
 
 
 def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
@@ -172,7 +223,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
             f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
         )
-    config = following(config, dataclasses.asdict(target))
+    config, follows = following(config, dataclasses.asdict(target))
     differ = []
     for key in shape(target.model_name):
         wanted, has = getattr(config, key), getattr(target, key)
@@ -185,7 +236,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
         shorten_senses(model, source)
     copy_weights(source, model)
     model.tokenizer = source.tokenizer
-    return Start(model.train(), config, note=note)
+    return Start(model.train(), config, note=note, said=[follows] if follows else [])
 
 
 def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -243,7 +294,9 @@ def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
         )
 
 
-def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits) -> None:
+def check_same(
+    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits, source: Path
+) -> None:
     """Refuse to resume a run `old`, whose architecture was `before`, with a model of another shape, another
     tokenizer, optimizer or text.
 
@@ -260,8 +313,11 @@ def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig,
     differ = [f"{k} {brief(before[k])} → {v}" for k, v in after.items() if before[k] != v]
     if config.block_size < before["block_size"]:  # then the last positions are dropped
         differ = [d for d in differ if not d.startswith("block_size ")]
-    if tokenizer and old.get("tokenizer") != tokenizer.to_json():
-        differ.append("another tokenizer")
+    theirs = old.get("tokenizer")
+    if tokenizer and theirs != tokenizer.to_json():  # the library may also have come to write it otherwise
+        known = Tokenizer.from_json(theirs, f"the tokenizer in {source}") if theirs else None
+        if difference := known.difference(tokenizer) if known else "it has none":
+            differ.append(f"another tokenizer: {difference}")
     if differ:
         raise InputError(
             f"the checkpoint does not fit these settings ({', '.join(differ)}): "
@@ -270,9 +326,12 @@ def check_same(old: dict[str, Any], before: dict[str, Any], config: TrainConfig,
     text, now = old.get("data"), data.fingerprint()
     if isinstance(text, dict) and text != now:
         differ = [
-            f"{k} {text.get(k)} → {now.get(k)}" for k in sorted(text | now) if text.get(k) != now.get(k)
+            f"{k:.40} {text.get(k)!s:.40} → {now.get(k)!s:.40}"
+            for k in sorted(text | now)
+            if text.get(k) != now.get(k)
         ]
+        more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
         raise InputError(
-            f"{shown(data.folder)} is not the text of this run ({', '.join(differ)}): go on with that, or "
-            f"start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
+            f"{shown(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): go on with "
+            f"that, or start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
         )

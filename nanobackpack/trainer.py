@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import secrets
 import signal
 import threading
 import time
@@ -102,6 +103,8 @@ class Trainer:
             files = f"{n} files" if (n := len(unchecked)) > 1 else "1 file"
             self.said.append(f"{files} of data too large to be checked, from {shown(unchecked[0])} on")
 
+        fresh = None if config.eval_only else secrets.token_hex(8)
+        self.run_id = resumed.get("run") if resumed else fresh  # of None, nobody can tell the states apart
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
         self.saver = Saver(self.out_dir, config.keep_last, begin.source)
         self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
@@ -292,6 +295,7 @@ class Trainer:
             "best_val_loss": self.best_val_loss,
             "world_size": self.processes.world_size,
             "data": self.data.fingerprint(),
+            "run": self.run_id,
         }
         if self.processes.rank == 0:
             self.saver.save(name, state)
@@ -304,10 +308,13 @@ class Trainer:
             return NoLog()
         self.out_dir.mkdir(parents=True, exist_ok=True)
         remove_stale(self.out_dir)
-        log = Log(self.out_dir, self.step, self.config)
-        with replacing(self.out_dir / "config.json") as f:
-            f.write(json.dumps(dataclasses.asdict(self.config), indent=2).encode())
-        return log
+        settings = dataclasses.asdict(self.config) | ({"run": self.run_id} if self.run_id else {})
+
+        def begin() -> None:  # before the log: from here on the folder is this run's, see check_run
+            with replacing(self.out_dir / "config.json") as f:
+                f.write(json.dumps(settings, indent=2).encode())
+
+        return Log(self.out_dir, self.step, self.config, begin)
 
     @property
     def tokens_per_step(self) -> int:

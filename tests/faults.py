@@ -25,12 +25,17 @@ from jobs import (
     poisoned,
     slowly,
     small_files,
+    small_logs,
+    tiny_files,
 )
-from test_trainer import TEXT, saved, temporary
+from test_trainer import TEXT, identical, saved, temporary
 
-from nanobackpack.config import TrainConfig
+from nanobackpack import checkpoint
+from nanobackpack.config import InputError, TrainConfig
+from nanobackpack.corpus import from_text
 from nanobackpack.data import Meta
-from nanobackpack.prepare import write_dataset
+from nanobackpack.prepare import write_dataset, write_tokens
+from nanobackpack.splits import at_end
 from nanobackpack.tokenizers import Tokenizer
 
 Fault = Callable[[World, random.Random], str]
@@ -56,14 +61,31 @@ def flip(path: Path, draw: random.Random) -> None:
 
 
 def flipped_checkpoint(world: World, draw: random.Random) -> str:
+    """Of a bit that stands for nothing, between the parts of the file, nothing need be noticed."""
     out = world.stopped()
+    before = saved(out)
     flip(out / "ckpt.pt", draw)
-    return world.goes_on(out)
+    try:
+        harmless = identical(checkpoint.read(out / "ckpt.pt"), before)
+    except InputError:
+        harmless = False
+    return world.goes_on(out) if harmless else _falls_back(world, out)
 
 
 def truncated_checkpoint(world: World, draw: random.Random) -> str:
     out = world.stopped()
     os.truncate(out / "ckpt.pt", draw.randrange((out / "ckpt.pt").stat().st_size))
+    return _falls_back(world, out)
+
+
+def missing_checkpoint(world: World, draw: random.Random) -> str:
+    out = world.stopped()
+    (out / "ckpt.pt").unlink()
+    return _falls_back(world, out)
+
+
+def _falls_back(world: World, out: Path) -> str:
+    """Goes on from the state before the last, and says so."""
     wrong = world.goes_on(out)
     said = out.with_suffix(".log").read_text()
     return wrong or ("" if "going on from ckpt_prev.pt, step 4" in said else f"not said: {said[:500]}")
@@ -116,22 +138,49 @@ def full_disk_in_a_save(world: World, draw: random.Random) -> str:
     return world.goes_on(out)
 
 
+def full_disk_at_the_start(world: World, draw: random.Random) -> str:
+    """With so little room that not even the settings can be written; the run before stays as it was."""
+    out = world.stopped()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    wrong = refused(Job(world.config(out), before=tiny_files), "config.json", "File too large")
+    return wrong or ("" if {p.name: p.read_bytes() for p in out.iterdir()} == before else "it changed")
+
+
+def full_disk_in_the_log(world: World, draw: random.Random) -> str:
+    out, changes = world.place() / "out", {"max_iters": 400, "eval_interval": 100}
+    job = Job(world.config(out, **changes), before=small_logs)
+    if wrong := refused(job, "metrics.jsonl", "--init_from=resume"):
+        return wrong
+    return world.goes_on(out, **changes)
+
+
 def prepare(config: TrainConfig) -> None:
     """A job's work: text to token files, far more than `small_files` allows."""
     text = TEXT * 100
     write_dataset(Path(config.dataset), text, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
 
 
+def prepare_languages(config: TrainConfig) -> None:
+    """As `prepare`, of two languages: only the second does not fit."""
+    corpora = {"de_": from_text(TEXT[1:], "de"), "fr_": from_text(TEXT * 100, "fr")}
+    write_tokens(
+        Path(config.dataset), corpora, Tokenizer.char(TEXT), at_end(0.1), framed=False, languages=("de", "fr")
+    )
+
+
 def full_disk_in_prepare(world: World, draw: random.Random) -> str:
     place = world.place()
-    shutil.copytree(world.data, place / "data")
-    before = {p.name: p.read_bytes() for p in (place / "data").iterdir()}
-    for folder in ("data", "new"):
-        config = world.config(place / "out", dataset=str(place / folder))
-        if wrong := refused(Job(config, before=small_files, work=prepare), "cannot write"):
-            return wrong
-    after = {p.name: p.read_bytes() for p in (place / "data").iterdir()}
-    return "" if after == before and not (place / "new").exists() else "something is left, or gone"
+    for source, work in ((world.data, prepare), (world.languages, prepare_languages)):
+        old, new = place / source.name, place / f"new {source.name}"
+        shutil.copytree(source, old)
+        before = {p.name: p.read_bytes() for p in old.iterdir()}
+        for folder in (old, new):
+            config = world.config(place / "out", dataset=str(folder))
+            if wrong := refused(Job(config, before=small_files, work=work), "cannot write"):
+                return wrong
+        if {p.name: p.read_bytes() for p in old.iterdir()} != before or new.exists():
+            return "something is left, or gone"
+    return ""
 
 
 # --- Processes --------------------------------------------------------------------------------
@@ -265,11 +314,14 @@ def terminal_closes(world: World, draw: random.Random) -> str:
 FAULTS: dict[str, Fault] = {
     "a bit flipped in ckpt.pt": flipped_checkpoint,
     "ckpt.pt truncated": truncated_checkpoint,
+    "ckpt.pt gone": missing_checkpoint,
     "a bit flipped in a .bin": flipped_data,
     "a bit flipped in meta.json": flipped_meta,
     "a bit flipped in tokenizer.json": flipped_tokenizer,
     "a file of the data truncated": truncated_data,
     "disk full in a save": full_disk_in_a_save,
+    "disk full at the start": full_disk_at_the_start,
+    "disk full in the log": full_disk_in_the_log,
     "disk full in prepare": full_disk_in_prepare,
     "a second run; then its stale lock": second_run,
     "SIGTERM": stopped_by(signal.SIGTERM),

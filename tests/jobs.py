@@ -26,6 +26,7 @@ from tqdm import tqdm
 from nanobackpack import cli
 from nanobackpack.config import TrainConfig
 from nanobackpack.corpus import from_text
+from nanobackpack.metrics import Log
 from nanobackpack.prepare import write_dataset, write_tokens
 from nanobackpack.splits import at_end
 from nanobackpack.tokenizers import Tokenizer
@@ -163,6 +164,26 @@ def poisoned() -> None:
 def small_files() -> None:
     """No file can grow beyond 20 kB: the disk is full for all but small ones."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def tiny_files() -> None:
+    """The disk is full for the settings of a run too, which have more than 500 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+
+def small_logs() -> None:
+    """No file can grow while its log is written: the disk is full when metrics.jsonl has 20 kB."""
+    record = Log.record
+
+    def limited(self: Log, **values: Any) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            record(self, **values)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    Log.record = limited  # type: ignore[method-assign]
 
 
 def little_memory() -> None:

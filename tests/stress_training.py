@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from faults import FAULTS
 from jobs import LIMIT_S, Job, World, difference
-from test_trainer import TEXT, temporary
+from test_trainer import TEXT, saved, temporary
 from tqdm import tqdm
 
 from nanobackpack import load_model
@@ -33,18 +34,20 @@ RUNS: dict[str, dict[str, Any]] = {
     "muon, wider": {"optimizer": "muon", "n_embd": 128},
     "two processes": {"n": 2},
 }
+EARLIER = 7  # the seed of the run before
 KILLED = {"max_iters": 60, "eval_interval": 3, "backup_checkpoint_step": 20}
 
 
 def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
     """kill -9 runs n times at random moments, every tenth time inside a save; each is resumed until it ends,
-    and must end as one that nothing happened to. `only` names one kind of run."""
+    and must end as one that nothing happened to. Each begins in the folder of an earlier run, none of whose
+    states may serve it. `only` names one kind of run."""
     columns = ("runs", "killed", "inside a save", "survived", "lost")
     rows: Rows = {name: dict.fromkeys(columns, 0) for name in ([only] if only else RUNS)}
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=n, unit="kill", disable=None) as bar:
         world = World(Path(folder))
-        world.finished()  # the first job starts the server
+        world.finished(seed=EARLIER)  # the first job starts the server
         for name in itertools.cycle(list(rows)):
             row, before = rows[name], rows[name]["killed"]
             wrong = _killed_run(world, name, rows, draw, n, bar)
@@ -69,8 +72,9 @@ def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int
     n_process = RUNS[name].get("n", 1)
     whole = world.finished(n_process, **changes)
     out = world.place() / "out"
+    shutil.copytree(world.finished(seed=EARLIER), out)
     while True:
-        begun = "resume" if (out / "ckpt.pt").exists() else "scratch"
+        begun = "scratch" if saved(out)["config"]["seed"] == EARLIER else "resume"
         job = Job(world.config(out, init_from=begun, **changes), n=n_process)
         if _sum(rows, "killed") >= n:
             job.ends_within(LIMIT_S)

@@ -227,6 +227,7 @@ def test_shuffled_passes_see_every_token_once(folder: Path, block_size: int):
     data = TokenData(folder)
     tokens = data.splits["train"]
     data.splits["train"] = np.arange(len(tokens), dtype=tokens.dtype)  # so that values are positions
+    data.n_ids = len(tokens)
     n = max(1, (len(tokens) - 1) // block_size - 1)
     passes = []
     for p in range(3):

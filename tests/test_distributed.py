@@ -429,6 +429,22 @@ def test_several_processes_without_torchrun_are_one_line(monkeypatch: pytest.Mon
         pass
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])
+@pytest.mark.parametrize("value", ["two", "", "-1", "2 ", "9" * 5000])
+def test_an_environment_that_is_no_number_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    numbers = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for variable, number in (numbers | {name: value}).items():
+        monkeypatch.setenv(variable, number)
+    with pytest.raises(SystemExit) as stop:
+        cli.guard(lambda: joined("cpu").__enter__() and None)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name}=")
+    assert len(line) < 300
+
+
 def test_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert pick_device("auto", 1) == pick_device("cpu", 1) == CPU

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,43 @@ def test_a_run_reports_each_language(named: Path, tmp_path: Path) -> None:
     sizes = [n // 5 - 1 for n in SIZES.values()]
     each = [trainer.whole_split(f"{language}_val") for language in SIZES]
     assert records[-1]["val_loss_full"] == pytest.approx(float(np.average(each, weights=sizes)), abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["files", "packs"])
+def test_ids_beyond_those_looked_at_stop_what_reads_them(
+    folder: Path, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """As beyond the first 2^26 of a file; with a tokenizer or, as here, without."""
+    monkeypatch.setattr(Mixture, "scanned_tokens", 50)
+    monkeypatch.setattr("nanobackpack.data._SCAN_TOKENS", 50)
+    out = shutil.copytree(folder if layout == "files" else packs, tmp_path / layout)
+    for path in (*out.glob("*_train.bin"), *out.glob("*/*_[0-9].bin")):
+        ids = np.fromfile(path, "<u4")
+        ids[55:] = 999
+        ids.tofile(path)
+    data = Mixture(out)
+    data.check_ids(60)
+    named = r"/(de|eu|zh)(_train\.bin)? holds the id 999, .* only 60 "
+    draw = torch.Generator()
+    for read in (
+        lambda: [data.batch("train", 4, 8, draw) for _ in range(20)],
+        lambda: [data.shuffled("train", 4 * i, 4, 8, 1) for i in range(20)],
+        lambda: list(data.windows("train", 4, 8)),
+    ):
+        with pytest.raises(InputError, match=named):
+            read()
+
+
+def test_a_run_that_meets_such_an_id_ends_in_one_line(
+    named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mixture, "scanned_tokens", 50)
+    monkeypatch.setattr("nanobackpack.data._SCAN_TOKENS", 50)
+    data = shutil.copytree(named, tmp_path / "data")
+    for path in data.glob("*_train.bin"):
+        ids = np.fromfile(path, "<u4")
+        ids[len(ids) // 2 :] = 999
+        ids.tofile(path)
+    with pytest.raises(InputError, match=r"_train\.bin holds the id 999") as error:
+        train(tiny(data, tmp_path / "out"))
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -22,6 +23,7 @@ from nanobackpack import prepare
 from nanobackpack.config import InputError
 from nanobackpack.corpus import Corpus, Piece, document, from_files
 from nanobackpack.data import Meta, TokenData
+from nanobackpack.mixture import Mixture
 from nanobackpack.splits import at_end, dealt, drawn, fraction
 from nanobackpack.tokenizers import Tokenizer, build
 
@@ -289,6 +291,24 @@ def test_what_is_interrupted_leaves_the_old_files(tmp_path: Path):
         prepare.write_tokens(tmp_path, {"": corpus_of(DOCS[:99], lambda: next(calls)())}, BPE, at_end(0.5))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert TokenData(tmp_path).meta == old
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_in_the_second_language_leaves_both_as_they_were(tmp_path: Path):
+    names = ["de", "fr"]
+    old = prepare.write_tokens(
+        tmp_path, {f"{n}_": corpus_of(DOCS) for n in names}, BPE, at_end(0.5), languages=names
+    )
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    calls = iter([lambda: None, full_disk])  # when the first language is written, and most of the second
+    new = {"de_": corpus_of(DOCS[:99]), "fr_": corpus_of(DOCS[:99], lambda: next(calls)())}
+    with pytest.raises(InputError, match="No space left"):
+        prepare.write_tokens(tmp_path, new, Tokenizer.char("".join(DOCS)), at_end(0.5), languages=names)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert Mixture(tmp_path).meta == old
 
 
 KILLED = """

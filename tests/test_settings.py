@@ -82,7 +82,12 @@ def out_of_range() -> list[tuple[type, str, object]]:
             cases += [(kind, name, 0)] * (name in POSITIVE)
             cases += [(kind, name, 1.0)] * (name in BELOW_ONE)
             cases += [(kind, name, v) for v in (math.nan, math.inf) if hint is float]
-    return [*cases, (SampleConfig, "top_p", 1.0000001), (ModelConfig, "vocab_used", 50305)]
+    return [
+        *cases,
+        (SampleConfig, "top_p", 1.0000001),
+        (ModelConfig, "vocab_used", 50305),
+        (TrainConfig, "xlm_alpha", 1.1),
+    ]
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), out_of_range())

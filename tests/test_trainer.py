@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import nanobackpack as nb
 from nanobackpack import checkpoint, cli
 from nanobackpack.config import InputError, ModelConfig, TrainConfig
-from nanobackpack.metrics import read_metrics
+from nanobackpack.metrics import plot_losses, read_metrics
 from nanobackpack.optim import learning_rate, make_optimizer
 from nanobackpack.prepare import write_dataset
 from nanobackpack.runtime import generator
@@ -95,8 +95,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
-    """All a checkpoint holds but the settings of the run and what its data is known by."""
-    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data")}
+    """All a checkpoint holds but the settings of the run, and what the run and its data are known by."""
+    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data", "run")}
 
 
 def finite(state: dict[str, Any]) -> bool:
@@ -123,7 +123,8 @@ def test_a_run_leaves_its_files(run: TrainConfig) -> None:
     names = {p.name for p in out.iterdir()}
     assert names == {"ckpt.pt", "ckpt_prev.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert json.loads((out / "config.json").read_text()) == dataclasses.asdict(run)
+    settings = dataclasses.asdict(run) | {"run": saved(out)["run"]}
+    assert json.loads((out / "config.json").read_text()) == settings
 
 
 def test_metrics_have_the_promised_keys(run: TrainConfig) -> None:
@@ -542,7 +543,7 @@ def test_resume_with_another_tokenizer_is_refused(data: Path, tmp_path: Path, un
     other = tmp_path / "other"  # as many symbols, but not the same ones
     text = TEXT.replace("x", "X")
     write_dataset(other, text, Tokenizer.char(text), val_fraction=0.1, source="a test")
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match=r"another tokenizer: id \d+ is '.' in one and 'X' in"):
         train(tiny(other, tmp_path / "out", **HARD, init_from="resume"))
     more = tmp_path / "more"
     text = TEXT + "?!"
@@ -550,6 +551,26 @@ def test_resume_with_another_tokenizer_is_refused(data: Path, tmp_path: Path, un
     n = len(set(TEXT))
     with pytest.raises(InputError, match=f"vocab_size {n} → {n + 2}"):
         train(tiny(more, tmp_path / "out", **HARD, init_from="resume"))
+
+
+def test_a_tokenizer_written_otherwise_is_the_same(data: Path, tmp_path: Path) -> None:
+    train(tiny(data, tmp_path, max_iters=2))
+    state = saved(tmp_path)
+    state["tokenizer"] = json.dumps(json.loads(state["tokenizer"]), indent=1)
+    torch.save(state, tmp_path / "ckpt.pt")
+    assert train(tiny(data, tmp_path, max_iters=3, init_from="resume")) == 0
+
+
+def test_a_run_says_which_settings_follow_the_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(data, tmp_path / "out", max_iters=2))
+    train(tiny(data, tmp_path / "out", max_iters=3, init_from="resume"))
+    assert "as the checkpoint has it" not in capsys.readouterr().out
+    for init_from in ("resume", str(tmp_path / "out")):
+        train(tiny(data, tmp_path / "out", max_iters=4, init_from=init_from, n_embd=768, n_layer=12))
+        out = capsys.readouterr().out.splitlines()
+        assert out.count("as the checkpoint has it: n_layer=2, n_embd=16") == 1
 
 
 def test_dropout_may_change_on_resume(data: Path, tmp_path: Path) -> None:
@@ -902,6 +923,31 @@ def test_a_line_cut_short_is_left_out_when_a_run_goes_on(data: Path, tmp_path: P
     train(tiny(data, tmp_path, max_iters=4, init_from="resume"))
     assert [r["step"] for r in records(tmp_path) if "train_loss" in r] == [1, 2, 3, 4]
     assert [r["event"] for r in records(tmp_path) if "event" in r] == ["end"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f'{{"step": -1{"0" * 400}, "train_loss": 1.0}}',
+        '{"step": 1, "train_loss": 1e308}\n{"step": 2, "train_loss": -1e308}',
+        '{"step": 1, "val_loss": NaN}\n{"step": 2, "val_loss": Infinity}\n{"step": 3, "val_loss": 2.0}',
+    ],
+)
+def test_a_log_with_absurd_numbers_is_drawn(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(lines + "\n")
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").is_file()
+
+
+def test_a_run_does_not_fail_for_its_picture(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*paths: Path) -> None:
+        raise ValueError("of the library\nthat draws")
+
+    monkeypatch.setattr("nanobackpack.metrics.plot_losses", fails)
+    assert train(tiny(data, tmp_path, max_iters=1)) == 0
+    assert "loss.png is not drawn (of the library)" in capsys.readouterr().out
 
 
 def test_cross_entropy_ignores_minus_one(data: Path, tmp_path: Path) -> None:

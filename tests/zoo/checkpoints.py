@@ -203,6 +203,37 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "step": (lambda c: c.update(iter_num=-1), "less than no steps"),
     "best": (lambda c: c.update(best_val_loss=torch.ones(3)), "three best losses"),
     "scaler": (lambda c: c.pop("scaler"), "no scaler"),
+    "scaler-tensor": (lambda c: c["scaler"].update(scale=torch.ones(3)), "a tensor in the scaler"),
+    "config-tensor": (lambda c: c["config"].update(seed=torch.ones(3)), "a tensor for the seed"),
+    "config-optimizer": (lambda c: c["config"].update(optimizer=torch.ones(3)), "a tensor for a name"),
+    "config-beyond": (lambda c: c["config"].update(batch_size=10**600), "batches of 10^600"),
+    "world-tensor": (lambda c: c.update(world_size=torch.ones(3)), "a tensor of processes"),
+    "state-tensor": (lambda c: c["optimizer"].update(state=torch.ones(3)), "a tensor for all averages"),
+    "averages-tensor": (
+        lambda c: c["optimizer"]["state"].update({0: torch.ones(3, 3)}),
+        "a tensor for the averages of a parameter"),
+    "params-tensor": (
+        lambda c: c["optimizer"]["param_groups"][0]["params"].__setitem__(0, torch.ones(3)),
+        "a tensor for the number of a parameter"),
+    "rate-tensor": (
+        lambda c: c["optimizer"]["param_groups"][0].update(lr=torch.ones(3)), "three learning rates"),
+    "complex": (
+        lambda c: c["optimizer"]["state"][0].update(exp_avg=c["optimizer"]["state"][0]["exp_avg"] * 1j),
+        "a mean that is complex"),
+    "no-mean": (lambda c: c["optimizer"]["state"][0].update(exp_avg=None), "None for a mean"),
+    "step-before": (
+        lambda c: [s.update(step=torch.tensor(-1.0)) for s in c["optimizer"]["state"].values()],
+        "less than no steps of the optimizer, to divide by"),
+    "step-nan": (
+        lambda c: c["optimizer"]["state"][0].update(step=torch.tensor(float("nan"))),
+        "a count of steps that is no number"),
+    "data-keys": (lambda c: c.update(data={1: "x"}), "a file named 1"),
+    "data-long": (lambda c: c.update(data={"train.bin": "y" * 100_000}), "a checksum of 100,000 letters"),
+    "data-many": (
+        lambda c: c.update(data={f"{i}.bin": "y" for i in range(10_000)}), "10,000 files that are not here"),
+    "best-nan": (lambda c: c.update(best_val_loss=float("nan")), "a best loss that none is below"),
+    "beyond": (lambda c: c.update(iter_num=10**600), "10^600 steps"),
+    "run": (lambda c: c.update(run=torch.ones(3)), "a tensor for the name of the run"),
     "no-model": (lambda c: c.pop("model"), "no weights"),
     "nan-model": (lambda c: c["model"]["wte.weight"].fill_(float("nan")), "weights that are no numbers"),
 }  # fmt: skip
