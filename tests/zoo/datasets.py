@@ -173,17 +173,28 @@ def _(d: Path) -> None:
 # --- A run's folder, to go on in ---------------------------------------------------------------
 
 
-def run(folder: Path, link: str) -> None:
+def run(folder: Path, name: str, link: Callable[[Path, Path], object] = os.symlink) -> None:
     """The folder of a run that came from a stranger: one of its files leads outside."""
     outside = folder.parent / f"outside-{folder.name}"
     outside.write_text("precious", encoding="utf-8")
-    (folder / link).symlink_to(outside)
+    link(outside, folder / name)
 
 
 for name in ("metrics.jsonl", "config.json", "loss.png", "ckpt.pt", "best.pt"):
     beast(f"run-link-{name}", f"{name} is a link to a file outside", "run", HARMLESS)(
         lambda d, name=name: run(d, name)
     )
+
+LOCKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "link": (lambda d: run(d, "run.lock"), "a link to a file outside, to be emptied"),
+    "hard-link": (lambda d: run(d, "run.lock", os.link), "a second name of a file outside, to be emptied"),
+    "dangling": (
+        lambda d: (d / "run.lock").symlink_to(d.parent / f"outside-{d.name}"), "a link to a new file outside"),
+    "pipe": (lambda d: os.mkfifo(d / "run.lock"), "a pipe: opening it waits forever"),
+    "folder": (lambda d: (d / "run.lock").mkdir(), "a folder"),
+}  # fmt: skip
+for name, (make, why) in LOCKS.items():
+    beast(f"run-lock-{name}", f"run.lock is {why}", "run")(make)
 
 JSONL = {
     "deep": b"[" * 300_000 + b"\n",

@@ -70,8 +70,11 @@ def resume(folder: Path) -> None:
 
 
 def use_run(folder: Path) -> None:
-    train(folder.parent / "data", folder)
-    assert (folder.parent / f"outside-{folder.name}").read_text(encoding="utf-8") == "precious"
+    outside = folder.parent / f"outside-{folder.name}"
+    try:
+        train(folder.parent / "data", folder)
+    finally:
+        assert not outside.exists() or outside.read_text(encoding="utf-8") == "precious"
 
 
 def use_metrics(folder: Path) -> None:
