@@ -29,6 +29,7 @@ def use_tokenizer(folder: Path) -> None:
     ids = tokenizer.encode("a" * 40 + "b")
     assert max(ids) < tokenizer.vocab_size < 100
     tokenizer.decode(ids)
+    tokenizer.decode([0, 0])
 
 
 def use_foreign_tokenizer(folder: Path) -> None:
