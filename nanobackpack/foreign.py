@@ -112,7 +112,7 @@ def check_archive(path: Path) -> bool:
     """Look through a file of torch.save. Returns whether it is a zip archive, as since torch 1.6.
 
     Raises: InputError if it holds more than tensors and plain values, or a part is compressed, comes
-    twice or overlaps another; other exceptions if it is malformed.
+    twice, has two names or overlaps another; other exceptions if it is malformed.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":
@@ -122,21 +122,24 @@ def check_archive(path: Path) -> bool:
             for _ in range(2):  # protocol version and system
                 check_pickle(file)
             check_pickle(file, torch_too=True)
+            check_pickle(file)  # names of storages
             return False
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        names = {part.filename for part in parts}
+        names = {part.filename.lower() for part in parts}  # torch does not tell "a" from "A"
         # So that all of it fits in the file's size, and no two readers can see different things in it.
         if len(names) < len(parts) or archive.comment or min(p.header_offset for p in parts) != 0:
             raise InputError("its parts are not in the order of torch.save")
         if any(p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size for p in parts):
             raise InputError("a part of it is compressed, which torch.save never does")
+        if any(p.filename != p.orig_filename for p in parts):  # a zero in it, or another name in a field
+            raise InputError("a part of it has two names")
         if sum(part.file_size for part in parts) > path.stat().st_size:
             raise InputError("its parts overlap")
-        main = [name for name in names if name.endswith("/data.pkl") or name == "data.pkl"]
-        if len(main) != 1:
+        main = parts[0].filename.split("/")[0] + "/data.pkl"  # where torch looks for it
+        if main not in archive.namelist():
             raise InputError("it is not a file of torch.save")
-        with archive.open(main[0]) as pickled:
+        with archive.open(main) as pickled:
             check_pickle(pickled, torch_too=True)  # type: ignore[arg-type]
     return True
 
