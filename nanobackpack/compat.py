@@ -27,6 +27,7 @@ from nanobackpack.foreign import check_pickle
 from nanobackpack.layers import LanguageModel
 
 State = dict[str, Tensor]
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONV1D = re.compile(r"(attn|mlp|final_mlp)\.c_(attn|fc|proj)\.weight$")  # stored (in, out) by GPT-2
 
 
@@ -114,6 +115,10 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
     finite, or tied to another value.
     """
     state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(BUFFERS)}
+    for key, t in state.items():
+        if t.dtype not in WEIGHTS:
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in WEIGHTS)
+            raise InputError(f"{source}: {key[:99]} ({t.dtype}) is of no type that weights have: {allowed}")
     ours: State = {}
     for name, p in model.named_parameters():
         key = layout.key(name)
@@ -122,7 +127,7 @@ def import_state(model: LanguageModel, state: State, layout: Layout, source: str
         t, wanted = state.pop(key), layout.reorder(name, p.detach().to("meta"), model.config, inward=False)
         if t.shape != wanted.shape:
             raise InputError(f"{source}: {key} has shape {tuple(t.shape)}, it must be {tuple(wanted.shape)}")
-        if not t.is_floating_point() or not t.isfinite().all():
+        if not t.isfinite().all():
             raise InputError(f"{source}: {key} ({t.dtype}) holds other things than finite numbers")
         ours[name] = layout.reorder(name, t, model.config, inward=True)
     for name, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):

@@ -23,12 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from nanobackpack.config import InputError
+from nanobackpack.config import InputError, brief
 from nanobackpack.files import shown
 
 PIECE_CHARS = 1 << 16
 _LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where need be anywhere
 _MAX_LINE_CHARS = 1 << 25  # of a line that must be read whole
+_MAX_VALUES = 1 << 19  # in a line of JSON, since each may take a hundred times its length
+_MAX_XZ_BYTES = 1 << 27  # of memory to unpack with; xz -9 asks for half of it
 _LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
 _WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
 
@@ -80,8 +82,13 @@ def from_files(
     def read(progress: Progress = int) -> Iterator[Piece]:
         for path in files:
             how = kind or KINDS.get(_unpacked(path).suffix, "text")
+            left = _most(path)
             with _reading(path):
-                yield from _READERS[how](path, segments or field("text"), progress)
+                for piece in _READERS[how](path, segments or field("text"), progress):
+                    left -= len(piece.text)
+                    if left < 0:
+                        raise _too_much(path)
+                    yield piece
 
     return Corpus(", ".join(map(shown, paths)), sum(p.stat().st_size for p in files), read)
 
@@ -190,6 +197,15 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
     return sorted(files)
 
 
+def _most(path: Path) -> int:
+    """How much a file may hold: texts of people never shrink to a thousandth."""
+    return _MAX_LINE_CHARS + 1000 * path.stat().st_size
+
+
+def _too_much(path: Path) -> InputError:
+    return InputError(f"{shown(path)} unpacks to more than 1,000 times its size: give it unpacked")
+
+
 def _unpacked(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in _UNPACK else path
 
@@ -227,6 +243,8 @@ def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]
             if line.isspace():
                 continue
             where = f"{shown(path)}, line {number},"
+            if _n_values(line) > _MAX_VALUES:
+                raise InputError(f"{where} has more than {_MAX_VALUES:,} values")
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -236,12 +254,44 @@ def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]
             yield from document(_texts(record, segments, where))
 
 
+def _n_values(line: str) -> int:
+    """At least how many values a line of JSON has, if it may be too many; texts may hold any characters."""
+    n = sum(map(line.count, "[{,"))
+    if n > _MAX_VALUES:
+        line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
+        n = line.count('"') // 2
+        if n <= _MAX_VALUES:
+            n = sum(part.count(c) for part in line.split('"')[::2] for c in "[{,")
+    return n
+
+
 def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    parquet = _extra("pyarrow.parquet")
-    with _Watched(path, progress) as raw, parquet.ParquetFile(raw) as file:
-        for batch in file.iter_batches(batch_size=256):
-            for record in batch.to_pylist():
+    parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
+    meta = parquet.read_metadata(path)
+    if max(meta.num_rows, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))) > _most(
+        path
+    ):
+        raise _too_much(path)
+    schema = meta.schema.to_arrow_schema()
+    names = [column.name for column in schema if _holds_text(column.type)]
+    # As dictionaries: a small file may name one long text in many rows.
+    with _Watched(path, progress) as raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
+        for batch in file.iter_batches(batch_size=256, columns=names):
+            columns = {n: c for n, c in zip(batch.schema.names, batch.columns, strict=True) if n in names}
+            for name, column in columns.items():
+                if (compute.max(compute.utf8_length(column.dictionary)).as_py() or 0) >= _MAX_LINE_CHARS:
+                    raise InputError(
+                        f"{shown(path)} has a text of {_MAX_LINE_CHARS:,} characters or more in its column "
+                        f"{brief(name)}"
+                    )
+            for row in range(batch.num_rows):
+                # What is no text is not read, and so no text either.
+                record = dict.fromkeys(schema.names) | {n: c[row].as_py() for n, c in columns.items()}
                 yield from document(_texts(record, segments, shown(path)))
+
+
+def _holds_text(type: Any) -> bool:
+    return str(getattr(type, "value_type", type)) in ("string", "large_string", "string_view")
 
 
 _READERS = {"text": _text, "lines": _lines, "json": _json, "parquet": _parquet}
@@ -253,12 +303,12 @@ def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
         texts: Sequence[Any] = segments(record)
     except KeyError as error:
         raise InputError(
-            f"{where} has no field {error}: it has {', '.join(map(repr, record)) or 'none'}"
+            f"{where} has no field {error}: it has {brief(list(record)).strip('[]') or 'none'}"
         ) from None
     except (TypeError, AttributeError):  # it is not text, but was taken for it
         texts = [None]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where} has a field that should be text and is not: {str(record)[:80]}")
+        raise InputError(f"{where} has a field that should be text and is not: {brief(record)}")
     # JSON can name half a character, which is no Unicode text.
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
@@ -294,7 +344,36 @@ def _unpack_zst(raw: BinaryIO) -> Any:
     return _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True)
 
 
-_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _unpack_zst}
+class _Unxz(io.RawIOBase):
+    """What is in a file of .xz, as lzma.open reads it, but with limited memory."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._stream = raw, lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            packed = self._raw.read(1 << 16) if self._stream.needs_input or self._stream.eof else b""
+            if self._stream.eof:  # zeros may follow, and another stream
+                packed = (self._stream.unused_data + packed).lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._stream = lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+            elif self._stream.needs_input and not packed:
+                raise EOFError("its end is missing")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unpack_xz(raw: BinaryIO) -> Any:
+    return io.BufferedReader(_Unxz(raw))
+
+
+_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": _unpack_xz, ".zst": _unpack_zst}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import pickletools
 import re
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,7 +112,7 @@ def check_archive(path: Path) -> bool:
     """Look through a file of torch.save. Returns whether it is a zip archive, as since torch 1.6.
 
     Raises: InputError if it holds more than tensors and plain values, or a part is compressed, comes
-    twice or overlaps another; other exceptions if it is malformed.
+    twice, has two names or overlaps another; other exceptions if it is malformed.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":
@@ -121,21 +122,24 @@ def check_archive(path: Path) -> bool:
             for _ in range(2):  # protocol version and system
                 check_pickle(file)
             check_pickle(file, torch_too=True)
+            check_pickle(file)  # names of storages
             return False
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        names = {part.filename for part in parts}
+        names = {part.filename.lower() for part in parts}  # torch does not tell "a" from "A"
         # So that all of it fits in the file's size, and no two readers can see different things in it.
         if len(names) < len(parts) or archive.comment or min(p.header_offset for p in parts) != 0:
             raise InputError("its parts are not in the order of torch.save")
         if any(p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size for p in parts):
             raise InputError("a part of it is compressed, which torch.save never does")
+        if any(p.filename != p.orig_filename for p in parts):  # a zero in it, or another name in a field
+            raise InputError("a part of it has two names")
         if sum(part.file_size for part in parts) > path.stat().st_size:
             raise InputError("its parts overlap")
-        main = [name for name in names if name.endswith("/data.pkl") or name == "data.pkl"]
-        if len(main) != 1:
+        main = parts[0].filename.split("/")[0] + "/data.pkl"  # where torch looks for it
+        if main not in archive.namelist():
             raise InputError("it is not a file of torch.save")
-        with archive.open(main[0]) as pickled:
+        with archive.open(main) as pickled:
             check_pickle(pickled, torch_too=True)  # type: ignore[arg-type]
     return True
 
@@ -174,30 +178,58 @@ def _dense(t: Tensor) -> Tensor:
     return t.detach()
 
 
+# What a tokenizer does in turn to a text, and to ids; what the lists in their parts are called; and how many
+# characters a part can make of one. Those not named make one, or stop growing, as NFKD does.
+_SIDES = (("normalizer", "pre_tokenizer"), ("post_processor",), ("decoder",))
+_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
+_GROWTH = {"BertNormalizer": 3, "ByteLevel": 4, "Metaspace": 2, "BPEDecoder": 2, "CTC": 2}
+_MAX_GROWTH = 1000  # GPT-2's is 4; that of the longest chains of real ones is below 200
+_MAX_PARTS = 200
+
+
 def check_tokenizer(text: str, source: str) -> None:
     """Look through a tokenizer.json.
 
-    Raises: InputError if it is not JSON, has a normalizer whose table is longer than its file, or
-    replacements that could together make a text a thousand times longer.
+    Raises: InputError if it is not JSON, has a normalizer whose table is longer than its file, or parts that
+    are very many or could together make a text a thousand times longer.
     """
-    growth = 1.0
-    parts = [parse_json(text, source)]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, list):
-            parts += part
-            continue
-        if not isinstance(part, dict):
-            continue
-        parts += part.values()
-        if isinstance(table := part.get("precompiled_charsmap"), str):
-            try:
-                data = base64.b64decode(table)
-            except ValueError:
-                data = b""
-            if len(data) < 4 or int.from_bytes(data[:4], "little") > len(data) - 4:
-                raise InputError(f"{source} has a precompiled_charsmap that is damaged")
-        if isinstance(new := part.get("content"), str) and "pattern" in part:
-            growth *= max(1, len(new))
-    if growth > 1000:
-        raise InputError(f"{source} has replacements that would make a text {growth:.0e} times longer")
+    whole = parse_json(text, source)
+    for side in _SIDES if isinstance(whole, dict) else ():
+        growth, parts = 1, [whole.get(name) for name in side]
+        for n, part in enumerate(parts):
+            if not isinstance(part, dict):
+                continue  # null, or what the library refuses
+            growth *= _growth(part, source)
+            parts += (inner for name in _LISTS if isinstance(part.get(name), list) for inner in part[name])
+            if growth > _MAX_GROWTH or n > _MAX_PARTS:
+                raise InputError(
+                    f"{source}: its {' and '.join(side)} could make a text {_MAX_GROWTH:,} times longer, "
+                    f"or have more than {_MAX_PARTS} parts"
+                )
+
+
+def _growth(part: dict[str, Any], source: str) -> int:
+    """How many characters a part of a tokenizer can make of one, the parts in it aside."""
+    kind = part.get("type")
+    if not isinstance(kind, str):  # the library would guess
+        raise InputError(f"{source} has a part without a type")
+    if isinstance(table := part.get("precompiled_charsmap"), str):
+        try:
+            data = base64.b64decode(table)
+        except ValueError:
+            data = b""
+        if len(data) < 4 or (size := int.from_bytes(data[:4], "little")) > len(data) - 4:
+            raise InputError(f"{source} has a precompiled_charsmap that is damaged")
+        return max(map(_length, data[4 + size :].decode(errors="replace").split("\0")))
+    if kind == "Replace":
+        pattern, new = part.get("pattern"), _length(part.get("content"))
+        text = isinstance(pattern, dict) and pattern.get("String")
+        return max(1, new) if text else 1 + new  # a pattern may match what is between two characters
+    if kind == "TemplateProcessing":
+        return max(1, str(part.get("single")).count("'Sequence'"))  # of the text, one after the other
+    return _GROWTH.get(kind, 1) + _length(part.get("prepend", ""))
+
+
+def _length(text: object) -> int:
+    """The length of a text when other parts have decomposed it as far as can be: \ufdfa has 18."""
+    return len(unicodedata.normalize("NFKD", str(text)[: _MAX_GROWTH + 1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -24,14 +25,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock is the kernel's, which releases it however the process ends: what a killed one left behind is
     taken over. Where a file system has no locks, none is held.
-    Raises: InputError naming the process that holds it; OSError if the folder cannot be written.
+    Raises: InputError naming the process that holds it, or if something else has the file's name; OSError
+    if the folder cannot be written.
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     file = _open(path)
     try:
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
         file.flush()
@@ -46,12 +49,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> IO[str]:
-    """The lock's file, locked. Raises: InputError if another process has it locked."""
+    """The lock's file, locked. Raises: InputError if another process has it locked, or it is no such file."""
+    # What a stranger's folder holds is not followed, nor waited for: it will be emptied.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by who holds the lock)
+        if _foreign(path):
+            raise InputError(f"{shown(path)} is a link or no regular file, so no run made it: remove it")
+        file = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8")
         try:
             _lock(file)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
                 return file
         except BlockingIOError:
             holder = _holder(file)
@@ -63,6 +70,15 @@ def _open(path: Path) -> IO[str]:
         except FileNotFoundError:
             pass
         file.close()  # its holder took it away in between: try again
+
+
+def _foreign(path: Path) -> bool:
+    """Whether something lies there that is not a file of this folder alone."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(there.st_mode) or there.st_nlink > 1
 
 
 def _lock(file: IO[str]) -> None:

@@ -53,6 +53,8 @@ class Tokenizer:
     def __init__(self, inner: hf.Tokenizer) -> None:
         inner.no_truncation()  # a foreign tokenizer.json may ask for either; our texts stay whole
         inner.no_padding()
+        if isinstance(inner.model, models.BPE):
+            inner.model.dropout = None  # which would make ids random
         inner.encode_special_tokens = True  # as ordinary text: nobody can type a special token
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()

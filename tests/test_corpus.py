@@ -121,6 +121,22 @@ def test_layouts(layout: str, tmp_path: Path):
     assert sum(read) >= found.n_bytes / (2 if layout == "parquet" else 1)  # which skips what nobody wants
 
 
+def test_xz_in_several_streams(tmp_path: Path):
+    parts = [lzma.compress(json_lines(part), preset=9) for part in (DOCUMENTS[:1], [], DOCUMENTS[1:])]
+    (tmp_path / "a.jsonl.xz").write_bytes(bytes(8).join(parts) + bytes(4))
+    assert joined(from_files([tmp_path]).read()) == DOCUMENTS
+
+
+def test_brackets_in_a_text_are_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "_MAX_VALUES", 5)
+    texts = ['[{,"\\' * 9, '\\"[[[[[[' * 2]
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
+    assert joined(from_files([tmp_path]).read()) == texts
+    (tmp_path / "b.jsonl").write_text('{"text": "", "x": [1, 2, 3, 4, 5]}')
+    with pytest.raises(InputError, match=r"b.jsonl, line 1, has more than 5 values"):
+        joined(from_files([tmp_path]).read())
+
+
 def test_lines(tmp_path: Path):
     content = "one\r\n\n  \ntwo\u2028still\x0btwo\nthree".encode()
     (tmp_path / "a.txt").write_bytes(content)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from nanobackpack import tokenizers
+from nanobackpack import foreign, tokenizers
 from nanobackpack.config import InputError
 from nanobackpack.files import replacing
 from nanobackpack.tokenizers import Tokenizer, build, find, resolve
@@ -306,6 +308,59 @@ def test_tables_show_text_not_bytes():
     parts = [BPE.token(i) for i in BPE.encode(" 中")]  # three bytes after the space
     assert (parts[0], len(parts)) == (" ", 4)
     assert not any("\ufffd" in part for part in parts)
+
+
+def test_dropout_is_left_out():
+    stored = json.loads(BPE.to_json())
+    stored["model"]["dropout"] = 0.5
+    again = Tokenizer.from_json(json.dumps(stored))
+    assert again.encode(ENGLISH) == BPE.encode(ENGLISH)
+    assert again.to_json() == BPE.to_json()
+
+
+def replace(content: str, **pattern: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+CHARSMAP = base64.b64encode(bytes(4) + unicodedata.normalize("NFKC", "\ufdfa\0").encode()).decode()
+PRECOMPILED = {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}  # with the longest that NFKC makes
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+ALBERT = [replace('"', String="``"), replace('"', String="''"), {"type": "NFKD"}, {"type": "StripAccents"}]
+ALBERT += [{"type": "Lowercase"}, PRECOMPILED, replace(" ", Regex=" {2,}")]
+LLAMA = [replace(" ", String="▁"), {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip"}]
+CHAINS = {
+    "BERT": {"normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}},
+    "XLM-R": {"normalizer": PRECOMPILED, "pre_tokenizer": METASPACE, "decoder": METASPACE},
+    "T5": {
+        "normalizer": {"type": "Sequence", "normalizers": [PRECOMPILED, replace("▁", Regex=" {2,}")]},
+        "pre_tokenizer": METASPACE,
+    },
+    "ALBERT": {"normalizer": {"type": "Sequence", "normalizers": ALBERT}, "pre_tokenizer": METASPACE},
+    "Llama": {
+        "normalizer": {
+            "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace("▁", String=" ")]
+        },
+        "decoder": {"type": "Sequence", "decoders": LLAMA},
+    },
+    "CLIP": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "NFC"}, replace(" ", Regex=r"\s+"), {"type": "Lowercase"}],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Split", "pattern": {"Regex": "[0-9]"}}, BYTE_LEVEL],
+        },
+        "post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL]},
+        "decoder": BYTE_LEVEL,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_parts_of_well_known_tokenizers_are_let_through(name: str):
+    foreign.check_tokenizer(json.dumps({"version": "1.0", "model": {}} | CHAINS[name]), name)
 
 
 NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str()

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,12 @@ def archive(folder: Path, value: object, records: dict[str, bytes], **options: A
     with zipfile.ZipFile(folder / "ckpt.pt", "w", **options) as z:
         for name, content in {"data.pkl": buffer.getvalue(), "version": b"3\n", **records}.items():
             z.writestr("ckpt/" + name, content)
+
+
+def parts(contents: dict[str, bytes], path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as z:
+        for name, content in {**contents, "ckpt/version": b"3\n"}.items():
+            z.writestr(name, content)
 
 
 @beast("ckpt-laughs", "lists of lists of lists, 2^60 when printed or compared", "model", "resume")
@@ -301,6 +308,38 @@ def _(d: Path) -> None:
         z.writestr(z.namelist()[0], pickle.dumps(Calls(os.mkdir, PROOF), 2))
 
 
+SECOND = {"calls": (pickle.dumps(Calls(bytearray, 1 << 30), 2), "asks for 1 GB")}
+SECOND["tuple-key"] = (keyed_by_tuples(), "takes forever to hash")
+for name, (content, why) in SECOND.items():
+
+    @beast(f"zip-case-{name}", f"a second pickle, DATA.PKL, which torch takes for the first: {why}", "model")
+    def _(d: Path, content: bytes = content) -> None:
+        parts({"ckpt/DATA.PKL": content, "ckpt/data.pkl": pickle.dumps({}, 2)}, d / "ckpt.pt")
+
+    @beast(f"zip-elsewhere-{name}", f"pickles in two folders, torch takes the first part's: {why}", "model")
+    def _(d: Path, content: bytes = content) -> None:
+        parts(
+            {"x/DATA.PKL": content, "x/version": b"3\n", "ckpt/data.pkl": pickle.dumps({}, 2)}, d / "ckpt.pt"
+        )
+
+    @beast(f"old-keys-{name}", f"a fifth pickle, the names of storages: {why}", "model")
+    def _(d: Path, content: bytes = content) -> None:
+        torch.save({"format": checkpoint.FORMAT}, d / "ckpt.pt", _use_new_zipfile_serialization=False)
+        old = (d / "ckpt.pt").read_bytes()
+        assert old.endswith(b"]q\x00.")  # no storages
+        (d / "ckpt.pt").write_bytes(old[: old.rindex(b"\x80\x02")] + content)
+
+
+@beast("zip-unicode-name", "an entry with another name in its Unicode field", "model")
+def _(d: Path) -> None:
+    with zipfile.ZipFile(d / "ckpt.pt", "w") as z:
+        for name, other, value in (("data.pkl", "x", Calls(bytearray, 1 << 30)), ("y", "data.pkl", {})):
+            info = zipfile.ZipInfo(f"ckpt/{name}")
+            field = struct.pack("<BL", 1, zlib.crc32(info.filename.encode())) + f"ckpt/{other}".encode()
+            info.extra = struct.pack("<2H", 0x7075, len(field)) + field
+            z.writestr(info, pickle.dumps(value, 2))
+
+
 @beast("zip-overlap", "a thousand entries that are the same bytes", "model")
 def _(d: Path) -> None:
     archive(d, good() | {"model": {}}, {"data/0000": bytes(1 << 16)})
@@ -329,7 +368,9 @@ def _(d: Path) -> None:
 
 @beast("zip-script", "a TorchScript archive: a program", "model")
 def _(d: Path) -> None:
-    archive(d, good(), {"constants.pkl": b"\x80\x02).", "code/__torch__.py": b"import os"})
+    archive(
+        d, {"format": checkpoint.FORMAT}, {"constants.pkl": b"\x80\x02).", "code/__torch__.py": b"import os"}
+    )
 
 
 @beast("tar", "the oldest format, which torch would unpack", "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import struct
@@ -26,8 +27,35 @@ def split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
+def normal(*parts: dict[str, Any], **more: Any) -> str:
+    """A tokenizer with so many normalizers."""
+    return tokenizer(words(ABC), normalizer={"type": "Sequence", "normalizers": parts}, **more)
+
+
+def chain(kind: str, name: str, *parts: dict[str, Any]) -> str:
+    """A tokenizer with so many parts of another kind."""
+    return tokenizer(words(ABC), **{kind: {"type": "Sequence", name: parts}})
+
+
+def replace(content: str, **pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def charsmap(n: int) -> bytes:
+    """A table by which "a" becomes n times "b": a double array of 1,024 units, then the texts."""
+    units = {0: 256 << 10, 256 ^ 97: 512 << 10 | 1 << 8 | 97}  # offset, has a leaf, label; its leaf: 0
+    return struct.pack("<1025I", 4096, *(units.get(i, 0) for i in range(1024))) + b"b" * n + b"\0"
+
+
 ABC = {"a": 0, "b": 1, "c": 2}
-GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+LOTS = 32  # of parts each of which doubles a text
+TOKEN = {"id": 3, "content": " ", "special": False, "normalized": False}
+TOKEN |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+BYTES = {"type": "ByteLevel"}
+PREFIXED = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+LETTERS = split(r"[\s\S]")
+PREFIX = {"type": "Metaspace", "replacement": "a", "prepend_scheme": "always", "split": False}
+AGAIN = {"Sequence": {"id": "A", "type_id": 0}}
 TOKENIZERS: dict[str, tuple[str | bytes, str]] = {
     "deep": ("[" * 200_000 + "]" * 200_000, "200,000 lists in each other"),
     "deep-parts": (
@@ -48,9 +76,37 @@ TOKENIZERS: dict[str, tuple[str | bytes, str]] = {
     "empty": (tokenizer(words({})), "no tokens at all"),
     "regex": (tokenizer(words(ABC), pre_tokenizer=split("(a+)+$")), "a pattern that takes forever"),
     "regex-deep": (tokenizer(words(ABC), pre_tokenizer=split("(" * 99_999 + ")" * 99_999)), "a deep pattern"),
-    "growing": (
-        tokenizer(words(ABC), normalizer={"type": "Sequence", "normalizers": [GROWING] * 6}),
-        "each letter becomes 10^12 letters"),
+    "growing": (normal(*[replace("a" * 100, String="a")] * 6), "each letter becomes 10^12 letters"),
+    "growing-bytes": (normal(*[BYTES] * LOTS), "bytes of bytes of bytes"),
+    "growing-bytes-split": (chain("pre_tokenizer", "pretokenizers", *[PREFIXED] * LOTS), "bytes of bytes"),
+    "growing-prefix": (
+        chain("pre_tokenizer", "pretokenizers",
+              *[LETTERS, PREFIX, LETTERS, PREFIX | {"replacement": "b"}] * LOTS),
+        "each letter gets a prefix, which gets a prefix"),
+    "growing-empty": (normal(*[replace("a", Regex="")] * LOTS), "puts a letter between all letters"),
+    "growing-empty-text": (normal(*[replace("a", String="")] * LOTS), "puts a letter between all letters"),
+    "growing-border": (normal(*[replace(" ", Regex=r"\b|(?= )")] * LOTS), "puts spaces beside spaces"),
+    "growing-lower": (
+        normal(*[replace("\u0130", Regex="\u0307|[a-z]"), {"type": "Lowercase"}] * LOTS),
+        "a letter that becomes two in lower case"),
+    "growing-form": (
+        normal(*[replace("\ufdfa", Regex=r"[\s\S]"), {"type": "NFKD"}] * 8), "a letter that stands for 18"),
+    "growing-prepend": (
+        normal({"type": "Prepend", "prepend": "b" * 10**7}, added_tokens=[TOKEN]),
+        "10 MB before all that lies between two tokens"),
+    "growing-untyped": (
+        normal(*[{"pattern": {"Regex": ""}, "content": "a"}] * LOTS), "parts that do not say what they are"),
+    "growing-table": (
+        normal({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap(10**6)).decode()}),
+        "a table in which a letter becomes 10^6"),
+    "growing-ids": (
+        tokenizer(words(ABC), post_processor={
+            "type": "TemplateProcessing", "single": [AGAIN] * 10**5, "pair": [AGAIN], "special_tokens": {}}),
+        "each text 10^5 times"),
+    "growing-decoder": (
+        chain("decoder", "decoders", *[{"type": "BPEDecoder", "suffix": ""}] * LOTS),
+        "puts spaces between all letters"),
+    "many": (normal(*[{"type": "NFD"}] * 10**5), "10^5 normalizers"),
     "charsmap": (
         tokenizer(words(ABC), normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
         "a table of 2^32 entries, in no bytes"),
@@ -173,17 +229,29 @@ def _(d: Path) -> None:
 # --- A run's folder, to go on in ---------------------------------------------------------------
 
 
-def run(folder: Path, link: str) -> None:
+def run(folder: Path, name: str, link: Callable[[Path, Path], object] = os.symlink) -> None:
     """The folder of a run that came from a stranger: one of its files leads outside."""
     outside = folder.parent / f"outside-{folder.name}"
     outside.write_text("precious", encoding="utf-8")
-    (folder / link).symlink_to(outside)
+    link(outside, folder / name)
 
 
 for name in ("metrics.jsonl", "config.json", "loss.png", "ckpt.pt", "best.pt"):
     beast(f"run-link-{name}", f"{name} is a link to a file outside", "run", HARMLESS)(
         lambda d, name=name: run(d, name)
     )
+
+LOCKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "link": (lambda d: run(d, "run.lock"), "a link to a file outside, to be emptied"),
+    "hard-link": (lambda d: run(d, "run.lock", os.link), "a second name of a file outside, to be emptied"),
+    "dangling": (
+        lambda d: (d / "run.lock").symlink_to(d.parent / f"outside-{d.name}"),
+        "a link to a new file outside"),
+    "pipe": (lambda d: os.mkfifo(d / "run.lock"), "a pipe: opening it waits forever"),
+    "folder": (lambda d: (d / "run.lock").mkdir(), "a folder"),
+}  # fmt: skip
+for name, (make, why) in LOCKS.items():
+    beast(f"run-lock-{name}", f"run.lock is {why}", "run")(make)
 
 JSONL = {
     "deep": b"[" * 300_000 + b"\n",

@@ -29,6 +29,7 @@ def use_tokenizer(folder: Path) -> None:
     ids = tokenizer.encode("a" * 40 + "b")
     assert max(ids) < tokenizer.vocab_size < 100
     tokenizer.decode(ids)
+    tokenizer.decode([0, 0])
 
 
 def use_foreign_tokenizer(folder: Path) -> None:
@@ -70,8 +71,11 @@ def resume(folder: Path) -> None:
 
 
 def use_run(folder: Path) -> None:
-    train(folder.parent / "data", folder)
-    assert (folder.parent / f"outside-{folder.name}").read_text(encoding="utf-8") == "precious"
+    outside = folder.parent / f"outside-{folder.name}"
+    try:
+        train(folder.parent / "data", folder)
+    finally:
+        assert not outside.exists() or outside.read_text(encoding="utf-8") == "precious"
 
 
 def use_metrics(folder: Path) -> None:

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nanobackpack import checkpoint, compat
 from nanobackpack.config import ModelConfig
@@ -84,6 +84,18 @@ SAFETENSORS: dict[str, tuple[int | None, str, int, str]] = {  # header's length,
 for name, (length, text, n_bytes, why) in SAFETENSORS.items():
     start = struct.pack("<Q", len(text) if length is None else length) + text.encode()
     beast(f"safetensors-{name}", why, "model")(lambda d, h=start, n=n_bytes: gpt2(d, GPT2, h, bytes(n)))
+
+
+for kind in ("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8"):
+
+    @beast(f"safetensors-{kind}", f"all weights in {kind}, which not everything can compute with", "model")
+    def _(d: Path, kind: str = kind) -> None:
+        gpt2(d, GPT2)
+        entries, at = [], 0
+        for name, t in load_file(d / "model.safetensors").items():
+            entries.append((name, kind, list(t.shape), [at, at := at + t.numel()]))
+        header = tensors(*entries).encode()
+        gpt2(d, GPT2, struct.pack("<Q", len(header)) + header, bytes(at))
 
 
 @beast("safetensors-device", "a link to a device without end", "model")

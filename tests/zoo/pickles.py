@@ -38,8 +38,8 @@ def laughs(kind: type) -> object:
 
 
 def keyed_by_tuples() -> bytes:
-    """A dict whose key is such a tuple: hashing it takes 2^60 steps."""
-    return b"\x80\x02}q\x00" + b")q\x01" + b"h\x01h\x01\x86q\x01" * LOTS + b"K\x01s."
+    """A dict whose key is a tuple of two of two of ... : hashing it takes 2^60 steps."""
+    return b"\x80\x02]q\x00)q\x01a" + b"h\x01h\x01\x86q\x01a" * LOTS + b"}h\x01K\x01sa."
 
 
 def deep(depth: int) -> bytes:

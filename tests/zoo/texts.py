@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
+import lzma
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +85,55 @@ beast("records-surrogate", "half a character", "corpus", "testset", HARMLESS)(
 beast("records-bomb", "a line of 200 MB, packed in 200 kB", "corpus")(
     lambda d: (d / "a.jsonl.gz").write_bytes(gzip.compress(b" " * (200 << 20), 9))
 )
+
+
+def packed(line: str) -> Callable[[Path], object]:
+    return lambda d: (d / "a.jsonl.gz").write_bytes(gzip.compress(line.encode(), 9))
+
+
+LINES = {
+    "lists": ('{"x": [' + "[]," * 10**7 + "[]]}", "10^7 lists in 30 MB, packed in 30 kB"),
+    "objects": ('{"x": [' + "{}," * 10**7 + "{}]}", "10^7 objects in 30 MB, packed in 30 kB"),
+    "numbers": ('{"x": [' + "999," * 8 * 10**6 + "1]}", "8 * 10^6 numbers in 32 MB, packed in 32 kB"),
+    "texts": ('{"x": [' + '"ab",' * 6 * 10**6 + "1]}", "6 * 10^6 texts in 30 MB, packed in 30 kB"),
+    "keys": (json.dumps({f"key {i}": 0 for i in range(100_000)}), "a field is missing among 10^5 others"),
+}
+for name, (line, why) in LINES.items():
+    beast(f"records-{name}", why, "corpus")(packed(line))
+
+
+@beast("records-xz-memory", "asks for 512 MB to unpack 16 MB", "corpus")
+def _(d: Path) -> None:
+    steps = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 20}]
+    content = bytearray(lzma.compress(b'{"text": "a"}\n' * (1 << 20), filters=steps))
+    end = 12 + (content[12] + 1) * 4  # of the header of a block: what it is packed with, a checksum
+    content[content.index(b"\x21\x01", 12) + 2] = 34
+    content[end - 4 : end] = struct.pack("<I", zlib.crc32(content[12 : end - 4]))
+    (d / "a.jsonl.xz").write_bytes(content)
+
+
+def parquet(folder: Path, n_rows: int = 1, **columns: tuple[Any, str]) -> None:
+    """One value in all rows of each column."""
+    pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    rows = pa.array([0] * n_rows, pa.int32())
+    table = {
+        name: pa.DictionaryArray.from_arrays(rows, pa.array([value], getattr(pa, kind)(*unit)))
+        for name, (value, kind, *unit) in columns.items()
+    }
+    pq.write_table(pa.table(table), folder / "a.parquet", compression="zstd", store_schema=False)
+
+
+COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
+    "large": ({"n_rows": 10**4, "text": ("a" * (40 << 20), "string")}, "a text of 40 MB in 10^4 rows"),
+    "rows": ({"n_rows": 10**6, "text": ("a b " * 10**5, "string")}, "a text of 400 kB in 10^6 rows"),
+    "dates": ({"text": (1 << 60, "timestamp", "ms")}, "dates beyond all calendars for texts"),
+    "date": ({"text": ("a", "string"), "x": (1 << 60, "timestamp", "ms")}, "a date beyond all calendars"),
+}
+if importlib.util.find_spec("pyarrow"):
+    for name, (columns, why) in COLUMNS.items():
+        beast(f"parquet-{name}", why, "corpus", *[HARMLESS] * (name == "date"))(
+            lambda d, columns=columns: parquet(d, **columns)
+        )
 PACKED = {"gz": b"\x1f\x8b\x08garbage", "xz": b"\xfd7zXZ\0garbage", "parquet": b"PAR1garbagePAR1"}
 for name, content in PACKED.items():
     beast(f"records-{name}", f"garbage for a .{name}", "corpus")(
