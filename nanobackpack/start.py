@@ -146,7 +146,8 @@ def restore(
     try:
         state = fitted(resumed["optimizer"], optimizer)
         processes.load_optimizer(model, optimizer, state)
-        scaler.load_state_dict(resumed["scaler"])
+        if resumed["scaler"]:  # {} in a run that needed none, as its dtype was another
+            scaler.load_state_dict(resumed["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError) as e:
         raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
     return resumed["iter_num"], resumed["best_val_loss"]
