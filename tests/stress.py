@@ -93,6 +93,7 @@ PARTS = {"fuzz": fuzz, **TRAINING}
 
 
 def main() -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a training heeds nohup, and nohup is inherited
     rows = tyro.extras.subcommand_cli_from_dict(PARTS, prog="python -m tests.stress")
     print(table(rows))
     return int(any(list(row.values())[-1] for row in rows.values()))
