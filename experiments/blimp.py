@@ -1,9 +1,11 @@
 """Sentence pairs: how often is the grammatical one likelier (BLiMP, Table 2 of the Backpack paper)?
 
-    python experiments/blimp.py --out_dir=out --data blimp/*.jsonl
+    python experiments/blimp.py --out_dir=out --data blimp/
+    python experiments/blimp.py --out_dir=out --data anaphor_gender_agreement.jsonl --limit 100
 
-Each file holds JSON lines with `sentence_good` and `sentence_bad`. Backpacks and GPTs alike. `--bos` begins
-each sentence with the token that begins a document, which scores its first word too.
+A folder stands for its .jsonl files, which hold JSON lines with `sentence_good` and `sentence_bad`. Backpacks
+and GPTs alike. `--bos` begins each sentence with the token that begins a document, which scores its first
+word too.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ class BlimpConfig(ReadConfig):
     """How often a model prefers the grammatical one of two sentences."""
 
     data: tuple[str, ...] = ()
-    """Files of JSON lines, one test set each."""
+    """Files of JSON lines, one test set each, or folders of them."""
     limit: int = 0
     """Only the first so many pairs of each file (0: all)."""
     batch_size: int = 32
@@ -37,7 +39,11 @@ class BlimpConfig(ReadConfig):
 
 def main(settings: BlimpConfig) -> None:
     files.check_place(settings.json)
-    sets = {Path(path).stem: blimp.read(path)[: settings.limit or None] for path in settings.data}
+    given = [Path(path) for path in settings.data]
+    paths = [file for path in given for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    if not paths:
+        raise InputError(f"{files.shown(given[0])} has no .jsonl files: name the folder that BLiMP came in")
+    sets = {path.stem: blimp.read(path)[: settings.limit or None] for path in paths}
     model = open_model(settings)
     device = model.wte.weight.device
     with runtime.autocast(device, runtime.pick_dtype(settings.dtype, device)):

@@ -2,11 +2,12 @@
 
     python experiments/word_composition.py --out_dir=out-zh --word 新闻 --sentences sentences.txt
 
-`sentences` is a text file with one sentence a line; lines without the word are passed over, and one longer
-than block_size is refused. Each row of the table is a sense: the mean share of each token, and how far the
-first one's share strays from its mean.
+`sentences` is a text file with one sentence a line; lines without the word are passed over, and so, with a
+note, are those longer than block_size or with characters the model does not know. Each row of the table is a
+sense: the mean share of each token, and how far the first one's share strays from its mean.
 """
 
+import warnings
 from dataclasses import dataclass
 
 from nanobackpack import InputError, Senses, cli, files
@@ -37,13 +38,15 @@ def main(settings: CompositionConfig) -> None:
     for path in (settings.json, settings.plot):
         files.check_place(path)
     senses = Senses(open_model(settings), settings.bos)
-    sentences = []
+    sentences, left_out = [], []
     for number, line in lines(settings.sentences):
         try:
             senses.encode(line)
+            sentences.append(line)
         except InputError as error:
-            raise InputError(f"{settings.sentences}, line {number}: {error}") from None
-        sentences.append(line)
+            left_out.append(f"line {number}: {error}")
+    if left_out:
+        warnings.warn(f"{len(left_out)} sentences are left out, the first in {left_out[0]}", stacklevel=2)
     result = senses.word_composition(settings.word, sentences)
     print(result.table())
     if settings.plot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -484,6 +485,14 @@ def test_programs(folder: Path, capsys: pytest.CaptureFixture[str]):
         out, err = run_program(name, folder, capsys, f"--data={folder / data}", f"--json={path}", *more)
         assert (out, err) == (result.table() + "\n", "")
         assert json.loads(path.read_text(encoding="utf-8")) == json.loads(result.to_json())
+    (folder / "sets").mkdir()
+    _, err = run_program("blimp", folder, capsys, f"--data={folder / 'sets'}", status=2)
+    assert "has no .jsonl files" in err
+    for name in ("order", "again"):
+        shutil.copy(folder / "order.jsonl", folder / "sets" / f"{name}.jsonl")
+    out, _ = run_program("blimp", folder, capsys, f"--data={folder / 'sets'}")
+    both = {"again": sets["order"], "order": sets["order"]}
+    assert out == blimp.sentence_pairs(model, both).table() + "\n"
     out, _ = run_program("lexical_similarity", folder, capsys, "--data", f"rg65={folder / 'rg.csv'}")
     assert out == lexical_similarity(model, {"rg65": PAIRS}).table() + "\n"
 

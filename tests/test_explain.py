@@ -293,8 +293,13 @@ def test_word_composition_program(folder: Path, capsys: pytest.CaptureFixture[st
     assert out == Senses(load_model(folder)).word_composition("bc", sentences).table() + "\n"
     text.write_text("abc\n" + "bc" * 7, encoding="utf-8")
     arguments = ("--word", "bc", "--sentences", str(text))
-    _, err = run_program("word_composition", folder, capsys, *arguments, status=2)
-    assert "s.txt, line 2: the prompt has 14 tokens" in err
+    out, err = run_program("word_composition", folder, capsys, *arguments)
+    assert out == Senses(load_model(folder)).word_composition("bc", ["abc"]).table() + "\n"
+    assert err.startswith("note: 1 sentences are left out, the first in line 2: the prompt has 14 tokens")
+    text.write_text("xyz bc\n" + "bc" * 7, encoding="utf-8")
+    out, err = run_program("word_composition", folder, capsys, *arguments, status=2)
+    assert "note: 2 sentences are left out" in err
+    assert err.splitlines()[-1] == "error: 'bc' stands in none of the 0 sentences: give some that hold it"
 
 
 @pytest.mark.parametrize(

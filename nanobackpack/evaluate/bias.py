@@ -79,7 +79,7 @@ def gender_bias(
     """
     minimize = _minimizer()
     tokenizer, chosen = needs_tokenizer(model.tokenizer), control_sets()["bias"][language]
-    he, she = (token_id(tokenizer, pronoun) for pronoun in chosen["pronouns"])
+    he, she = (_pronoun(tokenizer, pronoun) for pronoun in chosen["pronouns"])
     nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer, bos))
     remedy = _remedy(model, he, she)
 
@@ -169,6 +169,17 @@ def _nouns(tokenizer: Tokenizer, chosen: dict[str, Any], begin: list[int]) -> li
             "that knows such words, or another --language"
         )
     return nouns
+
+
+def _pronoun(tokenizer: Tokenizer, word: str) -> int:
+    """The id of a pronoun. Raises: InputError if it is not one token here."""
+    try:
+        return token_id(tokenizer, word)
+    except InputError:
+        raise InputError(
+            f"the pronoun {word!r} is not one token for this model ({tokenizer.kind}), so no bias can be "
+            "measured: take a model of words, or another --language"
+        ) from None
 
 
 def _spelled(encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str) -> list[int]:
