@@ -73,7 +73,7 @@ def test_what_is_left_out_is_not_measured() -> None:
             assert "--quick" in row["note"]
 
 
-@pytest.mark.parametrize("rows", [slice(2), pytest.param(slice(2, None), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.slow)])
 def test_the_measures_end_in_a_table_and_a_file(
     rows: slice, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

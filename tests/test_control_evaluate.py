@@ -414,6 +414,7 @@ needs_mauve = pytest.mark.skipif(not importlib.util.find_spec("mauve"), reason="
 
 
 @needs_mauve
+@pytest.mark.slow
 def test_topic_command_measures_mauve(tmp_path: Path):
     """Texts next to themselves have a higher MAUVE than next to others; it is printed and in the file. In
     processes of its own, as mauve-text's libraries can crash torch afterwards."""

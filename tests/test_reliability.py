@@ -43,6 +43,7 @@ LONG = {
     "SIGTERM", "SIGINT", "SIGHUP", "one of two processes dies", "one of two processes hangs",
     "spaces and Chinese in paths", "the clock goes backwards", "the terminal is resized, then closed",
     "a second run; then its stale lock", "SIGUSR1", "the loss is not a number", "out of memory",
+    "disk full in the log",
 }  # fmt: skip
 
 
