@@ -86,8 +86,12 @@ def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
     else:
         for file in positional:
             settings |= read_config_file(file, fields)
+    # Lists of texts are taken as they are: "--" alone would end the flags for tyro, and is no number anyway.
+    texts = {name: tuple(v) for name, v in flags.items() if str(fields[name].type) == "tuple[str, ...]"}
     args = {
-        name: [f"--{name}", *v] if _many(fields[name]) else [f"--{name}={v[0]}"] for name, v in flags.items()
+        name: [f"--{name}", *(w.replace("--", " --") for w in v)] if len(v) > 1 else [f"--{name}={v[0]}"]
+        for name, v in flags.items()
+        if name not in texts
     }
     # tyro would turn the messages of __post_init__ into its own; so it only parses, and we construct.
     plain = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
@@ -104,7 +108,7 @@ def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
                 text, kind = " ".join(flags[name]), describe(get_type_hints(config_type)[name])
                 raise InputError(f"{name}={text!r} has the wrong type: it must be {kind}") from None
         raise
-    return config_type(**settings | {name: getattr(values, name) for name in flags})
+    return config_type(**settings | texts | {name: getattr(values, name) for name in args})
 
 
 def _tyro(config_type: type, args: Sequence[str], prog: str) -> Any:

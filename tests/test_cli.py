@@ -165,6 +165,21 @@ def test_lists_take_several_values() -> None:
     config = cli.parse(SenseConfig, ["--words", "king", "queen", "--k", "3", "--words", "a", "b"])
     assert (config.words, config.k) == (("a", "b"), 3)
     assert cli.parse(SenseConfig, ["--words=x=y"]).words == ("x=y",)
+    assert cli.parse(SenseConfig, ["--words=--", "-h3", "--k=2"]).words == ("--", "-h3")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Numbers:
+        """Numbers."""
+
+        shares: tuple[float, ...] = ()
+        """Shares."""
+        k: int = 1
+        """Another."""
+
+    assert cli.parse(Numbers, ["--shares", "-1", "2.5", "--k=3"]) == Numbers(shares=(-1.0, 2.5), k=3)
+    assert cli.parse(Numbers, ["--shares", "0.5"]).shares == (0.5,)
+    with pytest.raises(InputError, match="shares='--' has the wrong type"):
+        cli.parse(Numbers, ["--shares=--", "--k=3"])
 
 
 def test_argv_is_read_only_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
