@@ -107,7 +107,7 @@ def test_the_measures_end_in_a_table_and_a_file(
             assert "the same text" in row["note"]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(table)  # the machine, the head, the rows
-    assert lines[2].startswith("step")
+    assert lines[2].startswith(table[0].what)
 
 
 def test_only_chooses_rows_by_name(tmp_path: Path) -> None:
