@@ -1,22 +1,24 @@
 """Edit what a model knows of a word: what its senses say for one word, they say for another.
 
     python experiments/knowledge_edit.py --word MacBook --remove Apple --add HP --prompt "The MacBook is best"
+    python experiments/knowledge_edit.py --word Brady --prompt "Tom Brady plays for the"
     python experiments/knowledge_edit.py --word Romeo --remove Juliet --add Rosaline --save romeo.safetensors
     python experiments/knowledge_edit.py --word Harvard --copy Stanford --senses 12 7 --prompt "At Harvard"
 
 Each word stands for its first token as it is written inside a text (" MacBook"): with a character model the
-first letter. The edit holds wherever the word comes (Backpack paper, section 6.3; its other cases are Brady:
-Patriots to Colts, Obama: States to Kingdom, Barack: America to England). With `--copy` the word takes over
-some senses of another one instead. `--save` keeps the edit for `sample.py --edits=FILE`. Shown are the
-likeliest next tokens and samples, before and after.
+first letter. The edit holds wherever the word comes (Backpack paper, section 6.3; its cases, MacBook, Brady,
+Obama and Barack, need no `--remove` and `--add`). With `--copy` the word takes over some senses of another
+one instead. `--save` keeps the edit for `sample.py --edits=FILE`. Shown are the likeliest next tokens and
+samples, before and after.
 """
 
 from dataclasses import dataclass
 
 from nanobackpack import Senses, cli, control, files
 from nanobackpack.checkpoint import open_model
-from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.config import InputError, ReadConfig, at_least
 from nanobackpack.evaluate.effect import effect
+from nanobackpack.evaluate.topic import control_sets
 from nanobackpack.results import write_json
 from nanobackpack.words import first_ids
 
@@ -27,10 +29,10 @@ class KnowledgeConfig(ReadConfig):
 
     word: str = "MacBook"
     """The word whose senses are edited."""
-    remove: str = "Apple"
-    """What its senses shall no longer speak for."""
-    add: str = "HP"
-    """What they shall speak for instead."""
+    remove: str = ""
+    """What its senses shall no longer speak for; by default what the paper removes from that word."""
+    add: str = ""
+    """What they shall speak for instead; by default what the paper adds."""
     copy: str = ""
     """In place of remove and add: the word to take senses from."""
     senses: tuple[int, ...] = (12, 7)
@@ -57,7 +59,12 @@ def main(settings: KnowledgeConfig) -> None:
         word, source = first_ids(senses.tokenizer, (settings.word, settings.copy))
         edit = control.copy_senses(senses.model, word, source, settings.senses)
     else:
-        word, remove, add = first_ids(senses.tokenizer, (settings.word, settings.remove, settings.add))
+        cases = {case[0]: case for case in control_sets()["knowledge"]["edits"]}
+        case = cases.get(settings.word, ["", "", ""])
+        words = [settings.word, settings.remove or case[1], settings.add or case[2]]
+        if settings.word and not all(words):
+            raise InputError(f"{settings.word!r} is none of {', '.join(cases)}: give --remove and --add too")
+        word, remove, add = first_ids(senses.tokenizer, words)
         edit = control.knowledge_edit(senses.model, word, remove, add)
     result = effect(
         senses,

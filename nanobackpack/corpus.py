@@ -268,9 +268,8 @@ def _n_values(line: str) -> int:
 def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
     meta = parquet.read_metadata(path)
-    if max(meta.num_rows, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))) > _most(
-        path
-    ):
+    n_bytes = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    if max(meta.num_rows, n_bytes) > _most(path):
         raise _too_much(path)
     schema = meta.schema.to_arrow_schema()
     names = [column.name for column in schema if _holds_text(column.type)]

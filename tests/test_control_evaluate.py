@@ -325,6 +325,17 @@ def test_knowledge_edit_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(json.loads((tmp_path / "j").read_text())["samples_after"]) == 3
 
 
+def test_knowledge_edit_of_the_papers_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A word of the paper's needs no more than its name: here its first letters, B, P and C."""
+    folder, file = save_tiny(tmp_path / "run", "BradyPtiosCl"), tmp_path / "edit.safetensors"
+    given = ["--word=Brady", "--prompt=Brady", f"--save={file}", "--max_new_tokens=5"]
+    run_program("knowledge_edit", folder, capsys, *given)
+    model = load_model(folder)
+    (edit,) = control.load(file, model)
+    token = model.tokenizer.id
+    assert torch.equal(edit.table, control.knowledge_edit(model, token("B"), token("P"), token("C")).table)
+
+
 def test_knowledge_edit_command_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """--copy takes senses of another word; a prompt without the word gets a note."""
     folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
@@ -485,6 +496,7 @@ def test_mauve_is_refused_before_texts_are_drawn(
         ("knowledge_edit", ["--word=a", "--remove=b", "--add=c", "--prompt="], "prompt is empty"),
         ("knowledge_edit", ["--word=", "--remove=b", "--add=c"], "empty word"),
         ("knowledge_edit", ["--k=0"], "k=0"),
+        ("knowledge_edit", ["--word=a", "--remove=b"], "'a' is none of MacBook, Brady, Obama, Barack"),
         ("knowledge_edit", ["--json=nowhere/x"], "no folder nowhere"),
     ],
 )

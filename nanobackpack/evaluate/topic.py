@@ -36,7 +36,7 @@ from nanobackpack.words import first_ids, needs_tokenizer
 
 
 def control_sets() -> dict[str, Any]:
-    """The papers' topics with their words, and nouns and prompts of the bias tests."""
+    """The papers' topics with their words, nouns and prompts of the bias tests, and cases of other edits."""
     text = resources.files("nanobackpack.evaluate").joinpath("control_sets.json").read_text(encoding="utf-8")
     return json.loads(text)
 
@@ -138,11 +138,11 @@ def controlled(
     for topic, words in topics.items():
         edit = control.topic(model, tokens[topic], peaks=peaks, **pushes[topic])
         draws = [torch.Generator(start.device).manual_seed(seed_of(seed, i)) for i in range(n)]
-        rows = [
-            model.generate(start.expand(len(part), -1), length - 1, generator=part, edits=edit)[:, 1:]
-            for i in tqdm(range(0, n, batch_size), topic, unit="batch", disable=None, leave=False)
-            if (part := draws[i : i + batch_size])
-        ]
+        rows = []
+        for i in tqdm(range(0, n, batch_size), topic, unit="batch", disable=None, leave=False):
+            some = draws[i : i + batch_size]
+            begin = start.expand(len(some), -1)  # (B, 1)
+            rows.append(model.generate(begin, length - 1, generator=some, edits=edit)[:, 1:])
         ids = torch.cat(rows)  # (N, T - 1)
         texts = [tokenizer.decode(row) for row in ids.tolist()]
         bag = torch.isin(ids, ids.new_tensor(tokens[topic])).double().mean().item()
