@@ -5,7 +5,8 @@ python sample.py --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_sa
 python sample.py --help
 """
 
-from nanobackpack import cli, config, generate
+from nanobackpack import cli, config
+from nanobackpack.commands import sample
 
 if __name__ == "__main__":
-    cli.run(generate.sample, config.SampleConfig)
+    cli.run(sample.sample, config.SampleConfig)

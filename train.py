@@ -7,7 +7,8 @@
 Settings: defaults < config files in the order given < flags.
 """
 
-from nanobackpack import cli, config, trainer
+from nanobackpack import cli, config
+from nanobackpack.train import trainer
 
 if __name__ == "__main__":
     cli.run(trainer.train, config.TrainConfig)

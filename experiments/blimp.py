@@ -11,11 +11,12 @@ word too.
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import InputError, cli, files, runtime
-from nanobackpack.checkpoint import open_model
+from nanobackpack import InputError, cli, runtime
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import blimp
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,13 @@ class BlimpConfig(ReadConfig):
 
 
 def main(settings: BlimpConfig) -> None:
-    files.check_place(settings.json)
+    files.check_writable(settings.json)
     given = [Path(path) for path in settings.data]
     paths = [file for path in given for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     if not paths:
-        raise InputError(f"{files.shown(given[0])} has no .jsonl files: name the folder that BLiMP came in")
+        raise InputError(
+            f"{files.display_path(given[0])} has no .jsonl files: name the folder that BLiMP came in"
+        )
     sets = {path.stem: blimp.read(path)[: settings.limit or None] for path in paths}
     model = open_model(settings)
     device = model.wte.weight.device

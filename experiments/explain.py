@@ -10,10 +10,11 @@ Positive contributions speak for `next`, negative ones against it (or for `versu
 
 from dataclasses import dataclass
 
-from nanobackpack import Senses, cli, files
-from nanobackpack.checkpoint import open_model
+from nanobackpack import Senses, cli
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import AnalysisConfig, at_least
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class ExplainConfig(AnalysisConfig):
 
 def main(settings: ExplainConfig) -> None:
     for path in (settings.json, settings.plot):
-        files.check_place(path)
+        files.check_writable(path)
     senses = Senses(open_model(settings), settings.bos)
     likeliest = senses.next_tokens(settings.prompt)
     next = settings.next or likeliest.ids[0, :1].tolist()

@@ -12,11 +12,12 @@ scales it by a factor found for each noun; for a GPT `projected` takes she - he 
 from dataclasses import dataclass
 from typing import Literal
 
-from nanobackpack import cli, files
-from nanobackpack.checkpoint import open_model
+from nanobackpack import cli
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import bias
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class BiasConfig(ReadConfig):
 
 def main(settings: BiasConfig) -> None:
     at_least(settings, "max_iter", 1)
-    files.check_place(settings.json)
+    files.check_writable(settings.json)
     found = bias.gender_bias(
         open_model(settings), settings.language, settings.sense, max_iter=settings.max_iter, bos=settings.bos
     )

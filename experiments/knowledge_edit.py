@@ -14,13 +14,16 @@ samples, before and after.
 
 from dataclasses import dataclass
 
-from nanobackpack import Senses, cli, control, files
-from nanobackpack.checkpoint import open_model
-from nanobackpack.config import InputError, ReadConfig, at_least
-from nanobackpack.evaluate.effect import effect
-from nanobackpack.evaluate.topic import control_sets
-from nanobackpack.results import write_json
-from nanobackpack.words import first_ids
+from nanobackpack import Senses, cli
+from nanobackpack.analysis import control
+from nanobackpack.analysis.effect import effect
+from nanobackpack.analysis.results import write_json
+from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.safe import files
+from nanobackpack.text.tokenizer import first_ids
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def main(settings: KnowledgeConfig) -> None:
     for name in ("k", "num_samples", "max_new_tokens"):
         at_least(settings, name, 1)
     for path in (settings.json, settings.save):
-        files.check_place(path)
+        files.check_writable(path)
     senses = Senses(open_model(settings), settings.bos)
     if settings.copy:
         word, source = first_ids(senses.tokenizer, (settings.word, settings.copy))

@@ -8,11 +8,12 @@ that begins a document. Passages longer than block_size lose their beginning.
 
 from dataclasses import dataclass
 
-from nanobackpack import InputError, cli, files, runtime
-from nanobackpack.checkpoint import open_model
+from nanobackpack import InputError, cli, runtime
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import lambada
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class LambadaConfig(ReadConfig):
 
 
 def main(settings: LambadaConfig) -> None:
-    files.check_place(settings.json)
+    files.check_writable(settings.json)
     passages = lambada.read(settings.data)[: settings.limit or None]
     model = open_model(settings)
     device = model.wte.weight.device

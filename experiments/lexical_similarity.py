@@ -10,13 +10,14 @@ the table are the embedding E, all senses together (flat), each sense, and the l
 
 from dataclasses import dataclass
 
-from nanobackpack import InputError, cli, files
-from nanobackpack.checkpoint import open_model
+from nanobackpack import InputError, cli
+from nanobackpack.analysis.results import write_json
+from nanobackpack.analysis.senses import Pooling
 from nanobackpack.config import ReadConfig
-from nanobackpack.evaluate.lexical import lexical_similarity
-from nanobackpack.evaluate.testsets import FORMATS, read_pairs
-from nanobackpack.results import write_json
-from nanobackpack.senses import Pooling
+from nanobackpack.evaluate.lexical_similarity import lexical_similarity
+from nanobackpack.evaluate.scoring import FORMATS, read_pairs
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class LexicalConfig(ReadConfig):
 
 
 def main(settings: LexicalConfig) -> None:
-    files.check_place(settings.json)
+    files.check_writable(settings.json)
     named = [item.partition("=")[::2] for item in settings.data]
     sets = {name: read_pairs(name, path) for name, path in named}
     result = lexical_similarity(open_model(settings), sets, settings.poolings)

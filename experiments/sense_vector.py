@@ -12,10 +12,12 @@ all the analysis of nanobackpack.Senses.
 from functools import partial
 from typing import Literal
 
-from nanobackpack import cli, files, senses
-from nanobackpack.checkpoint import open_model
+from nanobackpack import cli
+from nanobackpack.analysis import senses
+from nanobackpack.analysis.results import Ranking, write_json
 from nanobackpack.config import SenseConfig
-from nanobackpack.results import Ranking, write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 class SenseVectorExperiment:
@@ -43,7 +45,7 @@ class SenseVectorExperiment:
 def main() -> None:
     ex = SenseVectorExperiment()
     for path in (ex.settings.json, ex.settings.plot):
-        files.check_place(path)
+        files.check_writable(path)
     found = ex.listings()
     for listings in found:
         print("\n".join(listing.table() for listing in listings))

@@ -13,14 +13,17 @@ its test tokens. `--tokens` lists how likely these are before and after; `--save
 
 from dataclasses import dataclass
 
-from nanobackpack import Senses, cli, control, files
-from nanobackpack.checkpoint import open_model
-from nanobackpack.config import InputError, ReadConfig, at_least
-from nanobackpack.control import AmplifyInWord, ScaleSense
-from nanobackpack.evaluate.effect import effect
-from nanobackpack.evaluate.topic import control_sets
-from nanobackpack.results import write_json
-from nanobackpack.words import word_ids
+from nanobackpack import Senses, cli
+from nanobackpack.analysis import control
+from nanobackpack.analysis.control import AmplifyInWord, ScaleSense
+from nanobackpack.analysis.effect import effect
+from nanobackpack.analysis.results import write_json
+from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.safe import files
+from nanobackpack.text.tokenizer import word_ids
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def main(settings: SteerConfig) -> None:
     for name, least in (("k", 1), ("num_samples", 0), ("max_new_tokens", 1), ("sense", -1)):
         at_least(s, name, least)
     for path in (s.json, s.save):
-        files.check_place(path)
+        files.check_writable(path)
     prompts = [s.prompt] if s.prompt else [p for p in shipped["prompts"] if s.word and s.word in p]
     if not prompts:
         raise InputError(f"the prompt is empty: give a text that holds the word, as --prompt 'The {s.word}'")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nanobackpack import cli, control, files
-from nanobackpack.checkpoint import open_model
+from nanobackpack import cli
+from nanobackpack.analysis import control
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import topic
-from nanobackpack.prepare import read_text
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.safe.files import read_text
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class TopicConfig(ReadConfig):
 def main(settings: TopicConfig) -> None:
     at_least(settings, "batch_size", 1)
     for path in (settings.json, settings.save):
-        files.check_place(path)
+        files.check_writable(path)
     bags, found, s = topic.bags(settings.topic, settings.bag), [], settings
     real = read_text(Path(s.reference)).splitlines() if s.reference else []
     compare = bool(real) and topic.mauve_ready(s.features)

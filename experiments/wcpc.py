@@ -10,11 +10,12 @@ The file holds JSON lines with `masked_text`, one `<mask>` for each character of
 
 from dataclasses import dataclass
 
-from nanobackpack import InputError, cli, files, runtime
-from nanobackpack.checkpoint import open_model
+from nanobackpack import InputError, cli, runtime
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import ReadConfig, at_least
 from nanobackpack.evaluate import wcpc
-from nanobackpack.results import write_json
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class WcpcConfig(ReadConfig):
 
 
 def main(settings: WcpcConfig) -> None:
-    files.check_place(settings.json)
+    files.check_writable(settings.json)
     items = wcpc.read(settings.data)[: settings.limit or None]
     model = open_model(settings)
     device = model.wte.weight.device

@@ -10,11 +10,12 @@ sense: the mean share of each token, and how far the first one's share strays fr
 import warnings
 from dataclasses import dataclass
 
-from nanobackpack import InputError, Senses, cli, files
-from nanobackpack.checkpoint import open_model
+from nanobackpack import InputError, Senses, cli
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import AnalysisConfig
-from nanobackpack.evaluate.testsets import lines
-from nanobackpack.results import write_json
+from nanobackpack.evaluate.scoring import lines
+from nanobackpack.safe import files
+from nanobackpack.train.checkpoint import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class CompositionConfig(AnalysisConfig):
 
 def main(settings: CompositionConfig) -> None:
     for path in (settings.json, settings.plot):
-        files.check_place(path)
+        files.check_writable(path)
     senses = Senses(open_model(settings), settings.bos)
     sentences, left_out = [], []
     for number, line in lines(settings.sentences):

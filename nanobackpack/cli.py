@@ -23,9 +23,10 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-from nanobackpack.config import InputError, describe
-from nanobackpack.distributed import ProcessLost, speaks_first
-from nanobackpack.metrics import unwatched
+from nanobackpack.config import describe
+from nanobackpack.errors import InputError, ProcessLost
+from nanobackpack.runtime import speaks_first
+from nanobackpack.safe.run import ignore_closed_stdout
 
 C = TypeVar("C")
 
@@ -57,7 +58,7 @@ def guard(main: Callable[[], int | None]) -> NoReturn:
         status = fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
     except KeyboardInterrupt:
         status = 130
-    with unwatched():  # or Python itself would fail to, and exit with a status of its own
+    with ignore_closed_stdout():  # or Python itself would fail to, and exit with a status of its own
         sys.stderr.flush()
     sys.exit(status)
 

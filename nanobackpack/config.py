@@ -8,20 +8,10 @@ device, dtype and compile are "auto". Nothing here knows about files, devices or
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-
-class InputError(ValueError):
-    """What the user gave cannot be used: one line with the value, what is allowed, and the way out.
-
-    The command line prints it and exits with status 2; every other exception is a bug of ours.
-    """
-
-    def __init__(self, message: str) -> None:
-        # It may quote a file or an argument, whose control characters must not reach a terminal.
-        super().__init__("".join(c if c.isprintable() else " " for c in message))
+from nanobackpack.errors import InputError, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +347,7 @@ class PerplexityConfig(LoadConfig):
 def at_least(config: Any, name: str, low: float) -> None:
     value = getattr(config, name)
     if not value >= low or value == float("inf"):  # `not >=` also refuses NaN
-        raise InputError(f"{name}={brief(value)} is out of range: it must be a number from {low} up")
+        raise InputError(f"{name}={short_repr(value)} is out of range: it must be a number from {low} up")
 
 
 def within(
@@ -374,7 +364,7 @@ def within(
     below = value < high if open_end else value <= high
     if not (above and below):
         start, end = "above" if open_start else "from", "below" if open_end else "up to"
-        raise InputError(f"{name}={brief(value)} is out of range: it must be {start} {low} {end} {high}")
+        raise InputError(f"{name}={short_repr(value)} is out of range: it must be {start} {low} {end} {high}")
 
 
 def divides(config: Any, divisor: str, number: str) -> None:
@@ -382,7 +372,8 @@ def divides(config: Any, divisor: str, number: str) -> None:
     if n % d:
         choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
         raise InputError(
-            f"{divisor}={brief(d)} does not divide {number}={brief(n)}: take a divisor such as {choices}"
+            f"{divisor}={short_repr(d)} does not divide {number}={short_repr(n)}: take a divisor "
+            f"such as {choices}"
         )
 
 
@@ -390,8 +381,8 @@ def check_types(config: Any) -> None:
     """Refuse values of the wrong type (config files are Python and may hold anything)."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if not fits(value, hint):
-            raise InputError(f"{name}={brief(value)} has the wrong type: it must be {describe(hint)}")
+        if not matches_type(value, hint):
+            raise InputError(f"{name}={short_repr(value)} has the wrong type: it must be {describe(hint)}")
         if hint is float:  # an int is fine for a float
             try:
                 object.__setattr__(config, name, float(value))
@@ -399,20 +390,14 @@ def check_types(config: Any) -> None:
                 raise InputError(f"{name} is too large: it must be a number below 1.8e308") from None
 
 
-def brief(value: object) -> str:
-    """A value in one short line, however large, deep or repetitive it is."""
-    text = " ".join(reprlib.repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def fits(value: object, hint: Any) -> bool:
+def matches_type(value: object, hint: Any) -> bool:
     """Whether a value may stand in a field of that type; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(fits(v, get_args(hint)[0]) for v in value)
+        return isinstance(value, tuple) and all(matches_type(v, get_args(hint)[0]) for v in value)
     if get_origin(hint) is not None:  # a union
-        return any(fits(value, part) for part in get_args(hint))
+        return any(matches_type(value, part) for part in get_args(hint))
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else hint)

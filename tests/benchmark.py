@@ -36,15 +36,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanobackpack.checkpoint import build
 from nanobackpack.config import ModelConfig, TrainConfig, check_types
-from nanobackpack.data import TokenData
-from nanobackpack.files import replacing
-from nanobackpack.flops import flops_per_step, peak_flops
-from nanobackpack.kernels import TokenTypes, token_types
-from nanobackpack.layers import LanguageModel
-from nanobackpack.optim import make_optimizer
+from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
+from nanobackpack.safe.files import replacing
+from nanobackpack.text.data import TokenData
+from nanobackpack.train.checkpoint import build
+from nanobackpack.train.log import flops_per_step, peak_flops
+from nanobackpack.train.optim import make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +120,12 @@ class Variant:
             self.run = torch.compile(self.run)
         self.batches = itertools.cycle([self.batch(setup.ids(seed)) for seed in range(4)])
 
-    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor, TokenTypes | None]:
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor, UniqueIds | None]:
         x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # (B, T) each
         types = None
         if self.device.type == "cuda" and not self.plain and self.setup.V > self.setup.D:
             # While a GPU computes, the CPU has the time to find the types of the next batch.
-            types = TokenTypes(*(t.to(self.device) for t in token_types(x, self.setup.V, multiple=1024)))
+            types = UniqueIds(*(t.to(self.device) for t in unique_ids(x, self.setup.V, multiple=1024)))
         return x.to(self.device), y.to(self.device), types
 
     def now(self) -> float:
@@ -340,11 +340,11 @@ WIDTHS = {
 
 def line(cells: dict[str, Any]) -> str:
     """A row of the table, its cells aligned."""
-    texts = ((shown(cells[name]), width) for name, width in WIDTHS.items())
+    texts = ((display_path(cells[name]), width) for name, width in WIDTHS.items())
     return "  ".join(text.rjust(-width) if width < 0 else text.ljust(width) for text, width in texts)
 
 
-def shown(value: Any) -> str:
+def display_path(value: Any) -> str:
     if isinstance(value, float):  # three digits or more
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return {None: "-", True: "yes", False: "NO"}.get(value, str(value))
@@ -371,7 +371,7 @@ def memory(ours: str) -> Measure:
             name = kind.split()[0]
             whole[name], above[name] = (n / 1e6 for n in bench.ask(kind, setup, "memory"))
         bench.close()
-        text = ", ".join(f"{kind} {shown(n)}" for kind, n in whole.items())
+        text = ", ".join(f"{kind} {display_path(n)}" for kind, n in whole.items())
         return above | {"note": f"above model and optimizer state; the whole peak: {text}"}
 
     return measure
@@ -426,7 +426,7 @@ def assembly(bench: Bench, setup: Setup) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
     scale = T * B / (setup.T * setup.B)
     step = bench.steps(setup)["ours"] * scale
-    note = f"a batch of T{T} B{B} in a step of {shown(step)} ms: {scale:g} times this one's, by tokens"
+    note = f"a batch of T{T} B{B} in a step of {display_path(step)} ms: {scale:g} times this one's, by tokens"
     return {"ours": 1000 * statistics.median(times), "step": step, "note": note}
 
 

@@ -14,9 +14,9 @@ import time
 import torch
 
 from nanobackpack import BackpackLM, ModelConfig
-from nanobackpack.control import TopicControl
-from nanobackpack.edits import EditLike
-from nanobackpack.layers import KVCache
+from nanobackpack.analysis.control import TopicControl
+from nanobackpack.model.edits import EditLike
+from nanobackpack.model.generate import KVCache
 
 ROUNDS, TOKENS = 10, 8
 

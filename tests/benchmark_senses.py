@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import ModelConfig, Senses, cli
-from nanobackpack.checkpoint import build
-from nanobackpack.results import aligned, write_json
+from nanobackpack.analysis.results import aligned, write_json
 from nanobackpack.runtime import pick_device
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.checkpoint import build
 
 
 @dataclass(frozen=True, kw_only=True)

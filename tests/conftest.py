@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nanobackpack import GPT, BackpackLM, ModelConfig, checkpoint
-from nanobackpack.checkpoint import build
-from nanobackpack.compat import GPT2, export_state
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack import GPT, BackpackLM, ModelConfig
+from nanobackpack.model.layouts import GPT2, export_state
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.checkpoint import build
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
 

@@ -30,13 +30,14 @@ from jobs import (
 )
 from test_trainer import TEXT, identical, saved, temporary
 
-from nanobackpack import checkpoint
-from nanobackpack.config import InputError, TrainConfig
-from nanobackpack.corpus import from_text
-from nanobackpack.data import Meta
-from nanobackpack.prepare import write_dataset, write_tokens
-from nanobackpack.splits import at_end
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.config import TrainConfig
+from nanobackpack.errors import InputError
+from nanobackpack.text.corpus import from_text
+from nanobackpack.text.data import Meta
+from nanobackpack.text.prepare import write_dataset, write_tokens
+from nanobackpack.text.splits import split_tail
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 Fault = Callable[[World, random.Random], str]
 
@@ -164,7 +165,12 @@ def prepare_languages(config: TrainConfig) -> None:
     """As `prepare`, of two languages: only the second does not fit."""
     corpora = {"de_": from_text(TEXT[1:], "de"), "fr_": from_text(TEXT * 100, "fr")}
     write_tokens(
-        Path(config.dataset), corpora, Tokenizer.char(TEXT), at_end(0.1), framed=False, languages=("de", "fr")
+        Path(config.dataset),
+        corpora,
+        Tokenizer.char(TEXT),
+        split_tail(0.1),
+        framed=False,
+        languages=("de", "fr"),
     )
 
 

@@ -21,15 +21,15 @@ from typing import Any
 import tokenizers as hf
 import torch
 
-from nanobackpack import checkpoint, cli
-from nanobackpack.backpack import BackpackLM
-from nanobackpack.compat import read_legacy_meta
-from nanobackpack.config import InputError, ModelConfig, SampleConfig, SenseConfig, TrainConfig
-from nanobackpack.data import SPLITS, TokenData
-from nanobackpack.generate import choose
-from nanobackpack.gpt import GPT
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack import cli
+from nanobackpack.config import ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import GPT, BackpackLM
+from nanobackpack.model.generate import choose
+from nanobackpack.text.data import SPLITS, TokenData, read_legacy_meta
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 SIZES: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "n_sense_vector": 2, "vocab_size": 7,

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from nanobackpack import cli
 from nanobackpack.config import TrainConfig
-from nanobackpack.corpus import from_text
-from nanobackpack.metrics import Log
-from nanobackpack.prepare import write_dataset, write_tokens
-from nanobackpack.splits import at_end
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack.text.corpus import from_text
+from nanobackpack.text.prepare import write_dataset, write_tokens
+from nanobackpack.text.splits import split_tail
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.log import Log
+from nanobackpack.train.trainer import Trainer, train
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -225,7 +225,12 @@ class World:
         self.languages = folder / "languages"
         corpora = {f"{name}_": from_text(TEXT[start:], name) for name, start in (("de", 0), ("fr", 900))}
         write_tokens(
-            self.languages, corpora, Tokenizer.char(TEXT), at_end(0.1), framed=False, languages=("de", "fr")
+            self.languages,
+            corpora,
+            Tokenizer.char(TEXT),
+            split_tail(0.1),
+            framed=False,
+            languages=("de", "fr"),
         )
         self._finished: dict[str, Path] = {}
         self._seconds: dict[Path, float] = {}

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import GPT
-from nanobackpack.control import AmplifyInWord, ReplaceSenses, ScaleSense, TopicControl
-from nanobackpack.edits import Edit
-from nanobackpack.layers import LanguageModel
+from nanobackpack.analysis.control import AmplifyInWord, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.model.edits import Edit
 
 
 def plain_alpha(model: LanguageModel, ids: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nanobackpack import cli, prepare
-from nanobackpack.corpus import from_files
-from nanobackpack.splits import at_end
-from nanobackpack.tokenizers import find
+from nanobackpack import cli
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import from_files
+from nanobackpack.text.splits import split_tail
+from nanobackpack.text.tokenizer import find
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -70,7 +71,7 @@ def compare_speed(settings: Settings, folder: Path) -> None:
         ]
 
         def ours(corpus: prepare.Corpus = corpus, tokenizer: prepare.Tokenizer = tokenizer) -> None:
-            prepare.write_tokens(folder / "out", {"": corpus}, tokenizer, at_end(0.1))
+            prepare.write_tokens(folder / "out", {"": corpus}, tokenizer, split_tail(0.1))
 
         def library(batches: list[list[str]] = batches, tokenizer: prepare.Tokenizer = tokenizer) -> None:
             for batch in batches:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from nanobackpack import load_model
 from nanobackpack.runtime import keep_memory
-from nanobackpack.saving import Saver
-from nanobackpack.trainer import Trainer
+from nanobackpack.train.checkpoint import Saver
+from nanobackpack.train.trainer import Trainer
 
 Rows = dict[str, dict[str, int]]
 

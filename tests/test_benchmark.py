@@ -14,7 +14,7 @@ from benchmark import Bench, BenchConfig, Case, Setup, generate, steps
 from conftest import PAPER, TINY
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.flops import flops_per_step, peak_flops
+from nanobackpack.train.log import flops_per_step, peak_flops
 
 SMALL = Setup(V=23, L=3, H=2, D=16, T=12, B=2, K=4)
 MANY = SMALL._replace(V=64)  # more tokens than the model is wide

@@ -15,8 +15,9 @@ import pytest
 from conftest import tiny_model
 from tokenizers import BertWordPieceTokenizer
 
-from nanobackpack import Senses, checkpoint
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack import Senses
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (

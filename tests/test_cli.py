@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobackpack import cli
-from nanobackpack.config import InputError, LoadConfig, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanobackpack import GPT, BackpackLM, InputError, ModelConfig, load_model
-from nanobackpack.checkpoint import build
-from nanobackpack.compat import (
+from nanobackpack.model.layouts import (
     GPT2,
     NANO,
     NANO_GPT,
@@ -26,9 +25,10 @@ from nanobackpack.compat import (
     export_state,
     import_state,
     read_hugging_face,
-    read_legacy_meta,
     read_nano,
 )
+from nanobackpack.text.data import read_legacy_meta
+from nanobackpack.train.checkpoint import build
 
 GOLDEN = Path(__file__).parent / "golden"
 ALPHA = "backpack.contextualization_layer."

@@ -11,10 +11,10 @@ from conftest import save_gpt2
 
 from nanobackpack import cli, load_model
 from nanobackpack.config import TrainConfig
-from nanobackpack.metrics import read_metrics
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.log import read_metrics
+from nanobackpack.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {p.name: p for p in sorted((ROOT / "config").glob("*.py"))}

@@ -24,13 +24,16 @@ from test_models import SELF_CHECK_IDS, filled_paper
 from torch import Tensor
 
 import nanobackpack as nb
-from nanobackpack import BackpackLM, InputError, ModelConfig, SampleConfig, control, generate
-from nanobackpack.checkpoint import save_model
-from nanobackpack.compat import NANO, export_state
-from nanobackpack.control import AmplifyInWord, GPTNullspace, ReplaceSenses, ScaleSense, TopicControl
-from nanobackpack.edits import Edit, Seen
+from nanobackpack import BackpackLM, InputError, ModelConfig, SampleConfig
+from nanobackpack.analysis import control
+from nanobackpack.analysis.control import AmplifyInWord, GPTNullspace, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.commands import sample
+from nanobackpack.model import generate
+from nanobackpack.model.edits import Edit, Seen
+from nanobackpack.model.layouts import NANO, export_state
 from nanobackpack.runtime import seed_of
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.checkpoint import save_model
 
 EVERY = tuple(range(23))
 
@@ -657,7 +660,7 @@ def test_sample_under_a_file(
     config = SampleConfig(
         **common, num_samples=3, max_new_tokens=20, edits=str(tmp_path / "edits.safetensors")
     )
-    generate.sample(config)
+    sample.sample(config)
     printed = capsys.readouterr().out
     prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
 
@@ -668,7 +671,7 @@ def test_sample_under_a_file(
     assert printed == "".join(speller.tokenizer.decode(row.tolist()) + "\n" + "-" * 15 + "\n" for row in rows)
     assert not torch.equal(rows, speller.generate(prompt, 20, 2.0, 200, 1.0, draws()))
     with pytest.raises(InputError, match="no file"):
-        generate.sample(dataclasses.replace(config, edits="missing"))
+        sample.sample(dataclasses.replace(config, edits="missing"))
 
 
 # --- Baked in -----------------------------------------------------------------------------------

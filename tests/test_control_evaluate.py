@@ -15,14 +15,14 @@ import torch
 from conftest import run_program, save_tiny, tiny_model
 from oracle import plain_edited_logits, plain_logits
 
-from nanobackpack import BackpackLM, InputError, Senses, control, load_model
-from nanobackpack.control import ScaleSense
+from nanobackpack import BackpackLM, InputError, Senses, load_model
+from nanobackpack.analysis import control
+from nanobackpack.analysis.control import ScaleSense
+from nanobackpack.analysis.effect import effect
 from nanobackpack.evaluate import bias, topic
-from nanobackpack.evaluate.effect import effect
-from nanobackpack.layers import LanguageModel
+from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import seed_of
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import first_ids
+from nanobackpack.text.tokenizer import Tokenizer, first_ids
 
 WORDS = ["[UNK]", "he", "she", "nurse", "developer", "CEO", "My", "The", "said", "that", "was", "with", "car"]
 

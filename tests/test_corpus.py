@@ -12,10 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanobackpack import corpus
-from nanobackpack.config import InputError
-from nanobackpack.corpus import Corpus, Piece, chained, cut, document, field, find_files, from_files, from_hub
-from nanobackpack.tokenizers import build
+from nanobackpack.errors import InputError
+from nanobackpack.text import corpus
+from nanobackpack.text.corpus import (
+    Corpus,
+    Piece,
+    chained,
+    cut,
+    document,
+    field,
+    find_files,
+    from_files,
+    from_hub,
+)
+from nanobackpack.text.tokenizer import build
 
 DOCUMENTS = ["One document.\nIn two lines.", "第二个文档：你好！", "The third\r\nis \U0001f600"]
 

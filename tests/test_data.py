@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanobackpack.config import InputError
-from nanobackpack.data import Meta, TokenData, read_tokenizer
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.errors import InputError
+from nanobackpack.text.data import Meta, TokenData, read_tokenizer
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
 
 TEXT = string.ascii_lowercase * 4  # 104 characters: 83 to train on, 21 held out
 
@@ -142,7 +142,7 @@ def test_damaged_token_file(folder: Path, split: str):
 
 
 def test_id_out_of_range_in_a_later_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nanobackpack.data._SCAN_TOKENS", 10)
+    monkeypatch.setattr("nanobackpack.text.data._SCAN_TOKENS", 10)
     assert TokenData(folder).vocab_size == 26
     content = (folder / "train.bin").read_bytes()
     (folder / "train.bin").write_bytes(content[:90] + b"\xff\xff" + content[92:])

@@ -36,14 +36,16 @@ from test_trainer import (
 )
 
 import nanobackpack as nb
-from nanobackpack import checkpoint, cli
-from nanobackpack.config import InputError, TrainConfig
-from nanobackpack.distributed import Processes, joined
-from nanobackpack.generate import choose
-from nanobackpack.prepare import write_dataset
+from nanobackpack import cli
+from nanobackpack.config import TrainConfig
+from nanobackpack.errors import InputError
+from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.parallel import Processes, joined
+from nanobackpack.train.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 LIMIT_S = 240  # far above what any of these takes, far below the patience of torch.distributed
@@ -241,13 +243,13 @@ def test_other_ranks_drop_other_units(data: Path, tmp_path: Path) -> None:
 def test_a_generator_for_each_row_is_that_row_alone() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
 
-    def drawn(rows: range) -> list[int]:
+    def split_random(rows: range) -> list[int]:
         return choose(
             logits[rows.start : rows.stop], generator=[torch.Generator().manual_seed(i) for i in rows]
         ).tolist()
 
-    assert drawn(range(6)) == drawn(range(4)) + drawn(range(4, 6))
-    assert drawn(range(1)) == choose(logits[:1], generator=torch.Generator().manual_seed(0)).tolist()
+    assert split_random(range(6)) == split_random(range(4)) + split_random(range(4, 6))
+    assert split_random(range(1)) == choose(logits[:1], generator=torch.Generator().manual_seed(0)).tolist()
 
 
 @pytest.mark.slow
@@ -318,12 +320,16 @@ def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path, n: int) -> Non
 def test_what_another_number_of_processes_cannot_keep_is_said(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
     old = {"world_size": 4, "config": dataclasses.asdict(config)}
-    assert checkpoint.regrouped(old, config, 4) == ""
-    assert checkpoint.regrouped({"config": old["config"]}, config, 1) == ""  # before there were several
-    assert "sees 8 sequences, not 16" in checkpoint.regrouped(old, config, 2)
+    assert checkpoint.describe_world_size_change(old, config, 4) == ""
+    assert (
+        checkpoint.describe_world_size_change({"config": old["config"]}, config, 1) == ""
+    )  # before there were several
+    assert "sees 8 sequences, not 16" in checkpoint.describe_world_size_change(old, config, 2)
     twice = dataclasses.replace(config, gradient_accumulation_steps=2)
-    assert "another order" in checkpoint.regrouped(old, twice, 2)
-    assert "other units" in checkpoint.regrouped(old, dataclasses.replace(twice, dropout=0.1), 2)
+    assert "another order" in checkpoint.describe_world_size_change(old, twice, 2)
+    assert "other units" in checkpoint.describe_world_size_change(
+        old, dataclasses.replace(twice, dropout=0.1), 2
+    )
 
 
 # --- When something goes wrong ----------------------------------------------------------------

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from nanobackpack import GPT, BackpackLM, InputError, load_model
 from nanobackpack.evaluate import blimp, lambada, wcpc
-from nanobackpack.evaluate.lexical import lexical_similarity, spearman
-from nanobackpack.evaluate.scoring import Row, score
-from nanobackpack.evaluate.testsets import FORMATS, Pair, read_json_lines, read_pairs
-from nanobackpack.generate import beam_search
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.evaluate.lexical_similarity import lexical_similarity, spearman
+from nanobackpack.evaluate.scoring import FORMATS, Pair, Row, read_json_lines, read_pairs, score
+from nanobackpack.model.generate import beam_search
+from nanobackpack.text.tokenizer import Tokenizer
 
 LETTERS = "abcdef .g"
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -13,8 +13,9 @@ from oracle import plain_alpha, plain_logits, plain_senses
 from test_control_evaluate import worded
 from test_models import filled_paper
 
-from nanobackpack import BackpackLM, InputError, Senses, checkpoint, load_model
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack import BackpackLM, InputError, Senses, load_model
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 LETTERS = "abcdefg\n"
 

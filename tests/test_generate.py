@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from oracle import plain_generate, plain_logits
 from torch import Tensor
 
-from nanobackpack.config import InputError
-from nanobackpack.generate import choose, stream
+from nanobackpack.errors import InputError
+from nanobackpack.model.generate import choose, stream
 
 # --- The cache --------------------------------------------------------------------------------
 

@@ -11,20 +11,20 @@ from conftest import BACKPACKS, TINY, tiny_model
 from oracle import plain_generate, plain_loss
 from test_trainer import TEXT, saved, tiny
 
-from nanobackpack.kernels import TokenTypes, token_types
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
+from nanobackpack.model.kernels import UniqueIds, unique_ids
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.trainer import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE = torch.device("cuda")
 
 
-def batch(settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, TokenTypes]:
+def batch(settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, UniqueIds]:
     V = (TINY | settings)["vocab_size"]
     x = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(1))
-    types = token_types(x, V, multiple=16)
-    return x.to(DEVICE), x.roll(-1, 1).to(DEVICE), TokenTypes(*(t.to(DEVICE) for t in types))
+    types = unique_ids(x, V, multiple=16)
+    return x.to(DEVICE), x.roll(-1, 1).to(DEVICE), UniqueIds(*(t.to(DEVICE) for t in types))
 
 
 @pytest.mark.parametrize("name", BACKPACKS)

@@ -13,12 +13,15 @@ import torch
 from conftest import save_gpt2, tiny_model
 from tokenizers import ByteLevelBPETokenizer
 
-from nanobackpack import GPT, BackpackLM, checkpoint, cli, generate, load_model
-from nanobackpack.config import InputError, SampleConfig, TrainConfig
-from nanobackpack.metrics import read_metrics
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack import GPT, BackpackLM, cli, load_model
+from nanobackpack.commands import sample
+from nanobackpack.config import SampleConfig, TrainConfig
+from nanobackpack.errors import InputError
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.log import read_metrics
+from nanobackpack.train.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -302,7 +305,7 @@ def test_gpt2_from_the_hub(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert model.tokenizer.decode(reference.encode(text).ids) == text
     start = "What is the answer to life, the universe, and everything?"
     config = SampleConfig(init_from="gpt2", start=start, num_samples=2, max_new_tokens=3, device="cpu")
-    generate.sample(config)
+    sample.sample(config)
     assert capsys.readouterr().out.count(start) == 2
 
 
@@ -343,17 +346,17 @@ def test_the_page_s_command_on_backpack_small(
     start = "What is the answer to life, the universe, and everything?"
     flags = ["--init_from=backpack-small", f"--start={start}", "--num_samples=5", "--max_new_tokens=100"]
 
-    def sample(folder: Path) -> tuple[str, str]:
+    def sampled(folder: Path) -> tuple[str, str]:
         monkeypatch.chdir(folder)
         with pytest.raises(SystemExit):
-            cli.run(generate.sample, SampleConfig, flags)
+            cli.run(sample.sample, SampleConfig, flags)
         out, err = capsys.readouterr()
         return out, err
 
-    out, err = sample(ROOT)
+    out, err = sampled(ROOT)
     assert out == ""
     assert "train it with `python train.py config/train_backpack_lm.py`" in err
     assert err.count("\n") == 1
     saved(tmp_path / "backpack-small", Tokenizer.char(start + TEXT), vocab_size=64, vocab_used=28)
-    out, err = sample(tmp_path)
+    out, err = sampled(tmp_path)
     assert (out.count(start), err) == (5, "")

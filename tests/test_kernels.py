@@ -11,8 +11,8 @@ from oracle import plain_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanobackpack import kernels
-from nanobackpack.kernels import linear, linear_cross_entropy, sense_sum, token_types
+from nanobackpack.model import kernels
+from nanobackpack.model.kernels import linear, linear_cross_entropy, sense_sum, unique_ids
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -97,10 +97,10 @@ def test_sense_sum_with_dropout(T: int) -> None:
 
 def test_token_types() -> None:
     ids = torch.tensor([[7, 7, 3, 900]])
-    types, rows = token_types(ids, 1000, multiple=8)
+    types, rows = unique_ids(ids, 1000, multiple=8)
     assert torch.equal(types[rows], ids)
     assert types.tolist() == [3, 7, 900, 3, 3, 3, 3, 3]
-    types, rows = token_types(ids[:, :3], 3)  # not more tokens than positions: simply all
+    types, rows = unique_ids(ids[:, :3], 3)  # not more tokens than positions: simply all
     assert types.tolist() == [0, 1, 2]
     assert torch.equal(rows, ids[:, :3])
 
@@ -134,7 +134,7 @@ def test_linear_cross_entropy_of_unlikely_targets() -> None:
 def test_loss_only_equals_the_plain_loss(model, ids: Tensor, with_types: bool) -> None:
     """What training runs: without logits, with the token types found beforehand, gradients too."""
     y = ids.roll(-1, 1)
-    types = token_types(ids, model.config.vocab_size, multiple=16) if with_types else None
+    types = unique_ids(ids, model.config.vocab_size, multiple=16) if with_types else None
     out = model.train()(ids, y, types=types, loss_only=True)
     assert out.logits is None
     assert_same(out.loss, plain_loss(model, ids, y), list(model.parameters()))
@@ -148,7 +148,7 @@ def test_compiled_without_a_break(settings: dict[str, Any]) -> None:
     """torch.compile takes a whole step as one graph: where there is a break, fullgraph is an error."""
     model = tiny_model(**settings, n_layer=2).train()
     x = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
-    types = token_types(x, 23, multiple=16)
+    types = unique_ids(x, 23, multiple=16)
     torch._dynamo.reset()
     run = torch.compile(model, fullgraph=True, backend="aot_eager")
     loss, plain = run(x, x, types=types, loss_only=True).loss, plain_loss(model, x, x)

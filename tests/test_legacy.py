@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nanobackpack import cli, generate
+from nanobackpack import cli
+from nanobackpack.commands import sample
 from nanobackpack.config import SampleConfig, TrainConfig
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = (ROOT / "docs" / "legacy_commands.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_every_test_named_is_there(file: str, name: str) -> None:
 
 def run(kind: type, *flags: str) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.run(train if kind is TrainConfig else generate.sample, kind, flags)
+        cli.run(train if kind is TrainConfig else sample.sample, kind, flags)
     return int(stop.value.code or 0)
 
 

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from nanobackpack.config import InputError, TrainConfig
-from nanobackpack.data import Meta, TokenData
-from nanobackpack.metrics import read_metrics
-from nanobackpack.mixture import Mixture, Shards, open_data, open_folder
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack.config import TrainConfig
+from nanobackpack.errors import InputError
+from nanobackpack.text.data import Meta, Mixture, Shards, TokenData, open_data, open_folder
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.log import read_metrics
+from nanobackpack.train.trainer import Trainer, train
 
 SIZES = {"de": 6000, "eu": 600, "zh": 3400}  # tokens to train on
 FIRST = {"de": 0, "eu": 20, "zh": 40}  # each language has 20 ids of its own
@@ -303,7 +303,7 @@ def test_ids_beyond_those_looked_at_stop_what_reads_them(
 ) -> None:
     """As beyond the first 2^26 of a file; with a tokenizer or, as here, without."""
     monkeypatch.setattr(Mixture, "scanned_tokens", 50)
-    monkeypatch.setattr("nanobackpack.data._SCAN_TOKENS", 50)
+    monkeypatch.setattr("nanobackpack.text.data._SCAN_TOKENS", 50)
     out = shutil.copytree(folder if layout == "files" else packs, tmp_path / layout)
     for path in (*out.glob("*_train.bin"), *out.glob("*/*_[0-9].bin")):
         ids = np.fromfile(path, "<u4")
@@ -326,7 +326,7 @@ def test_a_run_that_meets_such_an_id_ends_in_one_line(
     named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Mixture, "scanned_tokens", 50)
-    monkeypatch.setattr("nanobackpack.data._SCAN_TOKENS", 50)
+    monkeypatch.setattr("nanobackpack.text.data._SCAN_TOKENS", 50)
     data = shutil.copytree(named, tmp_path / "data")
     for path in data.glob("*_train.bin"):
         ids = np.fromfile(path, "<u4")

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanobackpack import BackpackLM, InputError, ModelConfig, TrainConfig, load_model
-from nanobackpack.checkpoint import build
-from nanobackpack.compat import NANO, PAPER, Layout, export_state, import_state
-from nanobackpack.optim import make_optimizer
+from nanobackpack.model.layouts import NANO, PAPER, Layout, export_state, import_state
+from nanobackpack.train.checkpoint import build
+from nanobackpack.train.optim import make_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 

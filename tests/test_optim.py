@@ -11,11 +11,12 @@ from conftest import TINY, tiny_model
 from test_trainer import TEXT, assert_same_run, learned, records, saved, tiny
 from torch import Tensor
 
-from nanobackpack import TrainConfig, optim
-from nanobackpack.optim import Muon, learning_rate, make_optimizer, orthogonalize
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
+from nanobackpack import TrainConfig
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import optim
+from nanobackpack.train.optim import Muon, learning_rate, make_optimizer, orthogonalize
+from nanobackpack.train.trainer import train
 
 
 @pytest.fixture
@@ -71,14 +72,14 @@ def test_the_parts_of_a_matrix_step_on_their_own(monkeypatch: pytest.MonkeyPatch
     """Each of the K senses, of q, k, v, and of α's q and k takes the step it would take alone."""
     monkeypatch.setattr(optim, "_fast_dtype", lambda device: torch.float32)
     before, after, grads = one_step(optimizer="muon", weight_decay=0.5)
-    for name, n_part in {
+    for name, n_matrices in {
         "senses.ff_2.c_proj.weight": 4,
         "senses.ff_2.c_fc.weight": 1,
         "context.h.0.attn.c_attn.weight": 3,
         "context.h.1.mlp.c_proj.weight": 1,
         "alpha.c_attn.weight": 2,
     }.items():
-        parts = grads[name].view(n_part, -1, grads[name].size(1))
+        parts = grads[name].view(n_matrices, -1, grads[name].size(1))
         steps = torch.stack([plain_orthogonalize(g) for g in parts]).float()
         rate, length = 3e-2, 0.2 * max(parts.shape[1:]) ** 0.5
         expected = before[name] * (1 - rate * 0.5) - rate * length * steps.view_as(before[name])

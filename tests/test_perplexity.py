@@ -15,14 +15,15 @@ import torch
 from conftest import save_gpt2, tiny_model
 from torch import Tensor
 
-from nanobackpack import checkpoint, control
-from nanobackpack.config import InputError, ModelConfig, PerplexityConfig, TrainConfig
-from nanobackpack.data import Meta, Splits, TokenData
+from nanobackpack.analysis import control
+from nanobackpack.config import ModelConfig, PerplexityConfig, TrainConfig
+from nanobackpack.errors import InputError
 from nanobackpack.evaluate.perplexity import Perplexity, loss_of, open_stream, perplexity, report
-from nanobackpack.layers import LanguageModel
-from nanobackpack.mixture import Mixture
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import train
+from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.text.data import Meta, Mixture, Splits, TokenData
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 T = 12  # block_size of the tiny models

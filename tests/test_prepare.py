@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanobackpack import prepare
-from nanobackpack.config import InputError
-from nanobackpack.corpus import Corpus, Piece, document, from_files
-from nanobackpack.data import Meta, TokenData
-from nanobackpack.mixture import Mixture
-from nanobackpack.splits import at_end, dealt, drawn, fraction
-from nanobackpack.tokenizers import Tokenizer, build
+from nanobackpack.errors import InputError
+from nanobackpack.safe.files import read_text
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import Corpus, Piece, document, from_files
+from nanobackpack.text.data import Meta, Mixture, TokenData
+from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
+from nanobackpack.text.tokenizer import Tokenizer, build
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
@@ -122,7 +122,7 @@ def test_download_never_overwrites_a_text_of_the_user(tmp_path: Path):
 def test_read_text_keeps_line_ends(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\r\ntwo\rthree\n\xc3\xa9")
-    assert prepare.read_text(path) == "one\r\ntwo\rthree\né"
+    assert read_text(path) == "one\r\ntwo\rthree\né"
 
 
 def test_read_text_errors(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_read_text_errors(tmp_path: Path):
     }
     for name, reason in reasons.items():
         with pytest.raises(InputError) as error:
-            prepare.read_text(tmp_path / name)
+            read_text(tmp_path / name)
         assert name in message(error)
         assert reason in str(error.value)
 
@@ -233,7 +233,7 @@ def read_ids(folder: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("batch_chars", [1, 1000, 1 << 20])
 def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_chars: int):
     monkeypatch.setattr(prepare, "_BATCH_CHARS", batch_chars)
-    split = drawn(evaluation=fraction(0.1), val=fraction(0.05))
+    split = split_random(evaluation=fraction(0.1), val=fraction(0.05))
     meta = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, split)
     assert meta.source == "documents"
     held = {name: documents_of(read_ids(tmp_path, name), 0) for name in ("train", "val", "evaluation")}
@@ -245,9 +245,9 @@ def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nanobackpack.corpus.PIECE_CHARS", 50)
+    monkeypatch.setattr("nanobackpack.text.corpus.PIECE_CHARS", 50)
     (tmp_path / "a.txt").write_text("\n".join(DOCS))
-    prepare.write_tokens(tmp_path / "out", {"": from_files([tmp_path])}, BPE, at_end(0.25))
+    prepare.write_tokens(tmp_path / "out", {"": from_files([tmp_path])}, BPE, split_tail(0.25))
     text = "\n".join(DOCS)
     cut = int(len(text) * 0.75)
     assert read_ids(tmp_path / "out", "train").tolist() == BPE.encode(text[:cut])  # it does not end here
@@ -255,7 +255,7 @@ def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):
-    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "char", at_end(0.5))
+    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "char", split_tail(0.5))
     data = TokenData(tmp_path)
     assert data.tokenizer is not None
     ids = np.concatenate([data.splits["train"], data.splits["val"]]).tolist()
@@ -275,7 +275,7 @@ def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.M
     assert numbers[0] == 0
     assert np.diff(numbers).max() < 2 * np.diff(numbers).min()  # spread evenly over all
     assert numbers[-1] > 900
-    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "bpe:280", at_end(0.5))
+    prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "bpe:280", split_tail(0.5))
     assert TokenData(tmp_path).vocab_size == 280
 
 
@@ -284,11 +284,13 @@ def interrupt() -> None:
 
 
 def test_what_is_interrupted_leaves_the_old_files(tmp_path: Path):
-    old = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, at_end(0.5))
+    old = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     calls = iter([lambda: None, interrupt])  # in the second pass, when most of it is written
     with pytest.raises(KeyboardInterrupt):
-        prepare.write_tokens(tmp_path, {"": corpus_of(DOCS[:99], lambda: next(calls)())}, BPE, at_end(0.5))
+        prepare.write_tokens(
+            tmp_path, {"": corpus_of(DOCS[:99], lambda: next(calls)())}, BPE, split_tail(0.5)
+        )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert TokenData(tmp_path).meta == old
 
@@ -300,13 +302,13 @@ def full_disk() -> None:
 def test_an_error_in_the_second_language_leaves_both_as_they_were(tmp_path: Path):
     names = ["de", "fr"]
     old = prepare.write_tokens(
-        tmp_path, {f"{n}_": corpus_of(DOCS) for n in names}, BPE, at_end(0.5), languages=names
+        tmp_path, {f"{n}_": corpus_of(DOCS) for n in names}, BPE, split_tail(0.5), languages=names
     )
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     calls = iter([lambda: None, full_disk])  # when the first language is written, and most of the second
     new = {"de_": corpus_of(DOCS[:99]), "fr_": corpus_of(DOCS[:99], lambda: next(calls)())}
     with pytest.raises(InputError, match="No space left"):
-        prepare.write_tokens(tmp_path, new, Tokenizer.char("".join(DOCS)), at_end(0.5), languages=names)
+        prepare.write_tokens(tmp_path, new, Tokenizer.char("".join(DOCS)), split_tail(0.5), languages=names)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert Mixture(tmp_path).meta == old
 
@@ -315,9 +317,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from test_prepare import BPE, DOCS, at_end, corpus_of, prepare
+from test_prepare import BPE, DOCS, split_tail, corpus_of, prepare
 calls = iter([lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL)])
-prepare.write_tokens(Path(sys.argv[1]), {"": corpus_of(DOCS, lambda: next(calls)())}, BPE, at_end(0.5))
+prepare.write_tokens(Path(sys.argv[1]), {"": corpus_of(DOCS, lambda: next(calls)())}, BPE, split_tail(0.5))
 """
 
 
@@ -333,14 +335,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     running, mine = out / f".other.bin.{os.getpid()}.tmp", out / "mine.txt"
     running.touch()
     mine.touch()
-    prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, at_end(0.5))
+    prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
     files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
 
 
 def test_languages(tmp_path: Path):
     corpora = {"de_": corpus_of(DOCS), "fr_": corpus_of(DOCS[::-1])}
-    split = drawn(val=fraction(0.1))
+    split = split_random(val=fraction(0.1))
     meta = prepare.write_tokens(tmp_path, corpora, BPE, split, dtype="uint32", languages=["de", "fr"])
     assert Meta.load(tmp_path / "meta.json") == meta
     assert meta.languages == ["de", "fr"]
@@ -351,7 +353,7 @@ def test_languages(tmp_path: Path):
 
 def test_shards(tmp_path: Path):
     meta = prepare.write_tokens(
-        tmp_path, {"de/de_": corpus_of(DOCS)}, BPE, dealt(10), dtype="uint32", languages=["de"]
+        tmp_path, {"de/de_": corpus_of(DOCS)}, BPE, deal_shards(10), dtype="uint32", languages=["de"]
     )
     assert {p.name for p in (tmp_path / "de").iterdir()} == {f"de_{i}.bin" for i in range(10)}
     found = [BPE.decode(d[:-1]) for i in range(10) for d in documents_of(read_ids(tmp_path, f"de_{i}"), 0)]

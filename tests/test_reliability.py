@@ -25,18 +25,19 @@ from stress_training import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
 
-from nanobackpack import checkpoint, cli, data, load_model
-from nanobackpack.config import InputError, TrainConfig
-from nanobackpack.data import Meta, TokenData
-from nanobackpack.failures import less_memory, within_memory
-from nanobackpack.lock import locked
-from nanobackpack.mixture import Mixture
-from nanobackpack.prepare import write_dataset, write_tokens
+from nanobackpack import cli, load_model
+from nanobackpack.config import TrainConfig
+from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
-from nanobackpack.saving import Saver, last_state
-from nanobackpack.splits import dealt
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import BATCH, Trainer, train
+from nanobackpack.safe.run import less_memory, locked, within_memory
+from nanobackpack.text import data
+from nanobackpack.text.data import Meta, Mixture, TokenData
+from nanobackpack.text.prepare import write_dataset, write_tokens
+from nanobackpack.text.splits import deal_shards
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.checkpoint import Saver, last_state
+from nanobackpack.train.trainer import BATCH, Trainer, train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked, and hindered by Linux")
 LONG = {
@@ -348,7 +349,7 @@ def test_files_that_are_not_of_the_data_are_not_looked_at(foxes: Path, tmp_path:
 
 def test_every_language_is_looked_at(tmp_path: Path) -> None:
     corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in ("de", "fr")}
-    write_tokens(tmp_path, corpora, Tokenizer.char(TEXT), dealt(3), framed=False, languages=corpora)
+    write_tokens(tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), framed=False, languages=corpora)
     assert Mixture(tmp_path).check_sums() == []
     path = tmp_path / "fr" / "fr_2.bin"  # the one held out
     np.fromfile(path, "<u2")[::-1].tofile(path)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import nanobackpack
-from nanobackpack.config import InputError
+from nanobackpack.errors import InputError
 from nanobackpack.runtime import autocast, generator, pick_compile, pick_device, pick_dtype, seed_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +186,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for m in pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
         if not m.name.endswith("__main__")
     ]
-    assert {"nanobackpack.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
+    assert {"nanobackpack.train.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
     (folder / "probe.py").write_text(PROBE, encoding="utf-8")
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

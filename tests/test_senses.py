@@ -21,11 +21,12 @@ from oracle import plain_alpha, plain_senses
 from torch import Tensor
 
 import nanobackpack as nb
-from nanobackpack import BackpackLM, InputError, Senses, TrainConfig, checkpoint, control
+from nanobackpack import BackpackLM, InputError, Senses, TrainConfig
+from nanobackpack.analysis import control
+from nanobackpack.analysis.results import Ranking, Result
 from nanobackpack.config import SenseConfig
-from nanobackpack.results import Ranking, Result
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import spans, token_id, word_ids
+from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
+from nanobackpack.train import checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "sense_vector.py"
 
@@ -308,7 +309,7 @@ def test_unknown_word():
 def test_spans_find_every_occurrence(text: str, word: str):
     """Of characters: each place where the word can be read, overlapping ones too."""
     t = Tokenizer.char("ab")
-    found = spans(t, t.encode(text), word)
+    found = find_word(t, t.encode(text), word)
     expected = [i for i in range(len(text)) if text.startswith(word, i)]
     assert [s.start for s in found] == expected
     assert all(s.stop - s.start == len(word) for s in found)
@@ -319,7 +320,7 @@ def test_spans_count_tokens_not_characters():
     t = joining()
     ids = t.encode("ab c ab abc")
     assert [t.token(i) for i in ids] == ["ab", " ", "c", " ab", " ab", "c"]
-    assert spans(t, ids, "ab") == [slice(0, 1), slice(3, 4), slice(4, 5)]
+    assert find_word(t, ids, "ab") == [slice(0, 1), slice(3, 4), slice(4, 5)]
 
 
 # --- Results ------------------------------------------------------------------------------------

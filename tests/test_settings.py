@@ -15,10 +15,12 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from nanobackpack import checkpoint, cli, generate, trainer
+from nanobackpack import cli
+from nanobackpack.commands import sample
 from nanobackpack.config import ModelConfig, SampleConfig, SenseConfig, TrainConfig
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint, trainer
 
 KINDS = (TrainConfig, SampleConfig, SenseConfig, ModelConfig)
 
@@ -187,7 +189,7 @@ def test_a_sample_that_cannot_start(
     ]
     for flag, message in cases:
         argv = ["--device=cpu", f"--out_dir={tmp_path}", flag]
-        assert message in line_of(SampleConfig, generate.sample, argv, capsys)
+        assert message in line_of(SampleConfig, sample.sample, argv, capsys)
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

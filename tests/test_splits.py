@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobackpack.config import InputError
-from nanobackpack.corpus import Piece
-from nanobackpack.splits import Counts, Split, at_end, dealt, drawn, fraction
+from nanobackpack.errors import InputError
+from nanobackpack.text.corpus import Piece
+from nanobackpack.text.splits import Counts, Split, deal_shards, fraction, split_random, split_tail
 
 
 def pieces_of(documents: list[list[str]]) -> Iterator[Piece]:
@@ -30,7 +30,7 @@ DOCUMENTS = st.lists(st.lists(st.text(max_size=9), min_size=1, max_size=4), min_
 
 @given(DOCUMENTS, st.floats(0.01, 0.99))
 def test_at_end(documents: list[list[str]], val: float):
-    assigned = assign(at_end(val), documents)
+    assigned = assign(split_tail(val), documents)
     parts = {name: "".join(p.text for n, p in assigned if n == name) for name in ("train", "val")}
     whole = "".join(text for texts in documents for text in texts)
     assert parts["train"] + parts["val"] == whole
@@ -42,7 +42,7 @@ def test_at_end(documents: list[list[str]], val: float):
 def test_drawn_gives_each_document_to_one_split(n: int, data: st.DataObject):
     n_evaluation = data.draw(st.integers(0, n - 2))
     n_val = data.draw(st.integers(0, n - n_evaluation - 1))
-    split = drawn(evaluation=lambda n: n_evaluation, val=lambda n: n_val)
+    split = split_random(evaluation=lambda n: n_evaluation, val=lambda n: n_val)
     documents = [[f"{i}a", f"{i}b"] for i in range(n)]
     assigned = assign(split, documents)
     assert [p for _, p in assigned] == list(pieces_of(documents))  # all of them, in order
@@ -57,7 +57,7 @@ def test_drawn_gives_each_document_to_one_split(n: int, data: st.DataObject):
 
 def test_drawn_is_the_same_each_time_and_uniform():
     documents = [[str(i)] for i in range(20_000)]
-    split = drawn(evaluation=fraction(0.1), val=fraction(0.1))
+    split = split_random(evaluation=fraction(0.1), val=fraction(0.1))
     assigned = assign(split, documents)
     assert assigned == assign(split, documents)
     for name in ("evaluation", "val"):
@@ -65,16 +65,18 @@ def test_drawn_is_the_same_each_time_and_uniform():
         assert len(numbers) == 2000
         assert abs(sum(numbers) / 2000 - 10_000) < 4 * 20_000 / 12**0.5 / 2000**0.5
     first = [int(p.text) for n, p in assigned if n == "evaluation"]
-    again = assign(drawn(evaluation=fraction(0.1)), documents)  # drawing val changes nothing in evaluation
+    again = assign(
+        split_random(evaluation=fraction(0.1)), documents
+    )  # drawing val changes nothing in evaluation
     assert first == [int(p.text) for n, p in again if n == "evaluation"]
 
 
 def test_drawn_from_too_few():
     for n in (1, 2):
         with pytest.raises(InputError) as error:
-            assign(drawn(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * n)
+            assign(split_random(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * n)
         assert f"only {n} documents" in str(error.value)
-    assert len(assign(drawn(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * 3)) == 3
+    assert len(assign(split_random(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * 3)) == 3
 
 
 def test_fraction():
@@ -87,9 +89,9 @@ def test_fraction():
 def test_dealt(documents: list[list[str]], n_shards: int):
     if len(documents) < n_shards:
         with pytest.raises(InputError, match=f"for {n_shards} shards"):
-            assign(dealt(n_shards), documents)
+            assign(deal_shards(n_shards), documents)
         return
-    assigned = assign(dealt(n_shards), documents)
+    assigned = assign(deal_shards(n_shards), documents)
     assert [p for _, p in assigned] == list(pieces_of(documents))
     assert [n for n, p in assigned if p.opens] == [n for n, p in assigned if p.closes]
     chars = {str(i): 0 for i in range(n_shards)}
@@ -102,4 +104,4 @@ def test_dealt(documents: list[list[str]], n_shards: int):
 @pytest.mark.parametrize("val", [0, 1, -1, float("nan")])
 def test_at_end_out_of_range(val: float):
     with pytest.raises(InputError, match=f"val={val}"):
-        at_end(val)
+        split_tail(val)

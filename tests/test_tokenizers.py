@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from nanobackpack import foreign, tokenizers
-from nanobackpack.config import InputError
-from nanobackpack.files import replacing
-from nanobackpack.tokenizers import Tokenizer, build, find, resolve
+from nanobackpack.errors import InputError
+from nanobackpack.safe import untrusted as foreign
+from nanobackpack.safe.files import replacing
+from nanobackpack.text import tokenizer as tokenizers
+from nanobackpack.text.tokenizer import Tokenizer, build, find, resolve
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")

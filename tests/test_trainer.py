@@ -24,14 +24,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nanobackpack as nb
-from nanobackpack import checkpoint, cli
-from nanobackpack.config import InputError, ModelConfig, TrainConfig
-from nanobackpack.metrics import plot_losses, read_metrics
-from nanobackpack.optim import learning_rate, make_optimizer
-from nanobackpack.prepare import write_dataset
+from nanobackpack import cli
+from nanobackpack.config import ModelConfig, TrainConfig
+from nanobackpack.errors import InputError
 from nanobackpack.runtime import generator
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
+from nanobackpack.train.log import plot_losses, read_metrics
+from nanobackpack.train.optim import learning_rate, make_optimizer
+from nanobackpack.train.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "".join(f"{i % 7} foxes jump over {i % 5} lazy dogs.\n" for i in range(80))
@@ -945,7 +947,7 @@ def test_a_run_does_not_fail_for_its_picture(
     def fails(*paths: Path) -> None:
         raise ValueError("of the library\nthat draws")
 
-    monkeypatch.setattr("nanobackpack.metrics.plot_losses", fails)
+    monkeypatch.setattr("nanobackpack.train.log.plot_losses", fails)
     assert train(tiny(data, tmp_path, max_iters=1)) == 0
     assert "loss.png is not drawn (of the library)" in capsys.readouterr().out
 

@@ -10,13 +10,14 @@ import pytest
 from test_trainer import TEXT, identical, learned, tiny
 
 from nanobackpack import Senses, load_model
-from nanobackpack.config import InputError, SampleConfig
-from nanobackpack.corpus import from_files
-from nanobackpack.generate import sample
-from nanobackpack.prepare import write_dataset, write_tokens
-from nanobackpack.splits import drawn, fraction
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.trainer import Trainer, train
+from nanobackpack.commands.sample import sample
+from nanobackpack.config import SampleConfig
+from nanobackpack.errors import InputError
+from nanobackpack.text.corpus import from_files
+from nanobackpack.text.prepare import write_dataset, write_tokens
+from nanobackpack.text.splits import fraction, split_random
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.trainer import Trainer, train
 
 VOCABULARY = ["[UNK]", "[CLS]", "[SEP]", ".", *dict.fromkeys(TEXT.replace(".", "").split())]
 
@@ -36,7 +37,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
     (folder / "foxes.txt").write_text(TEXT)
     corpus = from_files([folder / "foxes.txt"], kind="lines")
-    write_tokens(folder / "data", {"": corpus}, str(folder / "vocab.txt"), drawn(val=fraction(0.1)))
+    write_tokens(folder / "data", {"": corpus}, str(folder / "vocab.txt"), split_random(val=fraction(0.1)))
     return folder
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanobackpack import cli, prepare
-from nanobackpack.config import InputError
-from nanobackpack.corpus import chained, field, from_files
-from nanobackpack.files import shown
-from nanobackpack.splits import drawn, fraction
+from nanobackpack import cli
+from nanobackpack.errors import InputError
+from nanobackpack.safe.files import display_path
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import chained, field, from_files
+from nanobackpack.text.splits import fraction, split_random
 
 HERE = Path(__file__).resolve().parent
 
@@ -54,11 +55,13 @@ def main(settings: Settings) -> None:
         there = [(folder / p, text) for p, text in PARTS.items() if (folder / p.split("/")[0]).is_dir()]
         if not there:
             raise InputError(
-                f"{shown(folder)} has no wiki_zh_2019, webtext2019zh or new2016zh: get them from "
+                f"{display_path(folder)} has no wiki_zh_2019, webtext2019zh or new2016zh: get them from "
                 "https://github.com/brightmart/nlp_chinese_corpus, or name their folder with --input"
             )
         corpora += [from_files([files], text, kind="json") for files, text in there]
-    settings.write(HERE, {"": chained(corpora)}, drawn(evaluation=fraction(0.001), val=fraction(0.0005)))
+    settings.write(
+        HERE, {"": chained(corpora)}, split_random(evaluation=fraction(0.001), val=fraction(0.0005))
+    )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import cli, prepare
-from nanobackpack.config import InputError, at_least
-from nanobackpack.corpus import Corpus, field, find_files, from_files, from_hub
-from nanobackpack.splits import dealt, drawn, fraction
+from nanobackpack import cli
+from nanobackpack.config import at_least
+from nanobackpack.errors import InputError
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import Corpus, field, find_files, from_files, from_hub
+from nanobackpack.text.splits import deal_shards, fraction, split_random
 
 HERE = Path(__file__).resolve().parent
 HUB = "statmt/cc100"
@@ -58,9 +60,9 @@ def corpora(settings: Settings) -> dict[str, Corpus]:
 
 def main(settings: Settings) -> None:
     found = corpora(settings)
-    split = drawn(evaluation=fraction(0.001, 10_000, 0.1), val=fraction(0.0005, 5_000, 0.05))
+    split = split_random(evaluation=fraction(0.001, 10_000, 0.1), val=fraction(0.0005, 5_000, 0.05))
     if settings.shards:
-        split = dealt(settings.shards)
+        split = deal_shards(settings.shards)
     prefix = "{0}/{0}_" if settings.shards else "{0}_"
     by_prefix = {prefix.format(name): corpus for name, corpus in found.items()}
     settings.write(HERE, by_prefix, split, dtype="uint32", languages=list(found))

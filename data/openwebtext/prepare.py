@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import cli, prepare
-from nanobackpack.corpus import field, from_files, from_hub
-from nanobackpack.splits import drawn, fraction
+from nanobackpack import cli
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import field, from_files, from_hub
+from nanobackpack.text.splits import fraction, split_random
 
 HERE = Path(__file__).resolve().parent
 HUB = "Skylion007/openwebtext"
@@ -27,7 +28,7 @@ class Settings(prepare.Settings):
 
 def main(settings: Settings) -> None:
     corpus = from_files(settings.input) if settings.input else from_hub(HUB, field("text"))
-    settings.write(HERE, {"": corpus}, drawn(val=fraction(0.0005)))
+    settings.write(HERE, {"": corpus}, split_random(val=fraction(0.0005)))
 
 
 if __name__ == "__main__":

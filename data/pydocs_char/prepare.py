@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from nanobackpack import cli, prepare
-from nanobackpack.tokenizers import build
+from nanobackpack import cli
+from nanobackpack.text import prepare
+from nanobackpack.text.tokenizer import build
 
 HERE = Path(__file__).resolve().parent
 

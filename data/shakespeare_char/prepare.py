@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import cli, prepare
-from nanobackpack.corpus import from_files
-from nanobackpack.splits import at_end
+from nanobackpack import cli
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import from_files
+from nanobackpack.text.splits import split_tail
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,7 +29,7 @@ class Settings(prepare.Settings):
 
 def main(settings: Settings) -> None:
     corpus = from_files(settings.input) if settings.input else prepare.shakespeare(HERE)
-    settings.write(HERE, {"": corpus}, at_end(0.1), framed=False)
+    settings.write(HERE, {"": corpus}, split_tail(0.1), framed=False)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import cli, prepare
-from nanobackpack.config import InputError
-from nanobackpack.corpus import from_files
-from nanobackpack.files import shown
-from nanobackpack.splits import at_end
+from nanobackpack import cli
+from nanobackpack.errors import InputError
+from nanobackpack.safe.files import display_path
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import from_files
+from nanobackpack.text.splits import split_tail
 
 DATA = Path(__file__).resolve().parents[1]
 
@@ -43,10 +44,10 @@ def main(settings: Settings) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"name={name!r} is not a plain folder name: use letters, digits, _ - .")
     if (out / "prepare.py").exists():
-        raise InputError(f"{shown(out)} has its own prepare.py: choose another --name")
+        raise InputError(f"{display_path(out)} has its own prepare.py: choose another --name")
     corpus = from_files([*settings.paths, *settings.input])
-    settings.write(out, {"": corpus}, at_end(settings.val))
-    flags = f"--dataset={shown(out) if settings.out else name} --out_dir=out-{name}"
+    settings.write(out, {"": corpus}, split_tail(settings.val))
+    flags = f"--dataset={display_path(out) if settings.out else name} --out_dir=out-{name}"
     print(f"now train with\n  python train.py config/train_shakespeare_char.py {flags}")
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack import cli, prepare
-from nanobackpack.corpus import field, from_files, from_hub
-from nanobackpack.splits import drawn, fraction
+from nanobackpack import cli
+from nanobackpack.text import prepare
+from nanobackpack.text.corpus import field, from_files, from_hub
+from nanobackpack.text.splits import fraction, split_random
 
 HERE = Path(__file__).resolve().parent
 HUB = "TigerResearch/pretrain_zh"
@@ -29,7 +30,7 @@ class Settings(prepare.Settings):
 def main(settings: Settings) -> None:
     text = field("content")
     corpus = from_files(settings.input, text) if settings.input else from_hub(HUB, text)
-    settings.write(HERE, {"": corpus}, drawn(evaluation=fraction(0.001), val=fraction(0.0005)))
+    settings.write(HERE, {"": corpus}, split_random(evaluation=fraction(0.001), val=fraction(0.0005)))
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError
-from nanobackpack.control import ScaleSense, nullspace
-from nanobackpack.edits import Edit, EditLike
-from nanobackpack.evaluate.topic import control_sets
-from nanobackpack.layers import LanguageModel
-from nanobackpack.results import Result, aligned
+from nanobackpack.analysis.control import ScaleSense, nullspace
+from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.model.edits import Edit, EditLike
 from nanobackpack.runtime import reading
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import Bos, bos_ids, needs_tokenizer, token_id, word_ids
+from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)  # (N, T)
     ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N): nothing sees what is after it
     with reading(model):
-        h = model.hidden(ids, None, model.active(edits).on_any_row())[
+        h = model.hidden(ids, None, model.edits_in_force(edits).on_any_row())[
             torch.arange(len(rows), device=device), ends
         ]  # (N, D)
         log_ratio = h @ (model.wte.weight[he] - model.wte.weight[she])  # (N): the softmax cancels

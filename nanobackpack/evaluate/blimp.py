@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanobackpack.config import InputError
-from nanobackpack.evaluate.scoring import Row, score
-from nanobackpack.evaluate.testsets import read_json_lines
-from nanobackpack.layers import LanguageModel
-from nanobackpack.results import Result, aligned
-from nanobackpack.words import Bos, bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import Row, read_json_lines, score
+from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.text.tokenizer import Bos, bos_ids, encode, needs_tokenizer, unknown_id
 
 Pairs = list[tuple[str, str]]
 

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanobackpack import control
-from nanobackpack.checkpoint import open_model
-from nanobackpack.config import InputError, PerplexityConfig
-from nanobackpack.control import applied
-from nanobackpack.data import HELD_OUT, Splits
-from nanobackpack.files import read_json, replacing, shown
-from nanobackpack.layers import LanguageModel
-from nanobackpack.mixture import find_folder, open_folder
+from nanobackpack.analysis import control
+from nanobackpack.analysis.control import applied
+from nanobackpack.config import PerplexityConfig
+from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
-from nanobackpack.start import check_vocabulary
+from nanobackpack.safe.files import display_path, read_json, replacing
+from nanobackpack.text.data import HELD_OUT, Splits, find_folder, open_folder
+from nanobackpack.train.checkpoint import open_model
+from nanobackpack.train.resume import check_vocabulary
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -146,13 +146,13 @@ def report(config: PerplexityConfig, each_part: bool = False) -> None:
     under = f", under {config.edits}" if config.edits else ""
     print(
         f"{config.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of "
-        f"{shown(data.folder)} in windows of {model.config.block_size}{under}:"
+        f"{display_path(data.folder)} in windows of {model.config.block_size}{under}:"
     )
     print(table(rows))
     if config.json:
         result = {
             "model": config.model_path,
-            "data": shown(data.folder),
+            "data": display_path(data.folder),
             "block_size": model.config.block_size,
             "random_batches": config.batches,
             "edits": config.edits or None,
@@ -176,7 +176,7 @@ def open_stream(config: PerplexityConfig) -> tuple[Splits, str]:
         split = HELD_OUT if all(part in data.splits for part in data.parts(HELD_OUT) or [""]) else "val"
     if missing := [part for part in data.parts(split) or [split] if part not in data.splits]:
         raise InputError(
-            f"split={missing[0]!r} is not in {shown(data.folder)}: it has {', '.join(data.splits)}"
+            f"split={missing[0]!r} is not in {display_path(data.folder)}: it has {', '.join(data.splits)}"
         )
     return data, split
 

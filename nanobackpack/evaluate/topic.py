@@ -12,33 +12,24 @@ Letters: N texts, T their tokens, V vocabulary, K senses.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from nanobackpack import control
-from nanobackpack.backpack import BackpackLM
-from nanobackpack.config import InputError
-from nanobackpack.edits import Edit
-from nanobackpack.layers import LanguageModel
-from nanobackpack.results import Result, aligned
+from nanobackpack.analysis import control
+from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import seed_of
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import first_ids, needs_tokenizer
-
-
-def control_sets() -> dict[str, Any]:
-    """The papers' topics with their words, nouns and prompts of the bias tests, and cases of other edits."""
-    text = resources.files("nanobackpack.evaluate").joinpath("control_sets.json").read_text(encoding="utf-8")
-    return json.loads(text)
+from nanobackpack.text.tokenizer import Tokenizer, first_ids, needs_tokenizer
 
 
 def bags(topic: str, words: Sequence[str] = ()) -> dict[str, list[str]]:

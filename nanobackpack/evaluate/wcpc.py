@@ -19,14 +19,12 @@ from typing import Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanobackpack.config import InputError
-from nanobackpack.evaluate.scoring import Row, score
-from nanobackpack.evaluate.testsets import read_json_lines
-from nanobackpack.generate import beam_search
-from nanobackpack.layers import LanguageModel
-from nanobackpack.results import Result, aligned
-from nanobackpack.tokenizers import Tokenizer
-from nanobackpack.words import Bos, bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import Row, read_json_lines, score
+from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.model.generate import beam_search
+from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, encode, needs_tokenizer, unknown_id
 
 MASK = "<mask>"
 BANNED = [*',，。！!；;?？"”“、：:「」【】`…', "……"]

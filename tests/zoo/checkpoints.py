@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nanobackpack import checkpoint
 from nanobackpack.config import ModelConfig
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 from .loaders import train
 from .pickles import Calls, deep, keyed_by_tuples, laughs

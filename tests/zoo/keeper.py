@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.font_manager  # noqa: F401 (what is imported later, now)
 
-from nanobackpack.config import InputError
+from nanobackpack.errors import InputError
 
 from . import LOADERS
 from .loaders import train

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from nanobackpack import TrainConfig, control, data, load_model, trainer
-from nanobackpack.compat import read_legacy_meta
-from nanobackpack.corpus import from_files
-from nanobackpack.evaluate.testsets import read_json_lines, read_pairs
-from nanobackpack.metrics import Log, plot_losses
-from nanobackpack.tokenizers import Tokenizer, find
+from nanobackpack import TrainConfig, load_model
+from nanobackpack.analysis import control
+from nanobackpack.evaluate.scoring import read_json_lines, read_pairs
+from nanobackpack.text import data
+from nanobackpack.text.corpus import from_files
+from nanobackpack.text.data import read_legacy_meta
+from nanobackpack.text.tokenizer import Tokenizer, find
+from nanobackpack.train import trainer
+from nanobackpack.train.log import Log, plot_losses
 
 from .registry import SIZES
 

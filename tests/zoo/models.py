@@ -9,8 +9,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from nanobackpack import checkpoint, compat
 from nanobackpack.config import ModelConfig
+from nanobackpack.model import layouts as compat
+from nanobackpack.train import checkpoint
 
 from .registry import SIZES, beast
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nanobackpack import data
+from nanobackpack.text import data
 
 from .registry import PROOF, beast, good
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanobackpack import checkpoint
-from nanobackpack.compat import NANO, export_state
 from nanobackpack.config import ModelConfig
-from nanobackpack.prepare import write_dataset
-from nanobackpack.tokenizers import Tokenizer
+from nanobackpack.model.layouts import NANO, export_state
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint
 
 PROOF = "PROOF"
 HARMLESS = "harmless"  # such a beast may be opened, with the right content, or refused

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from nanobackpack.control import FORMAT
+from nanobackpack.analysis.control import FORMAT
 
 from .registry import HARMLESS, beast
 

@@ -1,0 +1,1 @@
+"""What senses mean, and how to change them."""

@@ -1,0 +1,103 @@
+"""What edits do to a prompt: the likeliest next tokens, tokens asked about, and samples, before and after.
+
+Letters: B samples, T tokens, N tokens asked about.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanobackpack.analysis.control import applied
+from nanobackpack.analysis.results import Ranking, Result, aligned
+from nanobackpack.analysis.senses import Senses
+from nanobackpack.model.edits import EditLike, flat
+from nanobackpack.text.tokenizer import Text, token_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect(Result):
+    """A prompt's continuations without and with some edits, drawn with the same random numbers."""
+
+    next_before: Ranking
+    next_after: Ranking
+    samples_before: list[str]
+    samples_after: list[str]
+    tested: list[str]
+    """Tokens asked about, N."""
+    probabilities: Tensor
+    """Of each as the next token, before and after, (N, 2)."""
+
+    @property
+    def ratios(self) -> Tensor:
+        """p'(t) / p(t) of the tokens asked about, (N)."""
+        return self.probabilities[:, 1] / self.probabilities[:, 0]
+
+    def table(self) -> str:
+        lines = [f"# {self.title}"]
+        for when, tokens, samples in (
+            ("before", self.next_before, self.samples_before),
+            ("after", self.next_after, self.samples_after),
+        ):
+            shown = "  ".join(f"{token!r} {p:.3f}" for token, p in tokens[0])
+            lines += [f"  {when:6}  {shown}", *(f"    {sample!r}" for sample in samples)]
+        if self.tested:
+            rows = zip(self.tested, self.probabilities.tolist(), self.ratios.tolist(), strict=True)
+            cells = [[repr(token), f"{p:.3g}", f"{q:.3g}", f"{ratio:.3f}"] for token, (p, q), ratio in rows]
+            lines.append(aligned([["", "before", "after", "ratio"], *cells]))
+        return "\n".join(lines)
+
+
+def effect(
+    senses: Senses,
+    edits: EditLike,
+    prompt: str,
+    *,
+    k: int = 8,
+    n: int = 3,
+    new_tokens: int = 40,
+    temperature: float = 0.8,
+    seed: int = 0,
+    tested: Sequence[Text] = (),
+) -> Effect:
+    """The k likeliest next tokens after a prompt, n samples (none for 0), and how likely the tokens `tested`
+    come next, before and after. A warning says so if the edits are of tokens the prompt does not have.
+
+    Raises: InputError for an empty or too long prompt, unknown characters, a tested word of several
+    tokens, and edits that do not fit.
+    """
+    model, tokenizer = senses.model, senses.tokenizer
+    ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
+
+    tokens = [token_id(tokenizer, word) for word in tested]
+    edited = {i for e in flat(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
+    if edited and not edited & set(ids[0].tolist()):
+        names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
+        warnings.warn(
+            f"{prompt!r} has none of the edited tokens ({names}), so nothing changes before one comes",
+            stacklevel=2,
+        )
+
+    def look() -> tuple[Ranking, list[str], Tensor]:
+        draw = torch.Generator(ids.device).manual_seed(seed)
+        start = ids.expand(n, -1)  # (B, T)
+        rows = model.generate(start, new_tokens, temperature, generator=draw) if n else start  # (B, T + new)
+        samples = [tokenizer.decode(row) for row in rows[:, ids.size(1) :].tolist()]
+        return senses.next_tokens(prompt, k), samples, senses.next_probabilities(prompt)[tokens]
+
+    before = look()
+    with applied(model, edits):
+        after = look()
+    return Effect(
+        title=f"after {prompt!r}",
+        next_before=before[0],
+        next_after=after[0],
+        samples_before=before[1],
+        samples_after=after[1],
+        tested=[tokenizer.token(token) for token in tokens],
+        probabilities=torch.stack([before[2], after[2]], dim=1),
+    )

@@ -1,0 +1,310 @@
+"""The three operations that take the time of a step, each as fast as we can make it. Nothing else is here.
+
+    linear                 y = x Wᵀ + b
+    sense_sum              o[b,i] = Σ_j≤i Σ_l  α[b,l,i,j] · C(x[b,j])[l]
+                           α[b,l,i,:] = softmax_j≤i (q[b,l,i] · k[b,l,j])
+    linear_cross_entropy   loss = mean_n  logsumexp_v (h_n · E_v) - h_n · E_{y_n}
+
+tests/oracle.py computes the same formulas plainly; these must equal them, gradients too.
+
+Letters: B batch, T time (positions), S keys a block of queries sees, K senses, W width of a sense vector,
+U unique ids, N = B·T tokens, D width of the model, V vocabulary; b, n a part of B, N or T.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# --- Matrix products --------------------------------------------------------------------------
+
+
+def on_onednn(t: Tensor) -> bool:
+    """Whether products of t go to oneDNN. PyTorch sends float32 on x86 CPUs to MKL, which keeps its
+    AVX-512 code for Intel's; oneDNN uses it wherever it is, and was twice as fast on AMD (docs/LOG.md).
+    `torch.backends.mkldnn.flags(enabled=False)` switches it off."""
+    return (
+        not torch.compiler.is_compiling()
+        and t.device.type == "cpu"
+        and t.dtype == torch.float32
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (M, N) @ b (N, P) + bias (P) → (M, P). Not differentiable."""
+    if on_onednn(a):
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _matmul(x, weight.t(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dx = _matmul(grad, weight) if ctx.needs_input_grad[0] else None
+        dw = _matmul(grad.t(), x) if ctx.needs_input_grad[1] else None
+        return dx, dw, grad.sum(0) if ctx.has_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) times weight (out, in), plus bias (out) → (..., out)."""
+    few = x.numel() <= 16 * x.size(-1) and weight.numel() < 1 << 20  # where calling oneDNN costs most
+    if few or not on_onednn(x):
+        return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _Linear.apply(x.reshape(-1, x.size(-1)), weight, bias).unflatten(0, x.shape[:-1])
+
+
+class Linear(torch.nn.Linear):
+    """torch's linear layer, by `linear`."""
+
+    n_matrices = 1  # the maps that its rows hold one after the other, as those of K senses (optim.Muon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+# --- The weighted sum of senses ---------------------------------------------------------------
+
+
+class UniqueIds(NamedTuple):
+    """A batch of ids as its different tokens: x[b,t] = ids[index[b,t]]."""
+
+    ids: Tensor  # (U)
+    index: Tensor  # (B, T)
+
+
+def unique_ids(ids: Tensor, vocab_size: int, multiple: int = 1) -> UniqueIds:
+    """The different tokens of ids (B, T), or simply all V where these are few next to the batch.
+
+    On a GPU finding them would wait for the device, so it is done on the CPU with the batch; U is
+    rounded up to a `multiple` there, by repeating a token, so that compiled code meets few sizes.
+    """
+    if vocab_size <= min(ids.numel(), 4096):
+        return UniqueIds(torch.arange(vocab_size, device=ids.device), ids)
+    types, rows = ids.unique(return_inverse=True)
+    padding = -len(types) % multiple
+    return UniqueIds(torch.cat([types, types[:1].expand(padding)]), rows)
+
+
+def sense_sum(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float = 0.0) -> Tensor:
+    """Queries and keys (B, K, T, D/K), sense vectors of U tokens (U, K, W), tokens (B, T) → o (B, T, W).
+
+    q is already scaled. Differentiable in q, k and table; runs in q's type, sums in float32. Each α
+    is zeroed with probability `dropout`, and scaled up to make up for it, as torch's CPU generator says.
+
+    How it is fast: C comes once for each *type* of token. Queries go in blocks that stop at their last
+    key, which skips most of what the causal mask would delete, and a block is one matrix product over
+    keys and senses at once. Neither α nor the senses of all positions of the batch ever exist, only
+    those of a block; backward computes α again from q and k, as FlashAttention does, which costs
+    little since these have width D/K where the senses have W. It is a torch custom operator, so that
+    torch.compile takes it as it is.
+    """
+    seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    return _sense_sum(q, k, table.to(q.dtype), rows, dropout, seed)
+
+
+class _Block(NamedTuple):
+    """Some batch rows, and of these the queries from start to end, which see the keys before end."""
+
+    b: slice
+    queries: slice
+    keys: slice
+
+    def alpha(self, q: Tensor, k: Tensor) -> Tensor:
+        """α of the block, (b, K, n, S), float32."""
+        scores = (q[self.b, :, self.queries] @ k[self.b, :, self.keys].transpose(2, 3)).float()
+        n = scores.size(2)
+        scores[..., self.queries] += torch.full((n, n), -math.inf, device=q.device).triu(1)
+        return torch.softmax(scores, dim=3)  # (b, K, n, S)
+
+    def dropped(self, alpha: Tensor, p: float, seed: Tensor) -> Tensor:
+        """What dropout multiplies α with, (b, K, n, S): the same for the same block and seed."""
+        key = (int(seed) + self.b.start * 1_000_003 + self.queries.start) % (1 << 63)
+        draw = torch.Generator(alpha.device).manual_seed(key)
+        return torch.empty_like(alpha).bernoulli_(1 - p, generator=draw).div_(1 - p)
+
+    def rows(self, rows: Tensor, K: int, U: int) -> Tensor:
+        """Where the senses of the keys stand, (b, K, S), in a table (K·U, W) of one sense after the other."""
+        first = torch.arange(0, K * U, U, device=rows.device)[:, None]
+        return rows[self.b, None, self.keys] + first
+
+
+def _blocks(q: Tensor) -> list[_Block]:
+    """All the work, in blocks whose α stays in the cache (CPU) or keeps a GPU busy."""
+    B, K, T, _ = q.shape
+    size, budget = (128, 1 << 20) if q.device.type == "cpu" else (512, 1 << 26)
+    n_rows = max(1, budget // (K * min(size, T) * T))
+    return [
+        _Block(slice(b, min(b + n_rows, B)), slice(start, min(start + size, T)), slice(min(start + size, T)))
+        for b in range(0, B, n_rows)
+        for start in range(0, T, size)
+    ]
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Products of batches of matrices: (B, M, N) @ (B, N, P) → (B, M, P)."""
+    if not on_onednn(a) or a.size(1) * a.size(2) * b.size(2) < 1 << 24:  # small: a loop would cost more
+        return torch.bmm(a, b)
+    out = a.new_empty(a.size(0), a.size(1), b.size(2))
+    for i in range(len(a)):
+        out[i] = _matmul(a[i], b[i])
+    return out
+
+
+@torch.library.custom_op("nanobackpack::sense_sum", mutates_args=())
+def _sense_sum(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    (B, K, T, _), (U, _, W) = q.shape, table.shape
+    senses = table.transpose(0, 1).reshape(K * U, W)
+    o = q.new_empty(B, T, W)
+    for block in _blocks(q):
+        c = senses[block.rows(rows, K, U)].flatten(1, 2)  # (b, K·S, W)
+        alpha = block.alpha(q, k)  # (b, K, n, S)
+        if dropout:
+            alpha *= block.dropped(alpha, dropout, seed)
+        a = alpha.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
+        o[block.b, block.queries] = _bmm(a, c)
+    return o
+
+
+@torch.library.custom_op("nanobackpack::sense_sum_backward", mutates_args=())
+def _sense_sum_backward(
+    grad: Tensor, q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and table from that of o, (B, T, W)."""
+    K, (U, _, W) = q.size(1), table.shape
+    senses = table.transpose(0, 1).reshape(K * U, W)
+    dq, dk = q.new_empty(q.shape), torch.zeros(k.shape, device=k.device)
+    dsenses = torch.zeros(K * U, W, device=q.device)
+    for block in _blocks(q):
+        at = block.rows(rows, K, U)  # (b, K, S)
+        c = senses[at].flatten(1, 2)  # (b, K·S, W)
+        g = grad[block.b, block.queries]  # (b, n, W)
+        alpha = block.alpha(q, k)  # (b, K, n, S)
+        dalpha = _bmm(g, c.transpose(1, 2)).float()  # (b, n, K·S)
+        dalpha = dalpha.unflatten(2, (K, -1)).transpose(1, 2)  # (b, K, n, S)
+        a = alpha
+        if dropout:
+            kept = block.dropped(alpha, dropout, seed)
+            dalpha, a = dalpha * kept, alpha * kept
+        a = a.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
+        dsenses.index_add_(0, at.flatten(), _bmm(a.transpose(1, 2), g).flatten(0, 1).float())
+        # Softmax: ds_j = α_j (dα_j - Σ_j' α_j' dα_j')
+        ds = torch.ops.aten._softmax_backward_data(dalpha, alpha, 3, alpha.dtype).to(q.dtype)
+        dq[block.b, :, block.queries] = ds @ k[block.b, :, block.keys]
+        dk[block.b, :, block.keys] += ds.transpose(2, 3) @ q[block.b, :, block.queries]
+    return dq, dk.to(k.dtype), dsenses.view(K, U, W).transpose(0, 1).to(table.dtype).contiguous()
+
+
+@_sense_sum.register_fake
+def _(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return q.new_empty(q.size(0), q.size(2), table.size(2))
+
+
+@_sense_sum_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), table.new_empty(table.shape)
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dropout, seed = inputs
+    ctx.save_for_backward(*tensors, seed)
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *tensors, seed = ctx.saved_tensors
+    return *_sense_sum_backward(grad.contiguous(), *tensors, ctx.dropout, seed), None, None, None
+
+
+_sense_sum.register_autograd(_sum_backward, setup_context=_sum_setup)
+
+
+# --- The loss of the tied head ----------------------------------------------------------------
+
+CHUNK_LOGITS = 1 << 25  # logits alive at a time: 128 MB in float32
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of logits (B, T, V); targets (B, T) of -1 are left out."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+def linear_cross_entropy(h: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+    """cross_entropy of the logits h · E, from h (B, T, D), E (V, D) and targets (B, T).
+
+    The (N, V) logits and their gradient are the largest tensors of a step: 50304 numbers a token. Here
+    they exist for a few tokens at a time. Their gradient, softmax minus one at the target, is known as
+    soon as they are, so it goes into the gradients of h and E at once; backward only scales those.
+    """
+    need_grad = torch.is_grad_enabled() and (h.requires_grad or embedding.requires_grad)
+    return _loss(h.flatten(0, 1), embedding, targets.flatten(), need_grad)[0]
+
+
+@torch.library.custom_op("nanobackpack::linear_cross_entropy", mutates_args=())
+def _loss(h: Tensor, embedding: Tensor, targets: Tensor, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (scalar) and, if needed, its gradients for h (N, D) and E (V, D), else empty ones."""
+    E = embedding.to(h.dtype)
+    n_chunks = -(-len(h) * len(E) // CHUNK_LOGITS)
+    real = targets != -1  # (N)
+    share = (real / real.sum())[:, None]  # (N, 1): each token's part of the mean
+    total = torch.zeros((), device=h.device)
+    dh = torch.empty_like(h) if need_grad else h.new_empty(0)
+    dEt = None  # (D, V)
+    for part, y, w, out in zip(*(t.chunk(n_chunks) for t in (h, targets, share, dh)), strict=False):
+        losses, p = _softmax_loss(part, E, y.clamp(min=0)[:, None])
+        total += (losses * w).sum()
+        if need_grad:
+            torch.mul(_matmul(p, E), w, out=out)
+            new = _matmul((part * w).to(h.dtype).t(), p).float()
+            dEt = new if dEt is None else dEt.add_(new)
+            del new
+        del p
+    dE = h.new_empty(0) if dEt is None else dEt.t().to(embedding.dtype).contiguous()
+    return total, dh, dE
+
+
+def _softmax_loss(h: Tensor, E: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the logits h · E (n, V): the loss at the targets y (n, 1), and its gradient, (n, V) in h's type."""
+    p = _matmul(h, E.t()).float()  # (n, V), from here on in place
+    target, top = p.gather(1, y), p.amax(1, keepdim=True)  # (n, 1)
+    torch.softmax(p, 1, out=p)
+    # logsumexp = top - log softmax(top), whose logarithm is never far from 0
+    losses = top - p.amax(1, keepdim=True).log() - target  # (n, 1)
+    return losses, p.scatter_add_(1, y, -torch.ones_like(y, dtype=p.dtype)).to(h.dtype)
+
+
+@_loss.register_fake
+def _(h: Tensor, embedding: Tensor, targets: Tensor, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dh = h.new_empty(h.shape if need_grad else 0)
+    dE = embedding.new_empty(embedding.shape) if need_grad else h.new_empty(0)
+    return h.new_empty((), dtype=torch.float32), dh, dE
+
+
+def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _loss_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
+    dh, dE = ctx.saved_tensors
+    if grad.device.type == "cpu" and not torch.compiler.is_compiling() and grad == 1:  # spare a pass over E
+        return dh, dE, None, None
+    return dh * grad.to(dh.dtype), dE * grad, None, None
+
+
+_loss.register_autograd(_loss_backward, setup_context=_loss_setup)

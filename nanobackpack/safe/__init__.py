@@ -1,0 +1,1 @@
+"""Files and runs that may go wrong: written whole, read within limits, ended in good order."""

@@ -1,0 +1,407 @@
+"""Where documents come from: local files in many layouts, or data sets of the hub; streamed, never held.
+
+    corpus = from_files(["notes/", "more.jsonl.gz"])
+    for piece in corpus.read():
+        ...
+
+A document is one or more pieces, so that one of any length takes little memory. Texts are cut where all our
+tokenizers cut them anyway: the tokens of the pieces are those of the whole text.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
+
+from nanobackpack.errors import InputError, short_repr
+from nanobackpack.safe.files import display_path
+
+PIECE_CHARS = 1 << 16
+_LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where need be anywhere
+_MAX_LINE_CHARS = 1 << 25  # of a line that must be read whole
+_MAX_VALUES = 1 << 19  # in a line of JSON, since each may take a hundred times its length
+_MAX_XZ_BYTES = 1 << 27  # of memory to unpack with; xz -9 asks for half of it
+_LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
+_WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
+
+KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")  # what is looked for in folders, packed or not
+
+Progress = Callable[[int], object]
+"""Is told how many more bytes of a file have been read."""
+Segments = Callable[[dict[str, Any]], Sequence[str]]
+"""The texts of a record, in order: one, or several to be separated by the tokenizer's end mark."""
+
+
+class Piece(NamedTuple):
+    """A piece of a document: its first one opens it, its last one closes it.
+
+    A closed piece followed by one that opens nothing is a separator within the document.
+    """
+
+    text: str
+    opens: bool = True
+    closes: bool = True
+
+
+class Corpus(NamedTuple):
+    """Documents that can be read again and again, each time in the same order."""
+
+    title: str  # where they come from, for people
+    n_bytes: int  # of the files, packed as they are; 0 if not known
+    read: Callable[..., Iterator[Piece]]
+    """read(progress: Progress) -> the pieces. Raises InputError for what cannot be read."""
+
+
+def from_text(text: str, title: str) -> Corpus:
+    """One document that is in memory."""
+    return Corpus(title, 0, lambda progress=None: document([text]))
+
+
+def from_files(
+    paths: Sequence[str | Path], segments: Segments | None = None, kind: str | None = None
+) -> Corpus:
+    """The documents of files, of folders (searched for SUFFIXES) and of globs.
+
+    kind: text (the file is one document), lines (each line is one), json (each line is a record),
+    parquet; None: by the file's name, text if that does not tell. segments: what to take from a record,
+    by default its "text". Raises InputError if there are no files.
+    """
+    files = find_files(paths)
+
+    def read(progress: Progress = int) -> Iterator[Piece]:
+        for path in files:
+            how = kind or KINDS.get(_unpacked(path).suffix, "text")
+            left = _most(path)
+            with _reading(path):
+                for piece in _READERS[how](path, segments or field("text"), progress):
+                    left -= len(piece.text)
+                    if left < 0:
+                        raise _too_much(path)
+                    yield piece
+
+    return Corpus(", ".join(map(display_path, paths)), sum(p.stat().st_size for p in files), read)
+
+
+def from_hub(name: str, segments: Segments, config: str | None = None, **options: Any) -> Corpus:
+    """The records of a data set of the hub, downloaded when they are first read.
+
+    `options` go to datasets.load_dataset. Reading raises InputError if that library is not installed or
+    the data set cannot be fetched.
+    """
+
+    @functools.cache
+    def records() -> Any:
+        datasets = _extra("datasets")
+        _extra("huggingface_hub").utils.logging.set_verbosity_error()  # the last failure is reported here
+        try:
+            return datasets.load_dataset(name, config, split="train", **options)
+        except Exception as error:  # no network, no such name, no space: each has its own type
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise InputError(
+                f"cannot fetch {name} from the hub ({reason}): give local files with --input"
+            ) from None
+
+    def read(progress: Progress = int) -> Iterator[Piece]:
+        for columns in records().iter(batch_size=256):
+            for values in zip(*columns.values(), strict=True):
+                record = dict(zip(columns, values, strict=True))
+                yield from document(_texts(record, segments, name))
+
+    return Corpus(f"{name} on the hub", 0, read)
+
+
+def chained(corpora: Sequence[Corpus]) -> Corpus:
+    """One corpus after the other."""
+
+    def read(progress: Progress = int) -> Iterator[Piece]:
+        for corpus in corpora:
+            yield from corpus.read(progress)
+
+    return Corpus(", ".join(c.title for c in corpora), sum(c.n_bytes for c in corpora), read)
+
+
+def field(name: str) -> Segments:
+    """Takes one field of a record."""
+    return lambda record: [record[name]]
+
+
+# --- Cutting -----------------------------------------------------------------------------------
+
+
+def document(segments: Sequence[str]) -> Iterator[Piece]:
+    """The pieces of a document; of none, if there is nothing but space in it."""
+    if any(map(str.strip, segments)):
+        for i, segment in enumerate(segments):
+            parts = (segment[at : at + PIECE_CHARS] for at in range(0, len(segment), PIECE_CHARS))
+            yield from cut(parts, opens=i == 0)
+
+
+def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
+    """One text that comes in parts, in pieces of PIECE_CHARS or a little less.
+
+    A cut is made before a line end that follows something else than space: there GPT-2's pattern, BERT's
+    and XLM-R's cut too. Without one the piece grows to a multiple of that, then any space must do.
+    """
+    held = ""
+    for part in parts:
+        held += part
+        while len(held) > PIECE_CHARS:
+            end = _LINE_END.match(held)
+            if not end and len(held) >= _LINE_CHARS:
+                end = _WORD_END.match(held)
+            if not end and len(held) < _LINE_CHARS:
+                break
+            at = end.end() if end else _LINE_CHARS
+            yield Piece(held[:at], opens, False)
+            held, opens = held[at:], False
+    yield Piece(held, opens, True)
+
+
+# --- Files -------------------------------------------------------------------------------------
+
+
+def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The files given, all with one of `suffixes` below the folders given, all that the globs given fit.
+
+    Sorted, each one once. Raises InputError if there are none, or none for one of the paths.
+    """
+    files: set[Path] = set()
+    for path in map(Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = [p for p in path.rglob("*") if _unpacked(p).suffix in suffixes and p.is_file()]
+            if not found:
+                wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
+                raise InputError(f"{display_path(path)} has no {wanted} files: give another folder")
+        elif not path.exists():
+            found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+            if not found:
+                raise InputError(f"cannot read {display_path(path)}: No such file or directory")
+        elif not path.is_file():  # it is read more than once, which a pipe or a device does not allow
+            raise InputError(f"{display_path(path)} is not a file")
+        files.update(found)
+    if not files:
+        wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
+        raise InputError(f"no text given: name one or more files, or folders with {wanted}")
+    return sorted(files)
+
+
+def _most(path: Path) -> int:
+    """How much a file may hold: texts of people never shrink to a thousandth."""
+    return _MAX_LINE_CHARS + 1000 * path.stat().st_size
+
+
+def _too_much(path: Path) -> InputError:
+    return InputError(f"{display_path(path)} unpacks to more than 1,000 times its size: give it unpacked")
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in _UNPACK else path
+
+
+def _text(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _opened(path, progress) as file:
+        first = file.read(PIECE_CHARS)
+        if first:
+            yield from cut(_and_rest(first, file))
+
+
+def _and_rest(part: str, file: IO[str]) -> Iterator[str]:
+    while part:
+        yield part
+        part = file.read(PIECE_CHARS)
+
+
+def _lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _opened(path, progress) as file:
+        for _, line in _numbered(path, file):
+            yield from document([line.rstrip("\r\n")])
+
+
+def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers. A small packed file may hold one that fills all memory: InputError."""
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_CHARS), ""), 1):
+        if len(line) == _MAX_LINE_CHARS and not line.endswith("\n"):
+            raise InputError(
+                f"{display_path(path)}, line {number}, has {_MAX_LINE_CHARS:,} characters or more"
+            )
+        yield number, line
+
+
+def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _opened(path, progress) as file:
+        for number, line in _numbered(path, file):
+            if line.isspace():
+                continue
+            where = f"{display_path(path)}, line {number},"
+            if _n_values(line) > _MAX_VALUES:
+                raise InputError(f"{where} has more than {_MAX_VALUES:,} values")
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where} is not JSON ({error}): give JSON lines") from None
+            if not isinstance(record, dict):
+                raise InputError(f"{where} is not a JSON object: give JSON lines")
+            yield from document(_texts(record, segments, where))
+
+
+def _n_values(line: str) -> int:
+    """At least how many values a line of JSON has, if it may be too many; texts may hold any characters."""
+    n = sum(map(line.count, "[{,"))
+    if n > _MAX_VALUES:
+        line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
+        n = line.count('"') // 2
+        if n <= _MAX_VALUES:
+            n = sum(part.count(c) for part in line.split('"')[::2] for c in "[{,")
+    return n
+
+
+def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
+    meta = parquet.read_metadata(path)
+    n_bytes = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    if max(meta.num_rows, n_bytes) > _most(path):
+        raise _too_much(path)
+    schema = meta.schema.to_arrow_schema()
+    names = [column.name for column in schema if _holds_text(column.type)]
+    # As dictionaries: a small file may name one long text in many rows.
+    with _Watched(path, progress) as raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
+        for batch in file.iter_batches(batch_size=256, columns=names):
+            columns = {n: c for n, c in zip(batch.schema.names, batch.columns, strict=True) if n in names}
+            for name, column in columns.items():
+                if (compute.max(compute.utf8_length(column.dictionary)).as_py() or 0) >= _MAX_LINE_CHARS:
+                    raise InputError(
+                        f"{display_path(path)} has a text of {_MAX_LINE_CHARS:,} characters or more "
+                        f"in its column "
+                        f"{short_repr(name)}"
+                    )
+            for row in range(batch.num_rows):
+                # What is no text is not read, and so no text either.
+                record = dict.fromkeys(schema.names) | {n: c[row].as_py() for n, c in columns.items()}
+                yield from document(_texts(record, segments, display_path(path)))
+
+
+def _holds_text(type: Any) -> bool:
+    return str(getattr(type, "value_type", type)) in ("string", "large_string", "string_view")
+
+
+_READERS = {"text": _text, "lines": _lines, "json": _json, "parquet": _parquet}
+
+
+def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
+    """What `segments` takes from a record. Raises InputError if that is not there, or no text."""
+    try:
+        texts: Sequence[Any] = segments(record)
+    except KeyError as error:
+        raise InputError(
+            f"{where} has no field {error}: it has {short_repr(list(record)).strip('[]') or 'none'}"
+        ) from None
+    except (TypeError, AttributeError):  # it is not text, but was taken for it
+        texts = [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where} has a field that should be text and is not: {short_repr(record)}")
+    # JSON can name half a character, which is no Unicode text.
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+
+
+class _Watched(io.FileIO):
+    """A file that tells how much of it is read."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(path)
+        self.progress = progress
+
+    def readinto(self, buffer: Any) -> int:
+        n = super().readinto(buffer) or 0
+        self.progress(n)
+        return n
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self.progress(len(data))
+        return data
+
+
+@contextmanager
+def _opened(path: Path, progress: Progress) -> Iterator[IO[str]]:
+    """The text of a file, unpacked, its line ends untouched, cut into lines at "\\n" alone."""
+    with io.BufferedReader(_Watched(path, progress)) as raw:
+        packed = _UNPACK[path.suffix](raw) if path.suffix in _UNPACK else raw
+        with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
+            yield file
+
+
+def _unpack_zst(raw: BinaryIO) -> Any:
+    return _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+
+
+class _Unxz(io.RawIOBase):
+    """What is in a file of .xz, as lzma.open reads it, but with limited memory."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._stream = raw, lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            packed = self._raw.read(1 << 16) if self._stream.needs_input or self._stream.eof else b""
+            if self._stream.eof:  # zeros may follow, and another stream
+                packed = (self._stream.unused_data + packed).lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._stream = lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+            elif self._stream.needs_input and not packed:
+                raise EOFError("its end is missing")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unpack_xz(raw: BinaryIO) -> Any:
+    return io.BufferedReader(_Unxz(raw))
+
+
+_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": _unpack_xz, ".zst": _unpack_zst}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what can go wrong with a file into one line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{display_path(path)} is not UTF-8 text ({error.reason}): convert it first"
+        ) from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"cannot read {display_path(path)}: {reason}") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("pyarrow", "zstandard", "zstd"):
+            raise
+        raise InputError(f"cannot read {display_path(path)}: {' '.join(str(error).split())}") from None
+
+
+def _extra(module: str) -> Any:
+    """An optional library. Raises InputError that says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        name = module.partition(".")[0]
+        raise InputError(f"{name} is not installed: pip install 'nanobackpack[data]'") from None

@@ -1,0 +1,334 @@
+"""Documents -> token files: what the scripts data/<name>/prepare.py share.
+
+    meta = write_tokens(folder, {"": from_files(["notes/"])}, "bpe:8192", split_tail(val=0.05))
+    print(summary(meta, folder))
+
+The corpus is read twice or three times, to count its documents, to make a tokenizer where one is to be made,
+and to encode; nothing but a few batches of it is ever in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from nanobackpack.config import at_least
+from nanobackpack.errors import InputError
+from nanobackpack.safe.download import download
+from nanobackpack.safe.files import Replacement, display_path, remove_stale
+from nanobackpack.text.corpus import Corpus, Piece, from_files, from_text
+from nanobackpack.text.data import DTYPES, Meta
+from nanobackpack.text.splits import Counts, Split, split_tail
+from nanobackpack.text.tokenizer import Tokenizer, build, find, is_made
+
+_TIMEOUT_S = 10
+_TRIES = 2
+_CHUNK_BYTES = 1 << 16
+_BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
+_BATCHES_AHEAD = 2
+_TEXT_BYTES = 1 << 30  # of a text that is read whole
+_TITLES = 3  # of corpora that are named in a report
+_TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
+_TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
+
+
+_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_SHAKESPEARE_BYTES = 1_115_394
+
+
+def shakespeare(folder: Path) -> Corpus:
+    """Tiny Shakespeare, downloaded into `folder` unless it is there; as `download`."""
+    download(_SHAKESPEARE, folder / "input.txt", _SHAKESPEARE_SHA256, _SHAKESPEARE_BYTES)
+    return from_files([folder / "input.txt"])._replace(title=_SHAKESPEARE)
+
+
+# --- Writing -----------------------------------------------------------------------------------
+
+
+def write_tokens(
+    folder: Path,
+    corpora: Mapping[str, Corpus],
+    tokenizer: str | Tokenizer,
+    split: Split,
+    *,
+    framed: bool = True,
+    dtype: str = "",
+    languages: Iterable[str] = (),
+    threads: int = 0,
+) -> Meta:
+    """Writes <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
+
+    framed: put the tokenizer's marks around each document, or where it has none a line end between two.
+    dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it
+    counts when the process encodes for the first time. The files get their names when all are written; what
+    an earlier run left unfinished is removed. Raises InputError if a text cannot be read or encoded, is too
+    short for two tokens in each split, or the folder cannot be written.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    if threads:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+    if isinstance(tokenizer, str) and not is_made(tokenizer):
+        tokenizer = find(tokenizer)
+    no_mark = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
+    if framed and no_mark:
+        corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
+    counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
+    if isinstance(tokenizer, str):
+        tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
+    meta = Meta(
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
+        tokens={},
+        chars={},
+        tokenizer="tokenizer.json",
+        source=_titles(corpora.values()),
+        sha256={},
+        languages=list(languages),
+    )
+    with _folder_for(folder), Replacement() as new:
+        remove_stale(folder)
+        for prefix, corpus in corpora.items():
+            paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
+            place = paths[split.names[0]].parent
+            place.mkdir(exist_ok=True)
+            remove_stale(place)
+            assigned = split.assign(corpus.read(), counts[prefix])
+            title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
+            with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
+                _write_splits(new, paths, assigned, tokenizer, framed, meta, bar)
+        content = tokenizer.to_json().encode()
+        meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
+        with new.open(folder / meta.tokenizer) as file:
+            file.write(content)
+        with new.open(folder / "meta.json") as file:  # last: it vouches for the others
+            file.write(meta.to_json())
+    return meta
+
+
+def write_dataset(
+    folder: Path,
+    text_or_parts: str | Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    val_fraction: float,
+    source: str,
+) -> Meta:
+    """Writes a text that is in memory, the last `val_fraction` held out; as `write_tokens`."""
+    text = text_or_parts if isinstance(text_or_parts, str) else "".join(text_or_parts)
+    return write_tokens(
+        folder, {"": from_text(text, source)}, tokenizer, split_tail(val_fraction), framed=False
+    )
+
+
+def _titles(corpora: Collection[Corpus]) -> str:
+    more = len(corpora) - _TITLES
+    named = [corpus.title for corpus in list(corpora)[:_TITLES]]
+    return "; ".join(named + [f"{more} more"] * (more > 0))
+
+
+def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
+    """A tokenizer for these texts, of so many characters in all, which it is trained on a share of."""
+    if kind == "char":
+        return build(kind, (piece.text for corpus in corpora for piece in corpus.read()))
+    return build(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
+
+
+def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
+    """Reads the corpus with a line end before each document but the first."""
+
+    def read(*args: object) -> Iterator[Piece]:
+        first = True
+        for piece in corpus.read(*args):
+            between = "\n" if piece.opens and not first else ""
+            first = False
+            yield piece._replace(text=between + piece.text)
+
+    return read
+
+
+def _count(corpus: Corpus) -> Counts:
+    documents = chars = 0
+    with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
+        for piece in corpus.read(bar.update):
+            documents += piece.opens
+            chars += len(piece.text)
+    if not chars:
+        raise InputError(f"{corpus.title} is empty: give files with text")
+    return Counts(documents, chars)
+
+
+def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
+    """Pieces of text to train a tokenizer on: a share of all, spread evenly.
+
+    Training holds each different word, and in Chinese whatever stands between two punctuation marks is one.
+    Where that would be too much, every other piece is dropped, as often as need be.
+    """
+    kept: list[str] = []
+    words: set[int] = set()
+    n_bytes, due = 0, 0.0
+    for corpus in corpora:
+        for piece in corpus.read():
+            due += share
+            if due >= 1:
+                due -= 1
+                kept.append(piece.text)
+                n_bytes += _new_words(piece.text, words)
+            while n_bytes > _TRAIN_WORD_BYTES and len(kept) > 1:
+                kept, share = kept[::2], share / 2
+                words.clear()
+                n_bytes = sum(_new_words(text, words) for text in kept)
+    return kept
+
+
+def _new_words(text: str, words: set[int]) -> int:
+    """Adds the words of a text to `words`, as their hashes; returns how many bytes the new ones have."""
+    new = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    n_bytes = sum(n for word, n in new.items() if word not in words)
+    words.update(new)
+    return n_bytes
+
+
+class _TokenFile:
+    """A .bin that is being written."""
+
+    def __init__(self, file: BinaryIO, dtype: str) -> None:
+        self.file, self.dtype = file, DTYPES[dtype]
+        self.sha256 = hashlib.sha256()
+        self.tokens = 0
+
+    def write(self, ids: list[np.ndarray]) -> None:
+        data = np.concatenate(ids).astype(self.dtype)  # (N,)
+        self.file.write(data.data)
+        self.sha256.update(data.data)
+        self.tokens += len(data)
+
+
+def _write_splits(
+    new: Replacement,
+    paths: dict[str, Path],
+    assigned: Iterator[tuple[str, Piece]],
+    tokenizer: Tokenizer,
+    framed: bool,
+    meta: Meta,
+    bar: tqdm[None],
+) -> None:
+    """Encodes one corpus into the new files of its splits, and enters them in meta."""
+    bos, eos = (
+        [] if i is None or not framed else [np.array([i])] for i in (tokenizer.bos_id, tokenizer.eos_id)
+    )
+    chars = dict.fromkeys(paths, 0)
+    with ExitStack() as stack:
+        files = {
+            name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
+        }
+        for batch, arrays in _encoded(assigned, tokenizer):
+            parts: dict[str, list[np.ndarray]] = {}
+            for (name, piece), ids in zip(batch, arrays, strict=True):
+                parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
+                chars[name] += len(piece.text)
+                bar.update(len(piece.text))
+            for name, part in parts.items():
+                files[name].write(part)
+        for name, file in files.items():
+            if file.tokens < 2:
+                raise InputError(
+                    f"the text has {sum(chars.values())} characters, too few: its {name} part would have "
+                    f"{file.tokens} tokens and needs 2; give more text"
+                )
+            meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
+            meta.sha256[paths[name].name] = file.sha256.hexdigest()
+
+
+Batch = list[tuple[str, Piece]]
+
+
+def _encoded(
+    assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """The pieces in batches with their ids (N,); encoded in the background, some batches ahead."""
+    waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
+        for batch in _batches(assigned):
+            if len(waiting) == _BATCHES_AHEAD:
+                done, future = waiting.popleft()
+                yield done, future.result()
+            texts = [piece.text for _, piece in batch]
+            waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
+        for done, future in waiting:
+            yield done, future.result()
+
+
+def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:
+    batch: Batch = []
+    chars = 0
+    for name, piece in assigned:
+        batch.append((name, piece))
+        chars += len(piece.text)
+        if chars >= _BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _folder_for(folder: Path) -> Iterator[None]:
+    """Makes the folder, and takes it away again if nothing came to be in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {display_path(folder)}: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # fails unless it is empty
+
+
+def summary(meta: Meta, folder: Path) -> str:
+    """A short report for people: the vocabulary and what each file holds."""
+    rows = [("tokenizer.json", meta.vocab_size, "symbols")]
+    files: Counter[str] = Counter()
+    for split, n in meta.tokens.items():
+        files[re.sub(r"_\d+$", "_*", split) + ".bin"] += n  # shards as one
+    rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
+    width = max(len(file) for file, _, _ in rows)
+    lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
+
+
+# --- Scripts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the scripts have in common."""
+
+    input: tuple[str, ...] = ()
+    """Local files or folders; empty: the script's own source."""
+    tokenizer: str = "gpt2"
+    """char, bpe:N, gpt2, chinese-character-bert, xlm-250k, a hub name, or a tokenizer's file or folder."""
+    num_proc: int = 0
+    """Threads that encode (0: one for each core)."""
+    out: str = ""
+    """Folder to write to; empty: the folder of the script."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "num_proc", 0)
+
+    def write(self, folder: Path, corpora: Mapping[str, Corpus], split: Split, **options: Any) -> None:
+        """What each script ends with: `write_tokens` to --out, or else to `folder`, and its summary."""
+        out = Path(self.out or folder)
+        meta = write_tokens(out, corpora, self.tokenizer, split, threads=self.num_proc, **options)
+        print(summary(meta, out))

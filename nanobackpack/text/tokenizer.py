@@ -1,0 +1,574 @@
+"""Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON.
+
+    build("bpe:8192", texts)     made from texts: char, bpe:N
+    find("gpt2")                 made by others: a short name, a hub name, a local file or folder
+
+Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs
+a special token asks for it by its role: `bos_id`, `eos_id`, `mask_id`.
+
+
+Text → ids as analysis and evaluation need them: prompts, words, and where words stand in a prompt.
+
+Nothing is added to a text unless asked for: ids are content ids, and the tokens that begin and end a
+document (BOS, EOS) come apart. A text may also be given as its ids, a list of numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from nanobackpack.errors import InputError
+from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
+from nanobackpack.safe.untrusted import check_tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+# What the special tokens of a role are called, in BERT, XLM-R, GPT-2 and their kin.
+BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
+EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+MASK = ("[MASK]", "<mask>")
+SPECIAL = (*BOS, *EOS, *MASK, "[UNK]", "[PAD]", "<unk>", "<pad>")
+
+# Short names: (name on the hub, kind, vocabulary), so that a stored copy is recognised without a network.
+NAMES = {
+    "gpt2": ("gpt2", "bpe", 50257),
+    "chinese-character-bert": ("uer/gpt2-chinese-cluecorpussmall", "wordpiece", 21128),
+    "xlm-250k": ("xlm-roberta-base", "unigram", 250002),
+}
+BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
+_MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
+_IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
+_CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
+
+
+class Tokenizer:
+    """Turns text into content ids (never special tokens) and back.
+
+    >>> tokenizer = Tokenizer.char("banana")
+    >>> tokenizer.encode("nab"), tokenizer.decode([1, 0, 2])
+    ([2, 0, 1], 'ban')
+    """
+
+    def __init__(self, inner: hf.Tokenizer) -> None:
+        inner.no_truncation()  # a foreign tokenizer.json may ask for either; our texts stay whole
+        inner.no_padding()
+        if isinstance(inner.model, models.BPE):
+            inner.model.dropout = None  # which would make ids random
+        inner.encode_special_tokens = True  # as ordinary text: nobody can type a special token
+        self._inner = inner
+        self._ids: dict[str, int] = inner.get_vocab()
+        self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._table = np.empty(0, np.int32)  # of a char tokenizer: the id of each code point, else -1
+        self.kind = _kind(inner)
+        """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
+        special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
+        bos, eos, mask = ([special[t] for t in names if t in special] for names in (BOS, EOS, MASK))
+        self.bos_id: int | None = bos[0] if bos else None
+        """Begins each document: [CLS], <s>; None if documents begin with their text."""
+        self.eos_id: int | None = eos[0] if eos else None
+        """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
+        self.mask_id: int | None = mask[0] if mask else None
+        """Stands for a hidden token: [MASK], <mask>."""
+        if self.kind == "char":
+            self._table = np.full(max(map(ord, self._ids)) + 2, -1, np.int32)
+            self._table[[ord(symbol) for symbol in self._ids]] = list(self._ids.values())
+
+    @classmethod
+    def char(cls, text: str) -> Tokenizer:
+        """One symbol for each different character of `text`, numbered in code point order."""
+        return cls.from_symbols(sorted(set(text)))
+
+    @classmethod
+    def from_symbols(cls, symbols: Sequence[str]) -> Tokenizer:
+        """A character tokenizer that gives symbols[i] the id i.
+
+        Raises InputError unless `symbols` are one or more distinct single characters.
+        """
+        for symbol in symbols:
+            if len(symbol) != 1 or "\ud800" <= symbol <= "\udfff":
+                raise InputError(f"{symbol!r} cannot be a symbol: it is not one Unicode character")
+        if not symbols or len(set(symbols)) < len(symbols):
+            raise InputError("a character tokenizer needs one or more characters, all different")
+        vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+        inner = hf.Tokenizer(models.WordLevel(vocabulary, unk_token=""))
+        inner.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+        return cls(inner)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
+        """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
+        check_tokenizer(text, source)
+        with _library(f"{source} is not a tokenizer.json"):
+            tokenizer = cls(hf.Tokenizer.from_str(text))
+            tokenizer._check_numbers(source)
+            if tokenizer.kind != "char":
+                tokenizer._inner.encode(
+                    "Can it encode? 能"
+                )  # not if it lacks a token for what it does not know
+        return tokenizer
+
+    def to_json(self) -> str:
+        """All of the tokenizer as one JSON text."""
+        return self._inner.to_str()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads a data set's tokenizer.json. Raises InputError if it is missing or malformed."""
+        try:
+            return cls.from_json(_read(Path(path)), display_path(path))
+        except InputError as error:
+            raise InputError(f"{error}: {prepare_command(Path(path).parent)}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a tokenizer.json, atomically."""
+        with replacing(Path(path)) as file:
+            file.write(self.to_json().encode())
+
+    def difference(self, other: Tokenizer) -> str:
+        """The first id that does not mean the same token in both, in words; "" if all do."""
+        for i in range(max(self.vocab_size, other.vocab_size)) if self._ids != other._ids else ():
+            if (a := self._symbols.get(i)) != (b := other._symbols.get(i)):
+                return f"id {i} is {a!r} in one and {b!r} in the other"
+        return ""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, from 0 to the highest one; no padding."""
+        return max(self._symbols, default=-1) + 1
+
+    @property
+    def padded_size(self) -> int:
+        """Embedding rows of a model: nanoBackpackLM's rule, 50257 → 50304; no padding for characters."""
+        n = self.vocab_size
+        return n if self.kind == "char" else (n // 64 + 1) * 64
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`. Raises InputError for a character a char tokenizer does not know."""
+        if self.kind == "char":
+            return self._look_up(text).tolist()
+        with _library("this tokenizer cannot encode the text"):
+            try:
+                return self._inner.encode(text, add_special_tokens=False).ids
+            except TypeError:
+                raise _not_unicode(text) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, many texts at once, by all threads of the library: an array (N,) for each."""
+        if self.kind == "char":
+            return [self._look_up(text) for text in texts]
+        with _library("this tokenizer cannot encode the text"):
+            try:
+                encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            except TypeError:
+                raise _not_unicode("".join(texts)) from None
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What a text is continued from: as a document begins, never a mark of its end.
+
+        An empty text, and one of which nothing is left, starts a new document; [] if the tokenizer
+        has no mark for that.
+        """
+        ids = self.encode(text)
+        if self.bos_id is not None:
+            return [self.bos_id, *ids]
+        return ids or ([] if self.eos_id is None else [self.eos_id])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`. Raises InputError for an id outside the vocabulary."""
+        ids = [int(i) for i in ids]
+        symbols = [self._symbol(i) for i in ids]
+        if self.kind == "char":
+            return "".join(symbols)
+        text = self._text(ids)
+        return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
+
+    def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """What `ids` add to the text of `before`: with the space between two words, unlike `decode`."""
+        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
+        return self.decode([*last, *ids])[len(self.decode(last)) :]
+
+    def token(self, id: int) -> str:
+        """How one id is shown in tables. Raises InputError for an id outside the vocabulary."""
+        symbol = self._symbol(id)
+        if not isinstance(self._inner.decoder, decoders.ByteLevel):
+            return symbol
+        text = self._text([id])
+        return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
+
+    def _text(self, ids: list[int]) -> str:
+        with _library("this tokenizer cannot decode the ids"):
+            return self._inner.decode(ids, skip_special_tokens=False)
+
+    def _check_numbers(self, source: str) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+        n = len(self._ids)
+        if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
+            raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
+
+    def _symbol(self, id: int) -> str:
+        try:
+            return self._symbols[id]
+        except KeyError:
+            raise InputError(
+                f"id {id} is not in the vocabulary: ids go from 0 to {self.vocab_size - 1}"
+            ) from None
+
+    def id(self, token: str) -> int | None:
+        """The id of a token, None if there is no such token."""
+        return self._ids.get(token)
+
+    def equals(self, other: Tokenizer) -> bool:
+        """Whether both have the same kind and vocabulary, wherever they were read from."""
+        return self.kind == other.kind and self._ids == other._ids
+
+    def _look_up(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,)
+        ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,), the last entry is -1
+        if len(ids) and ids.min() < 0:
+            at = int(ids.argmin())
+            raise InputError(
+                f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
+                f"knows only the {len(self._ids)} different characters of the text it was made from"
+            )
+        return ids
+
+
+@contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """Turns what the library raises, bare Exceptions and panics, into an InputError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, InputError):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{problem} ({reason})") from None
+
+
+# --- Tokenizers made here ----------------------------------------------------------------------
+
+
+def is_made(name: str) -> bool:
+    """Whether a tokenizer is made from texts: char and bpe:N. Raises InputError for an N that cannot be."""
+    if name.startswith("bpe:"):
+        number, least = name.removeprefix("bpe:"), len(pre_tokenizers.ByteLevel.alphabet()) + 1
+        if not (re.fullmatch("[0-9]{1,8}", number) and least <= int(number) <= 1 << 24):
+            raise InputError(f"tokenizer={name!r}: N of bpe:N must be a number from {least} up, as bpe:8192")
+        return True
+    return name == "char"
+
+
+def build(name: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer called `name`: char and bpe:N are made from `texts`, all others found.
+
+    bpe:N: byte-level BPE with at most N ids, <|endoftext|> the first of them. Raises InputError for a
+    name that means nothing.
+    """
+    if not is_made(name):
+        return find(name)
+    if name == "char":
+        symbols: set[str] = set()
+        for text in texts:
+            symbols.update(text)
+        return Tokenizer.from_symbols(sorted(symbols))
+    inner = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(name.removeprefix("bpe:")),
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner)
+
+
+def _byte_level(model: models.BPE) -> hf.Tokenizer:
+    inner = hf.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+# --- Tokenizers made by others -----------------------------------------------------------------
+
+
+def find(name: str) -> Tokenizer:
+    """The tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub.
+
+    Raises InputError if there is none or its files are malformed.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    if is_made(name):
+        raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
+    import huggingface_hub  # slow to import, and needed for this alone
+
+    hub_name = NAMES[name][0] if name in NAMES else name
+    patterns = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
+    try:
+        folder = huggingface_hub.snapshot_download(hub_name, allow_patterns=patterns)
+    except Exception as error:  # no network, no such name, no access: each has its own type
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(
+            f"tokenizer={name!r} is no local file or folder and cannot be fetched from the hub ({reason}): "
+            f"give char, bpe:N, or a file or folder with {LAYOUTS}"
+        ) from None
+    return _from_folder(Path(folder))
+
+
+def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
+    """The tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
+
+    "auto" asks for the stored one, any other `name` for one that must agree with it; one that was made
+    from a text agrees by its kind, a short name by its size. Raises InputError if it does not.
+    """
+    if name == "auto":
+        return stored
+    if stored is None:
+        return find(name)
+    if name == "char":
+        agrees = stored.kind == "char"
+    elif name.startswith("bpe:"):
+        agrees = (stored.kind, f"bpe:{stored.vocab_size}") == ("bpe", name)
+    elif name in NAMES and not Path(name).exists():
+        agrees = (stored.kind, stored.vocab_size) == NAMES[name][1:]
+    else:
+        agrees = stored.equals(find(name))
+    if not agrees:
+        raise InputError(
+            f"tokenizer_name={name!r} is not the tokenizer of {source}, which is of the kind {stored.kind} "
+            f"with {stored.vocab_size:,} ids: leave it out"
+        )
+    return stored
+
+
+def in_folder(folder: Path) -> Tokenizer | None:
+    """The tokenizer a folder holds, in any layout; None if there is none. Raises InputError."""
+    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
+        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
+            return _from_file(folder / name)
+    return None
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    if tokenizer := in_folder(folder):
+        return tokenizer
+    raise InputError(f"{display_path(folder)} holds no tokenizer: it needs {LAYOUTS}")
+
+
+def _from_file(path: Path) -> Tokenizer:
+    """One file of any layout; of a pair, either."""
+    for vocabulary, merges in BPE_FILES.items():
+        if path.name in (vocabulary, merges):
+            return _from_merges(path.with_name(vocabulary), path.with_name(merges))
+    if path.suffix == ".json":
+        return Tokenizer.from_json(_read(path), display_path(path))
+    return _from_word_pieces(path)
+
+
+def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
+    """GPT-2's byte-level BPE: {token: id} and one merge of two tokens a line."""
+    lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
+    ids = parse_json(_read(vocabulary), display_path(vocabulary))
+    with _library(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
+        pairs = [(first, second) for first, second in (line.split() for line in lines)]
+        for first, second in pairs:
+            if not ids.keys() >= {first, second, first + second}:  # the library would panic
+                raise ValueError(f"'{first} {second}' makes no token")
+        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids, display_path(vocabulary))
+
+
+def _from_word_pieces(path: Path) -> Tokenizer:
+    """BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how text is cleaned."""
+    tokens = _read(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    ids = {token: i for i, token in enumerate(tokens)}
+    if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
+        raise InputError(f"{display_path(path)} is no BERT vocabulary: it has no line {missing[0]}")
+    config, settings = path.with_name("tokenizer_config.json"), {}
+    if config.exists():
+        settings = parse_json(_read(config), display_path(config))
+        if not isinstance(settings, dict):
+            raise InputError(f"{display_path(config)} is not a JSON object")
+    inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    with _library(f"{display_path(path)} and {config.name} are no tokenizer"):
+        inner.normalizer = normalizers.BertNormalizer(
+            lowercase=bool(settings.get("do_lower_case", True)),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        )
+        return _with_specials(inner, ids, display_path(path))
+
+
+def _with_specials(inner: hf.Tokenizer, ids: dict[str, int], source: str) -> Tokenizer:
+    inner.add_special_tokens([token for token in SPECIAL if token in ids])
+    tokenizer = Tokenizer(inner)
+    tokenizer._check_numbers(source)
+    return tokenizer
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_bytes(path, _MAX_BYTES).decode()
+    except OSError as error:
+        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{display_path(path)} is not UTF-8") from None
+
+
+def _not_unicode(text: str) -> InputError:
+    """The error for half a character, such as a byte of the command line that could not be decoded."""
+    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
+
+
+def _kind(inner: hf.Tokenizer) -> str:
+    """The kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
+    kind = type(inner.model).__name__.lower()
+    single = kind == "wordlevel" and inner.normalizer is None and inner.pre_tokenizer is not None
+    single = single and all(len(symbol) == 1 for symbol in inner.get_vocab())
+    single = single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4
+    return "char" if single else kind
+
+
+def prepare_command(folder: Path) -> str:
+    """What to run to make the data set in `folder`."""
+    if (folder / "prepare.py").is_file():
+        return f"make it with `python {display_path(folder)}/prepare.py`"
+    name = folder.resolve().name
+    return f"make it with `python data/textfiles/prepare.py FILE --name={name}`"
+
+
+Text = str | Sequence[int]
+Bos = bool | Literal["auto"]
+"""Whether prompts begin with the token that begins a document; "auto": if the tokenizer has one, as
+`Tokenizer.prompt_ids` and so sample.py does."""
+
+
+class Encoded(NamedTuple):
+    """The content ids of a text, and the ids that begin and end a document (None: there is none)."""
+
+    ids: list[int]
+    bos: int | None
+    eos: int | None
+
+
+def encode(tokenizer: Tokenizer, text: Text) -> Encoded:
+    """A text as it stands. Raises: InputError for a character or an id that the tokenizer does not know."""
+    if isinstance(text, str):
+        ids = tokenizer.encode(text)
+    else:
+        ids = [int(i) for i in text]
+        for i in ids:
+            tokenizer.token(i)  # raises for an id that does not exist
+    return Encoded(ids, tokenizer.bos_id, tokenizer.eos_id)
+
+
+def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Raises InputError for a model that came without one."""
+    if tokenizer is None:
+        raise InputError(
+            "this model came without a tokenizer, so words cannot be looked up: a model folder needs its "
+            "tokenizer.json, a nanoBackpackLM checkpoint its data/DATASET here"
+        )
+    return tokenizer
+
+
+def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
+    """What prompts begin with: the id that begins a document if it is wanted, or nothing. GPT-2's
+    tokenizer has one id for the end of a document and the beginning of the next.
+
+    Raises: InputError if it is wanted and there is none.
+    """
+    _, bos, eos = encode(tokenizer, [])
+    if wanted == "auto":
+        return [] if bos is None else [bos]
+    if not wanted:
+        return []
+    if bos is None and eos is None:
+        raise InputError("bos=True: this tokenizer has no token that begins a document, take bos=False")
+    return [eos if bos is None else bos]  # type: ignore[list-item]
+
+
+def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
+    """The ids of a word as it stands inside a text.
+
+    That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests
+    ask for; a space that is a token of its own is left away. A word that begins with a space or is given
+    as ids is taken as it is.
+    Raises: InputError for a word that is empty or has characters the tokenizer does not know.
+    """
+    if not isinstance(word, str) or tokenizer.kind == "char" or word[:1].isspace():
+        ids = encode(tokenizer, word).ids
+    else:
+        ids = encode(tokenizer, " " + word).ids if word else []
+        while ids and not tokenizer.decode(ids[:1]).strip():
+            ids = ids[1:]
+    if not ids:
+        raise InputError("an empty word has no senses: give at least one character")
+    if isinstance(word, str) and unknown_id(tokenizer) in ids:
+        raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
+    return ids
+
+
+def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
+    """The id of a word that is one token. Raises: InputError, also if it is several."""
+    ids = word_ids(tokenizer, [word] if isinstance(word, int) else word)
+    if len(ids) > 1:
+        parts = ", ".join(repr(tokenizer.token(i)) for i in ids)
+        raise InputError(
+            f"{word!r} is {len(ids)} tokens here ({parts}), but one is needed: give a word of one token"
+        )
+    return ids[0]
+
+
+def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
+    """The first token of each word, which stands for it where the papers' control takes one token a word,
+    even where that is a poor piece such as " di" of " diaries"; a warning then names it.
+
+    Raises: InputError for a word that is empty or unknown.
+    """
+    found = []
+    for word in words:
+        ids = word_ids(tokenizer, word)
+        found.append(ids[0])
+        if len(ids) > 1:
+            first = tokenizer.token(ids[0])
+            warnings.warn(f"{word!r} is {len(ids)} tokens: its first, {first!r}, stands for it", stacklevel=2)
+    return found
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what a tokenizer cannot spell, None if it has none."""
+    found = (tokenizer.id(name) for name in ("[UNK]", "<unk>"))
+    return next((i for i in found if i is not None), None)
+
+
+def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: Text) -> list[slice]:
+    """Where a word stands among ids: each occurrence as a span of positions, whether or not a space
+    is joined to it. Raises: as `word_ids`."""
+    forms = [word_ids(tokenizer, word)]
+    if isinstance(word, str) and (bare := encode(tokenizer, word).ids) not in forms:
+        forms.append(bare)
+    found = {
+        (start, start + len(form))
+        for form in forms
+        for start in range(len(ids) - len(form) + 1)
+        if list(ids[start : start + len(form)]) == form
+    }
+    return [slice(*span) for span in sorted(found)]

@@ -1,0 +1,127 @@
+"""The optimizer, its parameter groups and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanobackpack.config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW or Muon. Weight decay on the weights of linear layers only (no embeddings, norms or biases);
+    each group's "lr_scale" times the schedule is its learning rate."""
+    parts = {id(m.weight): getattr(m, "n_matrices", 1) for m in model.modules() if isinstance(m, nn.Linear)}
+    linear = [p for p in model.parameters() if id(p) in parts]
+    rest = [p for p in model.parameters() if id(p) not in parts]
+    groups: list[dict[str, Any]] = [
+        {"params": linear, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    muon = config.optimizer == "muon"
+    for group in groups:
+        group["lr_scale"] = config.muon_lr_factor if muon else 1.0
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "fused": rest[0].device.type in ("cpu", "cuda"),
+    }
+    if not muon:
+        return torch.optim.AdamW(groups, **settings)
+    groups[0]["parts"] = [parts[id(p)] for p in linear]
+    return Muon(groups, **settings)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but a group with "parts" takes orthogonal steps (Jordan et al. 2024, kellerjordan.github.io).
+
+    The step of a matrix is its momentum with all singular values set to about 1, times 0.2 sqrt(longer
+    side): about as long as AdamW's step (Liu et al. 2025, arXiv 2502.16982), so both take the same rate.
+    A weight that maps to n_matrices things at once, such as K senses, counts as so many matrices.
+
+    Not torch.optim.Muon, which takes no parts, one matrix at a time, and always bfloat16: many CPUs
+    compute that slowly.
+    """
+
+    momentum = 0.95
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._step_supports_amp_scaling = False  # AdamW's fused kernel does, our part does not
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            if "parts" in group:
+                self._orthogonal_steps(group)
+        return super().step(closure)
+
+    def _orthogonal_steps(self, group: dict[str, Any]) -> None:
+        """Step all matrices of a group, those of one shape at once, and hide them from AdamW."""
+        same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # (weight, its matrices) by shape
+        for p, n_matrices in zip(group["params"], group["parts"], strict=True):
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros(())  # unused, but AdamW looks for it when a state is loaded
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            ahead = p.grad.lerp_(state["momentum"], self.momentum)  # Nesterov's momentum
+            matrices = ahead.view(n_matrices, -1, p.size(1))  # (n_matrices, rows, columns)
+            if matrices.size(1) > matrices.size(2):
+                matrices = matrices.mT
+            same.setdefault(matrices.shape[1:], []).append((p, matrices))
+            p.grad = None  # so that AdamW passes over it
+        for shape, several in same.items():
+            steps = orthogonalize(torch.cat([m for _, m in several]))  # (all n_matrices, short, long)
+            for (p, m), step in zip(several, steps.split([len(m) for _, m in several]), strict=True):
+                if p.size(0) // len(m) > p.size(1):
+                    step = step.mT
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
+
+
+def averages_of(group: dict[str, Any]) -> set[str]:
+    """The names of what an optimizer of ours keeps of each parameter of a group, from its first step on."""
+    return {"step", "momentum"} if "parts" in group else {"step", "exp_avg", "exp_avg_sq"}
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """U Vᵀ of matrices (N, rows, columns) = U S Vᵀ, about: five Newton-Schulz steps X ← aX + (bA + cA²)X,
+    A = XXᵀ, whose coefficients bring every singular value near 1 fast (to within 0.7 and 1.2)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(_fast_dtype(matrices.device))
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        A = x @ x.mT  # (N, rows, rows): cheapest with rows ≤ columns
+        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
+    return x.to(matrices.dtype)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it faster than float32: the steps correct their own rounding."""
+    if device.type == "cpu":
+        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of the step numbered from 0: linear warm-up, then a decay to min_lr, by a cosine or linear.
+
+    The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
+    """
+    if not config.decay_lr:
+        return config.learning_rate
+    if step < config.warmup_iters:
+        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
+    span = max(1, config.lr_decay_iters - config.warmup_iters)
+    left = 1 - min(1.0, (step - config.warmup_iters) / span)
+    if config.lr_schedule == "cosine" or (config.lr_schedule == "auto" and config.optimizer != "muon"):
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    return config.min_lr + left * (config.learning_rate - config.min_lr)
