@@ -53,9 +53,7 @@ def build_model(config: ModelConfig) -> BackpackLM | GPT:
     return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
 
 
-def save_checkpoint(
-    path: Path, checkpoint: dict[str, Any], before: Callable[[], None] = lambda: None
-) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
     """Write a checkpoint: temporary name, flushed to disk, then renamed over the old one; see `replacing`."""
     with replacing(path, before) as f:
         torch.save({"format": FORMAT, **state}, f)
