@@ -42,9 +42,9 @@ from nanobackpack.text.tokenizer import (
     Text,
     Tokenizer,
     bos_ids,
-    encode,
     find_word,
     needs_tokenizer,
+    text_ids,
     token_id,
     word_ids,
 )
@@ -215,7 +215,7 @@ class Senses:
 
         Raises: InputError for an empty prompt, one longer than block_size, or an unknown character.
         """
-        ids = encode(self.tokenizer, prompt).ids
+        ids = text_ids(self.tokenizer, prompt)
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
         ids, size = self.bos + ids, self.model.config.block_size
@@ -294,7 +294,7 @@ class Senses:
 
     def find(self, prompt: Text, word: Text) -> list[slice]:
         """Where a word stands among the prompt's content tokens, each occurrence."""
-        return find_word(self.tokenizer, encode(self.tokenizer, prompt).ids, word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """How the tokens of a word share its weight at each position from its last token on:
