@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from nanobackpack.config import AnalysisConfig, ReadConfig
+from nanobackpack.config import AnalysisConfig, LoadConfig
 from nanobackpack.safe.files import check_writable, replacing
 
 
@@ -60,26 +60,41 @@ def write_json(path: str, value: Any) -> None:
             file.write(json.dumps(to_json_values(value), ensure_ascii=False, indent=1).encode() + b"\n")
 
 
-def report(settings: ReadConfig, measure: Callable[[Any], Result | Sequence[Result]]) -> None:
-    """What every command that reads a model does: look whether its files can be written, open the model,
-    measure, print the tables, and write JSON and picture if asked for."""
+Found = TypeVar("Found", "Result", "Sequence[Any]")
+
+
+def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
+    """Do what every command that reads a model does: check that its files can be written, open the model,
+    measure, print the tables, and write JSON and picture if asked for. `measure` gets the model and returns
+    a result or a list of results, also of lists; the picture is that of the first."""
     from nanobackpack.runtime import autocast, pick_dtype
     from nanobackpack.train.checkpoint import open_model
 
-    plot = getattr(settings, "plot", "")
-    for path in (settings.json, plot):
-        check_writable(path)
+    # A path that cannot be written is found now, and not after an hour of work.
+    for name in ("json", "plot", "save"):
+        check_writable(getattr(settings, name, ""))
     model = open_model(settings)
     device = model.wte.weight.device
+    # Analysis is in float32 on every device; test sets are scored in the type that the settings name.
     dtype = torch.float32 if isinstance(settings, AnalysisConfig) else pick_dtype(settings.dtype, device)
     with autocast(device, dtype):
         found = measure(model)
-    results = [found] if isinstance(found, Result) else list(found)
+    results = list(_results_in(found))
     for result in results:
-        print(result.table())
-    if plot:
+        print(result.table(), flush=True)
+    if plot := getattr(settings, "plot", ""):
         results[0].plot(plot)  # type: ignore[attr-defined]
-    write_json(settings.json, found)
+    write_json(getattr(settings, "json", ""), found)
+    return found
+
+
+def _results_in(found: Any) -> Iterator[Result]:
+    """The results in a list, and in the lists in it."""
+    if isinstance(found, Result):
+        yield found
+    else:
+        for part in found:
+            yield from _results_in(part)
 
 
 class Scored(NamedTuple):
