@@ -26,7 +26,6 @@ from nanobackpack.analysis.results import (
     Composition,
     Contributions,
     Located,
-    Map,
     PerSense,
     Ranking,
     Scored,
@@ -187,26 +186,6 @@ class Senses:
         scores = self.projection(word)  # (K, V)
         # The softmax cancels: log p(a) - log p(b) is the difference of the scores.
         return PerSense(title=f"{word}: {first} against {second}", values=scores[:, a] - scores[:, b])
-
-    def embedding_map(self, sense: int, words: Sequence[Text], seed: int = 0) -> Map:
-        """One sense of N words in the plane: PCA to 50 dimensions, then t-SNE.
-
-        Raises: InputError for fewer than 5 words, or without scikit-learn (extra `analysis`).
-        """
-        self._rows(sense)
-        if len(words) < 5:
-            raise InputError(f"a map of {len(words)} words shows nothing: give 5 or more")
-        try:
-            from sklearn.manifold import TSNE
-        except ImportError:
-            raise InputError("a map needs scikit-learn: pip install 'nanobackpack[analysis]'") from None
-        x = self.many_senses(words)[:, sense].cpu().double()  # (N, D)
-        u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
-        reduced = (u * s)[:, :50]  # (N, 50): PCA
-        perplexity = min(30.0, (len(words) - 1) / 3)
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-        points = torch.from_numpy(tsne.fit_transform(reduced.numpy()))  # (N, 2)
-        return Map(title=f"sense {sense}", words=[str(w) for w in words], points=points)
 
     # --- Prompts -------------------------------------------------------------------------------
 
