@@ -41,9 +41,9 @@ from nanobackpack.text.tokenizer import (
     Text,
     Tokenizer,
     bos_ids,
-    encode,
     find_word,
     needs_tokenizer,
+    text_ids,
     token_id,
     word_ids,
 )
@@ -194,7 +194,7 @@ class Senses:
 
         Raises: InputError for an empty prompt, one longer than block_size, or an unknown character.
         """
-        ids = encode(self.tokenizer, prompt).ids
+        ids = text_ids(self.tokenizer, prompt)
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
         ids, size = self.bos + ids, self.model.config.block_size
@@ -273,7 +273,7 @@ class Senses:
 
     def find(self, prompt: Text, word: Text) -> list[slice]:
         """Where a word stands among the prompt's content tokens, each occurrence."""
-        return find_word(self.tokenizer, encode(self.tokenizer, prompt).ids, word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """How the tokens of a word share its weight at each position from its last token on:
@@ -331,9 +331,7 @@ class Senses:
             part = rows[start : start + n]
             padded = [row + [0] * (T - len(row)) for row in part]  # on the right, where nothing looks
             ids = torch.tensor(padded, device=self.embedding.device)  # (B, T)
-            alpha = self.model.contextualization(
-                ids, self.model.edits_in_force().on_any_row()
-            )  # (B, K, T, T)
+            alpha = self.model.contextualization(ids)  # (B, K, T, T)
             found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
         return found
 
