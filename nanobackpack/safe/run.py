@@ -238,16 +238,3 @@ def report_bad_step(
     }
     with replacing(path) as file:
         file.write(json.dumps(report).encode())
-
-
-@contextmanager
-def ignore_closed_stdout() -> Iterator[None]:
-    """Go on when the terminal or the pipe that is written to is closed: what is printed then is lost."""
-    try:
-        yield
-    except OSError:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-                continue  # this one is still there
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
