@@ -55,7 +55,7 @@ MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
-    """Write a checkpoint; `before` is called when it lies on the disk, before it takes the name of the old one."""
+    """Write a checkpoint; `before` is called when it is on the disk, and has not taken its name yet."""
     with replacing(path, before) as file:
         torch.save({"format": FORMAT, "version": __version__, **state}, file)
 
@@ -120,9 +120,9 @@ class BackgroundWriter:
             save_checkpoint(path, state, self._keep_previous if name == LAST else lambda: None)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a write that failed
             kept = f"; {LAST} is still the state before" if (self.folder / LAST).is_file() else ""
+            what = f"cannot write {display_path(path)} ({_disk_error(error)}){kept}"
             self._error = InputError(
-                f"cannot write {display_path(path)} ({_disk_error(error)}){kept}: make room or mend the disk, "
-                "then go on with the same command and --init_from=resume"
+                f"{what}: make room or mend the disk, then go on with the same command and --init_from=resume"
             )
             self._error.__cause__ = error
         except Exception as error:  # a bug of ours, to be raised where it is seen
@@ -208,7 +208,7 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
-    """Read the newest checkpoint of a run that is not damaged; also return its file, and a note if a newer one is."""
+    """Read a run's newest whole checkpoint; return it, its file, and a note if a newer one is damaged."""
     problem: InputError | None = None
     for name in (LAST, *previous_names(len(list(folder.glob("ckpt_prev*.pt"))) + 1)):
         path = folder / name
@@ -284,7 +284,7 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
 
 
 def _training_command(name: str) -> str:
-    """Say how to train the model that a folder of that name would hold: by the bundled config that names it."""
+    """Say how to train the model that a folder of that name would hold: with the bundled config it is in."""
     for file in sorted(CONFIGS.glob("*.py")):
         if f'out_dir = "{name}"' in file.read_text(encoding="utf-8"):
             return f"train it with `python train.py config/{file.name}`"
@@ -322,7 +322,11 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
 
 
 def _fill(
-    config: ModelConfig, state: layouts.State, layout: layouts.Layout, tokenizer: Tokenizer | None, source: str
+    config: ModelConfig,
+    state: layouts.State,
+    layout: layouts.Layout,
+    tokenizer: Tokenizer | None,
+    source: str,
 ) -> BackpackLM | GPT:
     """Build the model of that config with those tensors."""
     layouts.check_tensors(state, source)

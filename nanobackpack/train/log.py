@@ -1,8 +1,8 @@
 """What a run reports: lines for people, metrics.jsonl (and wandb) for programs, the curve as a picture.
 
-    with contextlib.closing(Log(config, step=0)) as log:
-        log.record(step=1, train_loss=4.1)
-        log.say("step 1: loss 4.1")
+with contextlib.closing(Log(config, step=0)) as log:
+    log.record(step=1, train_loss=4.1)
+    log.say("step 1: loss 4.1")
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from tqdm import tqdm
 from nanobackpack.cli import ignore_closed_stdout
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, first_line
+from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.safe.files import remove_stale, replacing
-
+from nanobackpack.text.data import Splits
+from nanobackpack.train.parallel import Processes
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -32,7 +34,9 @@ class Log:
     if the run had never stopped. With enabled=False, as in all processes but the first, nothing is written.
     """
 
-    def __init__(self, config: TrainConfig, step: int, run_id: str | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self, config: TrainConfig, step: int, run_id: str | None = None, enabled: bool = True
+    ) -> None:
         self.config, self.step, self.enabled = config, step, enabled
         if not enabled:
             return
@@ -42,8 +46,8 @@ class Log:
         remove_stale(out_dir)
         self._wandb = start_wandb(config) if config.wandb_log else None
 
-        # Replace the log of an earlier run, or shorten that of this one. config.json is written just before it
-        # takes its name: from then on the folder belongs to this run (checkpoint.check_run).
+        # Replace the log of an earlier run, or shorten that of this one. config.json is written just before
+        # the log takes its name: from then on the folder is this run's (checkpoint.check_run).
         def write_config() -> None:
             settings = dataclasses.asdict(config) | ({"run": run_id} if run_id else {})
             with replacing(out_dir / "config.json") as file:
@@ -79,11 +83,28 @@ class Log:
                 self._bar.write(text, file=sys.stdout)
                 sys.stdout.flush()
 
-    def introduce(self, what: str, notes: list[str]) -> None:
+    def introduce(
+        self,
+        model: LanguageModel,
+        data: Splits,
+        processes: Processes,
+        dtype: torch.dtype,
+        tokens_per_step: int,
+        origin: str,
+        notes: list[str],
+    ) -> None:
         """Say what is about to be trained and how, and what is worth knowing beforehand."""
         config = self.config
+        where = f"{processes.world_size} × {processes.device.type} ({config.distributed})"
         self.say(f"settings ({Path(config.out_dir) / 'config.json'} has all):\n{describe(config)}")
-        self.say(what)
+        self.say(
+            f"{model.config.model_name} with {model.num_params():,} parameters "
+            f"on {where if processes.is_distributed else processes.device} "
+            f"in {str(dtype).removeprefix('torch.')}, {tokens_per_step:,} tokens per step of "
+            f"{data.n_tokens('train'):,} in {data.folder}"
+            + (f", from step {self.step}" if self.step else "")
+            + (f"; {origin}" if origin else "")
+        )
         if config.decay_lr and 0 < config.max_iters < config.warmup_iters:
             self.say(
                 f"note: the learning rate warms up for {config.warmup_iters} steps, "
@@ -92,15 +113,16 @@ class Log:
         for note in notes:
             self.say(note)
 
-    def report_step(self, step: int, loss: float, lr: float, ms: float, n_tokens: int, mfu: float | None) -> None:
+    def report_step(
+        self, step: int, loss: float, lr: float, ms: float, n_tokens: int, mfu: float | None
+    ) -> None:
         """Record and print one training step, which took `ms` milliseconds for n_tokens tokens."""
         rate, left = n_tokens / ms * 1000, duration((self.config.max_iters - step) * ms / 1000)
         known = {} if mfu is None else {"mfu": mfu}
         self.record(step=step, train_loss=loss, lr=lr, ms_per_step=ms, tokens_per_s=rate, **known)
         self.say(
-            f"step {step:>6}/{self.config.max_iters}: loss {loss:.4f}, {ms:.1f} ms/step, {rate:,.0f} tokens/s, "
-            + ("" if mfu is None else f"MFU {mfu:.1%}, ")
-            + f"{left} left"
+            f"step {step:>6}/{self.config.max_iters}: loss {loss:.4f}, {ms:.1f} ms/step, "
+            f"{rate:,.0f} tokens/s, {'' if mfu is None else f'MFU {mfu:.1%}, '}{left} left"
         )
 
     def advance(self) -> None:

@@ -1,9 +1,9 @@
 """The optimizer, AdamW or Muon, and the learning rate of each step.
 
-    optimizer = make_optimizer(model, config)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config) * group["lr_scale"]
-    optimizer.step()
+optimizer = make_optimizer(model, config)
+for group in optimizer.param_groups:
+    group["lr"] = learning_rate(step, config) * group["lr_scale"]
+optimizer.step()
 """
 
 from __future__ import annotations

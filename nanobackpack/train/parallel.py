@@ -125,8 +125,8 @@ class Processes:
         # It warns of in-place operations on what the sense network returns: there are none.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        # Weights go to the device block by block, so that the whole never lies on it. What is gathered at once
-        # is also what is compiled at once.
+        # Weights go to the device block by block, so that the whole never lies on it. What is gathered at
+        # once is also what is compiled at once.
         for part in [*model.context.h, *([model.senses] if isinstance(model, BackpackLM) else [])]:
             if compiled:
                 part.compile()
