@@ -397,7 +397,7 @@ def run_folder(tmp_path: Path, speller: BackpackLM) -> Path:
         "iter_num": 0,
         "best_val_loss": float("inf"),
     }
-    checkpoint.save(tmp_path / "ckpt.pt", state)
+    checkpoint.save_checkpoint(tmp_path / "ckpt.pt", state)
     return tmp_path
 
 

@@ -22,9 +22,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from nanobackpack.config import AnalysisConfig, ReadConfig
+from nanobackpack.config import AnalysisConfig, LoadConfig
 from nanobackpack.safe.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -49,8 +49,15 @@ class Result:
 # --- The runner ---------------------------------------------------------------------------------
 
 
-def report(settings: ReadConfig, measure: Callable[[Any], Result | Sequence[Result]]) -> None:
-    """Run a command that reads a model: open it, measure, print the tables, write JSON and picture."""
+Found = TypeVar("Found", "Result", "Sequence[Any]")
+
+
+def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
+    """Run a command that reads a model: open it, measure, print the tables, write JSON and picture.
+
+    `measure` gets the model and returns a result or a list of results, or of lists of them; the picture is
+    that of the first.
+    """
     # These import torch, which a command's --help does not need.
     import torch
 
@@ -58,20 +65,30 @@ def report(settings: ReadConfig, measure: Callable[[Any], Result | Sequence[Resu
     from nanobackpack.train.checkpoint import open_model
 
     # A path that cannot be written is an error now, not after minutes of measuring.
-    plot = getattr(settings, "plot", "")
-    for path in (settings.json, plot):
-        check_writable(path)
+    for name in ("json", "plot", "save"):
+        check_writable(getattr(settings, name, ""))
     model = open_model(settings)
     device = model.wte.weight.device
+    # Analysis is in float32 on every device; test sets are scored in the type that the settings name.
     dtype = torch.float32 if isinstance(settings, AnalysisConfig) else pick_dtype(settings.dtype, device)
     with autocast(device, dtype):
         found = measure(model)
-    results = [found] if isinstance(found, Result) else list(found)
+    results = list(_results_in(found))
     for result in results:
-        print(result.table())
-    if plot:
+        print(result.table(), flush=True)
+    if plot := getattr(settings, "plot", ""):
         results[0].plot(plot)  # type: ignore[attr-defined]
-    write_json(settings.json, found)
+    write_json(getattr(settings, "json", ""), found)
+    return found
+
+
+def _results_in(found: Any) -> Iterator[Result]:
+    """The results in a list, and in the lists in it."""
+    if isinstance(found, Result):
+        yield found
+    else:
+        for part in found:
+            yield from _results_in(part)
 
 
 def write_json(path: str, value: Any) -> None:

@@ -38,15 +38,15 @@ from nanobackpack.analysis.results import (
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.model.edits import Edit
-from nanobackpack.runtime import reading
+from nanobackpack.runtime import pad_right, reading
 from nanobackpack.text.tokenizer import (
     Bos,
     Text,
     Tokenizer,
     bos_ids,
-    encode,
     find_word,
     needs_tokenizer,
+    text_ids,
     token_id,
     word_ids,
 )
@@ -215,7 +215,7 @@ class Senses:
 
     def encode(self, prompt: Text) -> list[int]:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
-        ids = encode(self.tokenizer, prompt).ids
+        ids = text_ids(self.tokenizer, prompt)
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
         ids, size = self.bos + ids, self.model.config.block_size
@@ -305,7 +305,7 @@ class Senses:
 
     def find(self, prompt: Text, word: Text) -> list[slice]:
         """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
-        return find_word(self.tokenizer, encode(self.tokenizer, prompt).ids, word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
@@ -354,10 +354,8 @@ class Senses:
         found = []
         for start in range(0, len(rows), n):
             part = rows[start : start + n]
-            # Pad on the right: a position never looks at those after it.
-            padded = [row + [0] * (T - len(row)) for row in part]
-            ids = torch.tensor(padded, device=self.embedding.device)  # (B, T)
-            alpha = self.model.contextualization(ids)  # (B, K, T, T)
+            # Each row is read at its own last token, which never looks at the padding after it.
+            alpha = self.model.contextualization(pad_right(part, self.embedding.device))  # (B, K, T, T)
             found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
         return found
 
