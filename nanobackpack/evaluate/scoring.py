@@ -71,7 +71,7 @@ def _score(
     """The last positions of each input predict its targets; padding on the right cannot be seen by them."""
     T = max(map(len, inputs))
     ids = torch.tensor([row + [0] * (T - len(row)) for row in inputs], device=device)  # (B, T)
-    h = model.hidden(ids, None, model.edits_in_force().on_any_row())  # (B, T, D)
+    h = model.hidden(ids)  # (B, T, D)
     at = [
         (b, len(x) - len(y) + i)
         for b, (x, y) in enumerate(zip(inputs, targets, strict=True))
