@@ -27,7 +27,7 @@ from nanobackpack.model.layouts import (
     read_hugging_face,
     read_nano,
 )
-from nanobackpack.text.data import read_legacy_meta
+from nanobackpack.text.meta import read_legacy_meta
 from nanobackpack.train.checkpoint import build_model
 
 GOLDEN = Path(__file__).parent / "golden"

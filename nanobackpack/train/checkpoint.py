@@ -41,7 +41,8 @@ from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.safe import download as hub
 from nanobackpack.safe import untrusted as foreign
 from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
-from nanobackpack.text.data import Splits, read_tokenizer
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
@@ -295,7 +296,7 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     return _filled(config, state, layout, in_folder(folder), str(weights))
 
 
-def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
+def check_vocabulary(model: BackpackLM | GPT, name: str, data: TokenData) -> None:
     """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
 
     Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.
