@@ -385,8 +385,14 @@ def matches_type(value: object, hint: Any) -> bool:
     """Whether a value may stand in a field of that type; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(matches_type(v, get_args(hint)[0]) for v in value)
+    if get_origin(hint) in (tuple, list):
+        kind, part = get_origin(hint), get_args(hint)[0]
+        return isinstance(value, kind) and all(matches_type(v, part) for v in value)
+    if get_origin(hint) is dict:
+        parts = get_args(hint)  # of keys and of values
+        return isinstance(value, dict) and all(
+            matches_type(v, part) for pair in value.items() for v, part in zip(pair, parts, strict=True)
+        )
     if get_origin(hint) is not None:  # a union
         return any(matches_type(value, part) for part in get_args(hint))
     if hint in (int, float) and isinstance(value, bool):
