@@ -42,7 +42,7 @@ from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
 from nanobackpack.safe.files import replacing
 from nanobackpack.text.data import TokenData
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.log import flops_per_step, peak_flops
 from nanobackpack.train.optim import make_optimizer
 
@@ -112,7 +112,7 @@ class Variant:
         self.plain, self.setup, self.device = kind.startswith("plain"), setup, device
         self.dtype = pick_dtype("auto", self.device)
         torch.manual_seed(0)
-        self.model: LanguageModel = build(setup.model(kind)).to(self.device).train()
+        self.model: LanguageModel = build_model(setup.model(kind)).to(self.device).train()
         self.model.context.recompute = kind == "ours recompute"
         self.optimizer = make_optimizer(self.model, TrainConfig(optimizer="adamw"))
         self.run: Callable[..., Any] = plain_loss if self.plain else self.model
@@ -440,7 +440,7 @@ def count(kind: str) -> Measure:
 def counted_flops(config: ModelConfig, batch_size: int) -> int:
     """What torch counts in forward and backward of the plain formula, without computing anything."""
     with torch.device("meta"):
-        model, ids = build(config), torch.zeros(batch_size, config.block_size, dtype=torch.int64)
+        model, ids = build_model(config), torch.zeros(batch_size, config.block_size, dtype=torch.int64)
     # A fused attention would count as one operation, or none.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         plain_logits(model, ids).sum().backward()

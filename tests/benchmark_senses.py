@@ -26,7 +26,7 @@ from nanobackpack import ModelConfig, Senses, cli
 from nanobackpack.analysis.results import aligned, write_json
 from nanobackpack.runtime import pick_device
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class NeighbourConfig:
 def main(config: NeighbourConfig) -> None:
     V = 2000 if config.quick else 50257
     settings = ModelConfig(vocab_size=V, n_layer=1, sense_network="paper", bias=True)  # K=16, D=768
-    model = build(settings).eval().to(pick_device(config.device))
+    model = build_model(settings).eval().to(pick_device(config.device))
     model.tokenizer = Tokenizer.from_symbols([chr(0x10000 + i) for i in range(V)])
     senses, word = Senses(model), chr(0x10000 + 7)
 
