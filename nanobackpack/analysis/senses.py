@@ -331,9 +331,7 @@ class Senses:
             part = rows[start : start + n]
             padded = [row + [0] * (T - len(row)) for row in part]  # on the right, where nothing looks
             ids = torch.tensor(padded, device=self.embedding.device)  # (B, T)
-            alpha = self.model.contextualization(
-                ids, self.model.edits_in_force().on_any_row()
-            )  # (B, K, T, T)
+            alpha = self.model.contextualization(ids)  # (B, K, T, T)
             found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
         return found
 

@@ -10,8 +10,8 @@ The prediction is linear in the senses. That is what makes them readable, and wh
 everywhere in the same way. In this order: attention, MLP and block (GPT-2's); the Transformer made of them;
 the two sense networks; α; what both models share; GPT; and BackpackLM, whose `forward` is the formula.
 
-The two sense networks differ in their residuals and norms, in the scale of α, and in whether the sense network
-counts as a layer:
+The two sense networks differ in their residuals and norms, in the scale of α, and in whether the sense
+network counts as a layer:
     nano   nanoBackpackLM: one LayerNorm over all K senses of a token together; α = softmax(q·k), not scaled,
            no bias on q and k, dropout on α; n_layer - 1 Transformer blocks
     paper  backpack-gpt2: no norm at the end; α = softmax(q·k / sqrt(D/K)); n_layer blocks
@@ -254,7 +254,7 @@ class LanguageModel(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
         self.context = Transformer(config)
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
         """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds. The edits
         are those that the cache was made for."""
         raise NotImplementedError
@@ -349,7 +349,7 @@ class GPT(LanguageModel):
         h = self.context(e)  # (B, T, D)
         return predict(h, self.wte.weight, targets, loss_only, at)
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
         e = self.edits_in_force(edits).inputs(input_ids, self.wte(input_ids))  # (B, T, D)
         h = self.context(e, cache)[:, -1]  # (B, D)
         cache.length += input_ids.size(1)
@@ -394,17 +394,17 @@ class BackpackLM(LanguageModel):
 
         e = self.embed(tokens.ids)  # (U, D)
         C = self.token_senses(tokens.ids, e, steer)  # (U, K, D)  what each token may contribute
-        h = self.context(F.embedding(tokens.index, e))  # (B, T, D)  what the context makes of it
+        h = self.context(F.embedding(tokens.inverse, e))  # (B, T, D)  what the context makes of it
         q, k = self.alpha(h)  # (B, K, T, D/K) each: α = softmax(q · k)
 
         if steer.on_weights:  # edits of α need α itself: the plain formula, with the edits in its middle
             edited = lambda alpha, senses: steer.weights(alpha, Seen(input_ids, senses, E))  # noqa: E731
-            o = sense_sum_plain(q, k, C, tokens.index, dropout, edited)  # (B, T, D)
+            o = sense_sum_plain(q, k, C, tokens.inverse, dropout, edited)  # (B, T, D)
         elif self.small_vocab:  # E · Σ α C = Σ α (E · C), and E · C is shorter than C
-            logits = sense_sum(q, k, linear(C, E), tokens.index, dropout)  # (B, T, V)
+            logits = sense_sum(q, k, linear(C, E), tokens.inverse, dropout)  # (B, T, V)
             return predict(logits, None, targets, loss_only, at)
         else:
-            o = sense_sum(q, k, C, tokens.index, dropout)  # (B, T, D)  Σ_j Σ_l α C
+            o = sense_sum(q, k, C, tokens.inverse, dropout)  # (B, T, D)  Σ_j Σ_l α C
         return predict(o, E, targets, loss_only, at)  # logits = E · o
 
     def token_senses(self, ids: Tensor, e: Tensor, steer: Edits) -> Tensor:
@@ -421,7 +421,7 @@ class BackpackLM(LanguageModel):
         return [*super().shards, self.senses]
 
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
-        """An empty cache that also knows the senses of tokens under the edits: the logits of all of them where
+        """An empty cache that also knows the senses of tokens under the edits: the logits of all senses where
         there are few tokens, else a memory that fills as tokens come."""
         cache, steer = super().new_cache(edits, capacity), self.edits_in_force(edits)
         V, E = self.config.vocab_size, self.wte.weight
@@ -432,7 +432,7 @@ class BackpackLM(LanguageModel):
             cache.senses = SenseMemory(V, lambda ids: self.token_senses(ids, self.wte(ids), steer))
         return cache
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
         steer = self.edits_in_force(edits)
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
         q, k = self.alpha(h)  # (B, K, T, D/K)
