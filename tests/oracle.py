@@ -71,7 +71,7 @@ def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]
         for edit in edits:
             for j, x in enumerate(text):
                 if isinstance(edit, ReplaceSenses) and x in edit.tokens:
-                    c[:, j] = edit.table[edit.tokens.inverse(x)]
+                    c[:, j] = edit.table[edit.tokens.index(x)]
                 if isinstance(edit, ScaleSense) and x in edit.tokens:
                     for sense in range(len(c)):
                         if isinstance(edit.factor, tuple):

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.model.edits import Edit, EditLike, Edits, Seen, flat
+from nanobackpack.model.edits import Edit, EditLike, Edits, TextSoFar
 from nanobackpack.model.generate import Generators, KVCache, SenseMemory, check_ids, check_range, stream
 from nanobackpack.model.kernels import (
     Linear,
@@ -279,7 +279,7 @@ class LanguageModel(nn.Module):
         """The edits in force and these, checked against this model and sorted by what they act on."""
         if isinstance(edits, Edits):  # they are already
             return edits
-        return Edits((*self.edits, *flat(edits)), self.config, self.wte.weight.device)
+        return Edits((self.edits, edits), self.config, self.wte.weight.device)
 
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
         """An empty cache with room for `capacity` positions, by default and at most block_size."""
@@ -393,12 +393,12 @@ class BackpackLM(LanguageModel):
         tokens = tokens or unique_ids(input_ids, len(E))
 
         e = self.embed(tokens.ids)  # (U, D)
-        C = self.token_senses(tokens.ids, e, steer)  # (U, K, D)  what each token may contribute
-        h = self.context(F.embedding(tokens.inverse, e))  # (B, T, D)  what the context makes of it
+        h = self.context(F.embedding(tokens.inverse, e))  # (B, T, D)  what the context makes of the text
         q, k = self.alpha(h)  # (B, K, T, D/K) each: α = softmax(q · k)
+        C = self.token_senses(tokens.ids, e, steer)  # (U, K, D)  what each token may contribute
 
         if steer.on_weights:  # edits of α need α itself: the plain formula, with the edits in its middle
-            edited = lambda alpha, senses: steer.weights(alpha, Seen(input_ids, senses, E))  # noqa: E731
+            edited = lambda alpha, senses: steer.weights(alpha, TextSoFar(input_ids, senses, E))  # noqa: E731
             o = sense_sum_plain(q, k, C, tokens.inverse, dropout, edited)  # (B, T, D)
         elif self.small_vocab:  # E · Σ α C = Σ α (E · C), and E · C is shorter than C
             logits = sense_sum(q, k, linear(C, E), tokens.inverse, dropout)  # (B, T, V)
@@ -449,7 +449,7 @@ class BackpackLM(LanguageModel):
             assert cache.senses is not None
             senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
             if steer.on_weights:
-                alpha = steer.weights(alpha, Seen(ids, senses, self.wte.weight, cache))
+                alpha = steer.weights(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
@@ -478,5 +478,5 @@ class BackpackLM(LanguageModel):
             if steer.on_weights:
                 ids = input_ids.flatten()
                 C = self.token_senses(ids, self.wte(ids), steer).unflatten(0, input_ids.shape)  # (B, T, K, D)
-                alpha = steer.weights(alpha, Seen(input_ids, C.transpose(1, 2), self.wte.weight))
+                alpha = steer.weights(alpha, TextSoFar(input_ids, C.transpose(1, 2), self.wte.weight))
             return alpha

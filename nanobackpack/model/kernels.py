@@ -132,7 +132,7 @@ def sense_sum_plain(
 ) -> Tensor:
     """o[b,i] = Σ_j≤i Σ_l α[b,l,i,j] · C(x[b,j])[l], (B, T, W), as the paper writes it.
 
-    q, k (B, K, T, D/K), q already scaled; C (U, K, W) of the unique ids; index (B, T), where each token is among them.
+    q, k (B, K, T, D/K), q already scaled; C (U, K, W) of the unique ids; index (B, T) tells each token's.
     `change`, where α is edited, maps α (B, K, T, T) and the senses (B, K, T, W) to a new α.
     """
     alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)

@@ -180,16 +180,3 @@ def report_bad_step(
     }
     with replacing(path) as file:
         file.write(json.dumps(report).encode())
-
-
-@contextmanager
-def ignore_closed_stdout() -> Iterator[None]:
-    """A run goes on when the terminal or the pipe that it writes to is closed: to nobody then."""
-    try:
-        yield
-    except OSError:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # the other one may still be there
-                stream.flush()
-                continue
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
