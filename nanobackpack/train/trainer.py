@@ -39,7 +39,8 @@ from nanobackpack.runtime import (
 )
 from nanobackpack.safe.files import display_path, remove_stale, replacing
 from nanobackpack.safe.run import locked, report_bad_step, within_memory
-from nanobackpack.text.data import SPLITS, open_data
+from nanobackpack.text.data import open_data
+from nanobackpack.text.meta import SPLITS
 from nanobackpack.train import checkpoint
 from nanobackpack.train.checkpoint import LAST, BackgroundWriter
 from nanobackpack.train.log import Log, NoLog, describe, duration, flops_per_step, import_wandb, peak_flops
