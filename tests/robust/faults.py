@@ -33,7 +33,7 @@ from test_trainer import TEXT, identical, saved, temporary
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.text.corpus import from_text
-from nanobackpack.text.data import Meta
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import split_tail
 from nanobackpack.text.tokenizer import Tokenizer

@@ -31,7 +31,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
 from nanobackpack.safe.run import less_memory, locked, within_memory
 from nanobackpack.text import data
-from nanobackpack.text.data import Meta, Mixture, TokenData
+from nanobackpack.text.data import Mixture, TokenData
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import deal_shards
 from nanobackpack.text.tokenizer import Tokenizer
