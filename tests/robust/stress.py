@@ -27,9 +27,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # where pytest looks too: for test_trainer,
-sys.path.insert(0, str(HERE))  # and for what lies here
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where pytest looks too: for test_trainer,
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # and for what lies here
 
 from faults import FAULTS
 from fuzz_targets import TARGETS
