@@ -101,7 +101,7 @@ def test_every_file_is_in_the_tables() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_values(name: str) -> None:
-    """Each file means what the table says, has a docstring, and states only what differs from the defaults."""
+    """Each file means what its row says, has a docstring, and states only what differs from the defaults."""
     assert parse(name) == TrainConfig(**TABLE[name])
     stated = cli.read_config_file(str(FILES[name]), get_type_hints(TrainConfig))
     assert not [key for key, value in stated.items() if value == getattr(TrainConfig, key)]
