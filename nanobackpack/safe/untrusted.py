@@ -60,12 +60,7 @@ def load_untrusted(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a file")
     try:
         # Look before anything is built; then torch's own weights_only is a second wall.
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\3\4"
-        if is_zip:
-            check_zip(path)
-        else:
-            check_legacy(path)
+        is_zip = check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         content = copy_plain_values(loaded)
     except (pickle.UnpicklingError, InputError) as error:
@@ -165,6 +160,14 @@ def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
             what = f" {argument.replace(' ', '.')[:60]}" if name == "GLOBAL" else ""
             raise InputError(f"it does more than hold values ({name}{what})")
     return last
+
+
+def check_archive(path: Path) -> bool:
+    """Look through a file of torch.save; return whether it is a zip archive, as since torch 1.6."""
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"
+    (check_zip if is_zip else check_legacy)(path)
+    return is_zip
 
 
 def check_zip(path: Path) -> None:
