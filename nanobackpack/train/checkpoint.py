@@ -229,7 +229,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if not isinstance(state, dict) or not isinstance(tokenizer, str | None):
         raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
     own = Tokenizer.from_json(tokenizer, f"the tokenizer in {source}") if tokenizer else None
-    return _filled(stored_config(checkpoint, source), state, compat.OWN, own, str(source))
+    return _filled(stored_config(checkpoint, source), state, None, own, str(source))
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
@@ -241,7 +241,11 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
 
 
 def _filled(
-    config: ModelConfig, state: compat.State, layout: compat.Layout, tokenizer: Tokenizer | None, source: str
+    config: ModelConfig,
+    state: compat.State,
+    layout: compat.Layout | None,
+    tokenizer: Tokenizer | None,
+    source: str,
 ) -> BackpackLM | GPT:
     """The model of that config with those tensors; memory is taken only after they are found to fit."""
     compat.check_tensors(state, source)

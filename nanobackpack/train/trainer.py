@@ -270,9 +270,9 @@ class Trainer:
                 t = t.pin_memory()  # so that the copy can overlap with computing
             return t.to(self.device, non_blocking=True)
 
-        on_device = UniqueIds(move(types.ids), move(types.index))
+        on_device = UniqueIds(move(types.ids), move(types.inverse))
         with autocast(self.device, self.dtype):
-            out = model(move(x), move(y), types=on_device, loss_only=True)
+            out = model(move(x), move(y), tokens=on_device, loss_only=True)
         assert out.loss is not None
         return out.loss
 
