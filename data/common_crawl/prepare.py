@@ -2,8 +2,8 @@
 LANGUAGE.txt or LANGUAGE.txt.xz, one document a line, beside this file, or name them. Run from anywhere:
 
     python data/common_crawl/prepare.py
-    python data/common_crawl/prepare.py --input de.txt.xz fr.txt.xz --shards 100    # LANGUAGE/LANGUAGE_0.bin, ...
-    python data/common_crawl/prepare.py --languages am sr                           # CC-100 of the hub
+    python data/common_crawl/prepare.py --input de.txt.xz fr.txt.xz --shards 100  # de/de_0.bin, ...
+    python data/common_crawl/prepare.py --languages am sr                         # CC-100 of the hub
 """
 
 from nanobackpack.commands.prepare import run_script

@@ -2,7 +2,7 @@
 for evaluation, then 0.05 % for validation. Run from anywhere:
 
     python data/tigerbot/prepare.py                             # the hub's copy
-    python data/tigerbot/prepare.py --input FOLDER              # a local copy: parquet or jsonl, packed or not
+    python data/tigerbot/prepare.py --input FOLDER              # a local copy: parquet or jsonl
 """
 
 from nanobackpack.commands.prepare import run_script

@@ -47,7 +47,7 @@ class PrepareConfig:
     input: tuple[str, ...] = ()
     """More files and folders: of a known data set, local copies to take instead of its own source."""
     tokenizer: str = ""
-    """char, bpe:N (made from the texts), gpt2, chinese-character-bert, xlm-250k, a hub name, a file or folder.
+    """char, bpe:N (made from texts), gpt2, chinese-character-bert, xlm-250k, a hub name, a file, a folder.
     Empty: bpe:8192 for your own texts, else that of the data set."""
     name: str = "mine"
     """Of your own texts: name of the data set, its folder under data/."""
