@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import io
+import lzma
 import pickle
 import pickletools
 import re
@@ -301,3 +302,48 @@ def _growth(part: dict[str, Any], source: str) -> int:
 def _longest(text: object) -> int:
     """The length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
     return len(unicodedata.normalize("NFKD", str(text)[: _MAX_GROWTH + 1]))
+
+
+# --- Texts -------------------------------------------------------------------------------------
+
+
+def count_values(line: str, limit: int) -> int:
+    """How many values a line of JSON has, at least; exact enough to tell whether they are above `limit`."""
+    # Each value but one begins after one of these characters, but texts may hold them too. Where they are too
+    # many, count the texts; and where these are not too many, look only at what lies outside of them.
+    n = sum(map(line.count, "[{,"))
+    if n > limit:
+        line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
+        n = line.count('"') // 2
+        if n <= limit:
+            n = sum(part.count(c) for part in line.split('"')[::2] for c in "[{,")
+    return n
+
+
+def unpack_xz(raw: BinaryIO, limit: int) -> BinaryIO:
+    """What is in a file of .xz, as lzma.open reads it, but with at most `limit` bytes of memory."""
+    return io.BufferedReader(_Unxz(raw, limit))
+
+
+class _Unxz(io.RawIOBase):
+    def __init__(self, raw: BinaryIO, limit: int) -> None:
+        self._raw, self._limit = raw, limit
+        self._stream = lzma.LZMADecompressor(memlimit=limit)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            packed = self._raw.read(1 << 16) if self._stream.needs_input or self._stream.eof else b""
+            if self._stream.eof:  # zeros may follow, and another stream
+                packed = (self._stream.unused_data + packed).lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._stream = lzma.LZMADecompressor(memlimit=self._limit)
+            elif self._stream.needs_input and not packed:
+                raise EOFError("its end is missing")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
