@@ -31,7 +31,7 @@ FLOORS = [
     ["commands", "bench", "__main__"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-MODULES = {  # nanobackpack/__init__.py is the front door: it offers names of all floors, imported on first use
+MODULES = {  # __init__.py of the package is the front door: it has names of all floors, imported on first use
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
     if path != PACKAGE / "__init__.py"
@@ -82,12 +82,21 @@ def python(code: str) -> str:
     return done.stdout
 
 
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise ImportError("needs torch")
+sys.meta_path.insert(0, NoTorch)
+"""
+
+
 def test_modules_that_need_no_torch() -> None:
     modules = [f"nanobackpack.{name}" for name in NO_TORCH]
     modules += [m for m in MODULES if m.split(".")[1] in NO_TORCH_FOLDERS]
-    code = f"""
-import importlib, sys
-sys.modules["torch"] = None
+    code = f"""{WITHOUT_TORCH}
+import importlib
 for name in {modules}:
     try:
         importlib.import_module(name)
@@ -98,10 +107,9 @@ for name in {modules}:
 
 
 def test_help_of_no_verb_needs_torch() -> None:
-    code = """
-import contextlib, io, sys
+    code = f"""{WITHOUT_TORCH}
+import contextlib, io
 from nanobackpack import commands
-sys.modules["torch"] = None
 for verb in commands.VERBS:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
