@@ -282,9 +282,6 @@ class ReadConfig(LoadConfig):
 class AnalysisConfig(ReadConfig):
     """What the programs that analyse a model share: they compute in float32, whatever the device."""
 
-    plot: str = ""
-    """Also draw the result to this PNG."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in ("auto", "float32"):

@@ -7,7 +7,7 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -73,6 +73,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Rows of ids of different lengths as one tensor (B, T), filled up with 0 on the right, where nothing
+    that comes before can see it."""
+    T = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (T - len(row))] for row in rows], device=device)  # (B, T)
 
 
 @contextlib.contextmanager

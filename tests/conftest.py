@@ -18,7 +18,7 @@ from nanobackpack import GPT, BackpackLM, ModelConfig
 from nanobackpack.model.layouts import GPT2, export_state
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
 
@@ -49,7 +49,7 @@ GPTS: dict[str, dict[str, Any]] = {
 
 def tiny_model(seed: int = 0, **settings: Any) -> BackpackLM | GPT:
     """A tiny model in eval mode whose every weight matters: matrices ±0.25, norms 1 ± 0.25, biases too."""
-    model = build(ModelConfig(**TINY | settings)).eval()
+    model = build_model(ModelConfig(**TINY | settings)).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -111,7 +111,7 @@ def save_tiny(folder: Path, characters: str, **settings: Any) -> Path:
         "tokenizer": Tokenizer.char(characters).to_json(),
     }
     folder.mkdir()
-    checkpoint.save(folder / "ckpt.pt", state)
+    checkpoint.save_checkpoint(folder / "ckpt.pt", state)
     return folder
 
 

@@ -67,7 +67,7 @@ def flipped_checkpoint(world: World, draw: random.Random) -> str:
     before = saved(out)
     flip(out / "ckpt.pt", draw)
     try:
-        harmless = identical(checkpoint.read(out / "ckpt.pt"), before)
+        harmless = identical(checkpoint.read_checkpoint(out / "ckpt.pt"), before)
     except InputError:
         harmless = False
     return world.goes_on(out) if harmless else _falls_back(world, out)

@@ -270,7 +270,7 @@ def legacy_meta(draw: Random) -> bool:
 
 @functools.cache
 def model(kind: str) -> BackpackLM | GPT:
-    return checkpoint.build(ModelConfig(model_name=kind, **SIZES)).eval()
+    return checkpoint.build_model(ModelConfig(model_name=kind, **SIZES)).eval()
 
 
 @functools.cache
@@ -290,7 +290,7 @@ def checkpoints(draw: Random) -> bool:
     path = Path(folder().name) / "ckpt.pt"
     path.write_bytes(damaged(draw, good_checkpoint(draw.random() < 0.7)))
     try:
-        opened = checkpoint.model_from(checkpoint.read(path), path)
+        opened = checkpoint.model_from(checkpoint.read_checkpoint(path), path)
         opened.eval().generate(torch.zeros(1, 1, dtype=torch.int64), 2)
     except InputError as error:
         return one_line(error)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nanobackpack import load_model
 from nanobackpack.runtime import keep_memory
-from nanobackpack.train.checkpoint import Saver
+from nanobackpack.train.checkpoint import BackgroundWriter
 from nanobackpack.train.trainer import Trainer
 
 Rows = dict[str, dict[str, int]]
@@ -185,7 +185,7 @@ def save(n: int = 5, megabytes: int = 500, folder: str = ".") -> Rows:
     keep_memory()  # as a training does
     state = {"model": {str(i): torch.rand(megabytes * 2500) for i in range(100)}}  # 100 tensors of 1 %
     waits, wholes, row = [], [], {"saves": n, "ms waited": 0, "ms in all": 0, "failed": 0}
-    with tempfile.TemporaryDirectory(dir=folder) as place, Saver(Path(place), 2, None) as saver:
+    with tempfile.TemporaryDirectory(dir=folder) as place, BackgroundWriter(Path(place), 2, None) as saver:
         for _ in range(n):
             begin = time.perf_counter()
             saver.save("ckpt.pt", state)

@@ -48,7 +48,7 @@ def clue_small(tmp_path: Path) -> Path:
     args = dataclasses.asdict(model.config)
     (tmp_path / "clue_small").mkdir()
     state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer.to_json()}
-    checkpoint.save(tmp_path / "clue_small" / "ckpt.pt", state)
+    checkpoint.save_checkpoint(tmp_path / "clue_small" / "ckpt.pt", state)
 
     script = (ROOT / "experiments" / "sense_vector.py").read_text(encoding="utf-8")
     script, n = re.subn(r"(def main\(\) -> None:).*?(?=\n\n\nif __name__)", r"\1" + MAIN, script, flags=re.S)

@@ -28,7 +28,7 @@ from nanobackpack.model.layouts import (
     read_nano,
 )
 from nanobackpack.text.data import read_legacy_meta
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 
 GOLDEN = Path(__file__).parent / "golden"
 ALPHA = "backpack.contextualization_layer."
@@ -413,7 +413,7 @@ def test_export_then_import_is_exact(settings: dict[str, Any], layout: Layout):
     """What is written under foreign names comes back bit for bit, and tied copies are one tensor."""
     model = tiny_model(**settings)
     state = export_state(model, layout)
-    copy = build(ModelConfig(**TINY | settings))
+    copy = build_model(ModelConfig(**TINY | settings))
     assert not same_weights(copy, model)
     import_state(copy, state, layout, "test")
     assert same_weights(copy, model)

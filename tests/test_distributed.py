@@ -258,7 +258,7 @@ def test_sampling_prints_the_same(tmp_path: Path, num_samples: int) -> None:
     config = tiny_model(vocab_size=11, vocab_used=8).config
     state = {"model": tiny_model(vocab_size=11, vocab_used=8).state_dict()}
     tokenizer = Tokenizer.char("abcdefg\n").to_json()
-    checkpoint.save(
+    checkpoint.save_checkpoint(
         tmp_path / "ckpt.pt", state | {"model_args": dataclasses.asdict(config), "tokenizer": tokenizer}
     )
     command = [

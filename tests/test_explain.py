@@ -279,7 +279,7 @@ def test_explain_when_the_unknown_is_likeliest(tmp_path: Path, capsys: pytest.Ca
         "tokenizer": model.tokenizer.to_json(),
     }
     (tmp_path / "run").mkdir()
-    checkpoint.save(tmp_path / "run" / "ckpt.pt", state)
+    checkpoint.save_checkpoint(tmp_path / "run" / "ckpt.pt", state)
     assert Senses(model).next_tokens("The nurse", 1).tokens == [["[UNK]"]]
     out, err = run_program("explain", tmp_path / "run", capsys, "--prompt", "The nurse")
     assert err == ""

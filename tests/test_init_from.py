@@ -61,7 +61,7 @@ def saved(folder: Path, tokenizer: Tokenizer | None = None, **changes: Any) -> B
     """A tiny model as a run's folder."""
     model = tiny_model(**changes)
     folder.mkdir()
-    checkpoint.save(
+    checkpoint.save_checkpoint(
         folder / "ckpt.pt",
         {
             "model": model.state_dict(),

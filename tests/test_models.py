@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nanobackpack import BackpackLM, InputError, ModelConfig, TrainConfig, load_model
 from nanobackpack.model.layouts import NANO, PAPER, Layout, export_state, import_state
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,7 +76,7 @@ PAPER_SETTINGS = {"sense_network": "paper", "bias": True, "scale_attn_by_inverse
 
 def filled(layout: Layout, n_unique: int, numbered: dict[str, int], **settings: Any) -> BackpackLM:
     """A model whose tensor number p (foreign names sorted) holds s = sin(0.7 t + p + 1) at place t."""
-    model = build(ModelConfig(**SELF_CHECK | settings)).eval()
+    model = build_model(ModelConfig(**SELF_CHECK | settings)).eval()
     state = export_state(model, layout)
     tied = {*layout.tied, *layout.positions}
     names = sorted(state.keys() - tied)
@@ -179,7 +179,7 @@ def without_memory(size: str) -> torch.nn.Module:
     settings |= PAPER_SETTINGS if "paper" in size else {}
     settings |= {"model_name": "gpt2"} if "gpt" in size else {}
     with torch.device("meta"):
-        return build(ModelConfig(**settings))
+        return build_model(ModelConfig(**settings))
 
 
 @pytest.mark.parametrize(("size", "n", "n_without_positions"), COUNTS)
@@ -370,7 +370,7 @@ def test_targets_of_minus_one_are_ignored(model, ids: Tensor):
 
 def test_initial_weights():
     """As GPT-2's: N(0, 0.02), c_proj scaled by sqrt(2 n_layer), norms 1, biases 0, a loss of about ln V."""
-    model = build(ModelConfig(**TINY | {"n_embd": 128, "n_layer": 8, "bias": True}))
+    model = build_model(ModelConfig(**TINY | {"n_embd": 128, "n_layer": 8, "bias": True}))
     for name, p in model.named_parameters():
         if p.dim() == 1:
             assert torch.equal(p, torch.full_like(p, float(name.endswith("weight"))))

@@ -256,7 +256,7 @@ def test_per_language(
             tokens.astype("<u4").tofile(tmp_path / f"{language}_{split}.bin")
     model = tiny_model()
     args = {"model": model.state_dict(), "model_args": vars(model.config), "tokenizer": None}
-    checkpoint.save(tmp_path / "ckpt.pt", args)
+    checkpoint.save_checkpoint(tmp_path / "ckpt.pt", args)
     flags = [f"--out_dir={tmp_path}", f"--dataset={tmp_path}", f"--json={tmp_path / 'x.json'}"]
     assert program("perplexity_per_language.py", *flags, monkeypatch=monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()[2:]

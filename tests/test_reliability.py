@@ -36,7 +36,7 @@ from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import deal_shards
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import Saver, last_state
+from nanobackpack.train.checkpoint import BackgroundWriter, last_good_checkpoint
 from nanobackpack.train.trainer import BATCH, Trainer, train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked, and hindered by Linux")
@@ -93,7 +93,7 @@ def steps(folder: Path) -> dict[str, int]:
 
 
 def save_steps(folder: Path, keep_last: int, numbers: range, resumed: Path | None = None) -> None:
-    with Saver(folder, keep_last, resumed) as saver:
+    with BackgroundWriter(folder, keep_last, resumed) as saver:
         for step in numbers:
             saver.save("ckpt.pt", {"iter_num": step})
 
@@ -127,7 +127,7 @@ def test_without_links_the_state_before_is_a_copy(tmp_path: Path, monkeypatch: p
 def test_a_damaged_state_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     save_steps(tmp_path, 2, range(1, 3))
     (tmp_path / "ckpt.pt").write_bytes(b"damaged")
-    state, source, note = last_state(tmp_path)
+    state, source, note = last_good_checkpoint(tmp_path)
     assert (state["iter_num"], source.name) == (1, "ckpt_prev.pt")
     assert "ckpt.pt" in note
     assert note.endswith("going on from ckpt_prev.pt, step 1")
@@ -137,7 +137,7 @@ def test_a_damaged_state_never_takes_the_place_of_the_one_before(tmp_path: Path)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"ckpt\.pt"):
-        last_state(tmp_path)
+        last_good_checkpoint(tmp_path)
 
 
 class Dies(Trainer):
@@ -181,7 +181,7 @@ def test_the_best_state_of_a_run_before_goes_with_the_first_save(foxes: Path, tm
     trainer.save("ckpt.pt")
     trainer.saver.wait()
     assert not (tmp_path / "out" / "best.pt").exists()
-    assert checkpoint.find(tmp_path / "out").name == "ckpt.pt"
+    assert checkpoint.checkpoint_in(tmp_path / "out").name == "ckpt.pt"
 
 
 def test_a_state_from_before_there_were_runs_goes_on(foxes: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_an_evaluation_leaves_the_states_of_a_folder_usable(foxes: Path, tmp_pat
 def test_a_state_is_that_of_its_moment(tmp_path: Path) -> None:
     """What training changes meanwhile is not what is written."""
     t = torch.zeros(1_000_000)
-    with Saver(tmp_path, 1, None) as saver:
+    with BackgroundWriter(tmp_path, 1, None) as saver:
         saver.save("ckpt.pt", {"model": {"t": t}, "groups": [{"t": t}]})
         t.fill_(1)
     state = saved(tmp_path)
@@ -219,15 +219,15 @@ def test_a_state_is_that_of_its_moment(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_while_a_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go, write = threading.Event(), threading.Event(), checkpoint.save
+    begun, go, write = threading.Event(), threading.Event(), checkpoint.save_checkpoint
 
     def blocked(*args: Any) -> None:
         begun.set()
         assert go.wait(20)
         write(*args)
 
-    monkeypatch.setattr(checkpoint, "save", blocked)
-    with Saver(tmp_path, 1, None) as saver:
+    monkeypatch.setattr(checkpoint, "save_checkpoint", blocked)
+    with BackgroundWriter(tmp_path, 1, None) as saver:
         saver.save("ckpt.pt", {"iter_num": 1})  # returns, though nothing can be written yet
         assert begun.wait(20)
         saver.check()
@@ -239,7 +239,7 @@ def test_training_goes_on_while_a_state_is_written(tmp_path: Path, monkeypatch: 
 
 def test_a_save_that_fails_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "ckpt.pt").mkdir()  # nothing can be renamed to that
-    saver = Saver(tmp_path, 1, None)
+    saver = BackgroundWriter(tmp_path, 1, None)
     saver.save("ckpt.pt", {"iter_num": 1})
     with pytest.raises(InputError, match=r"cannot write .*ckpt\.pt \(Is a directory\)"):
         saver.wait()
@@ -251,14 +251,14 @@ def test_no_damaged_byte_of_a_checkpoint_is_believed(tmp_path: Path) -> None:
     path, draw = tmp_path / "ckpt.pt", random.Random(0)
     model = tiny_model()
     state = {"model": model.state_dict(), "iter_num": 3, "tokenizer": "a text"}
-    checkpoint.save(path, state)
+    checkpoint.save_checkpoint(path, state)
     whole, refused = path.read_bytes(), 0
     for _ in range(300):
         content = bytearray(whole)
         content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
         try:
-            found = checkpoint.read(path)
+            found = checkpoint.read_checkpoint(path)
         except InputError:
             refused += 1
         else:

@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import tokenizers as hf
@@ -229,16 +230,20 @@ def test_sense_bias(senses: Senses):
     assert all(got.values[sense].item() == v for sense, v in got.ranked())
 
 
-def test_embedding_map(speller: BackpackLM):
-    """Points of the plane, one a word, the same each time; too few words are refused."""
+def test_the_recipe_for_a_map_runs(speller: BackpackLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the docs say draws the words of one sense in the plane: one point a word, a PNG."""
     pytest.importorskip("sklearn")
-    senses, words = Senses(speller), list("abcdefg")
-    got = senses.embedding_map(1, words)
-    assert got.points.shape == (7, 2)
-    assert got.points.equal(senses.embedding_map(1, words).points)
-    assert not got.points.equal(senses.embedding_map(2, words).points)
-    with pytest.raises(InputError, match="5 or more"):
-        senses.embedding_map(1, words[:4])
+    pages = [page.read_text(encoding="utf-8") for page in (SCRIPT.parents[1] / "docs").glob("*.md")]
+    (recipe,) = [
+        code for page in pages for code in re.findall(r"```python\n(.*?)```", page, re.S) if "TSNE" in code
+    ]
+    monkeypatch.setattr(nb, "load_model", lambda path: speller)
+    monkeypatch.setattr("matplotlib.pyplot.savefig", lambda path: seen.append(path))
+    seen: list[str] = []
+    names: dict[str, Any] = {}
+    exec(recipe.replace("abcdefghijklmnopqrstuvwxyz", "abcdefg"), names)
+    assert names["points"].shape == (7, 2)
+    assert seen == ["map.png"]
 
 
 @pytest.mark.parametrize("sense", [-1, 4, 100])
@@ -248,7 +253,6 @@ def test_sense_out_of_range(speller: BackpackLM, sense: int):
     for read in (
         lambda: senses.nearest("a", sense=sense),
         lambda: senses.sense_projection("a", sense=sense),
-        lambda: senses.embedding_map(sense, list("abcdefg")),
     ):
         with pytest.raises(InputError, match="0 to 3"):
             read()
@@ -393,7 +397,7 @@ def run_folder(tmp_path: Path, speller: BackpackLM) -> Path:
         "iter_num": 0,
         "best_val_loss": float("inf"),
     }
-    checkpoint.save(tmp_path / "ckpt.pt", state)
+    checkpoint.save_checkpoint(tmp_path / "ckpt.pt", state)
     return tmp_path
 
 

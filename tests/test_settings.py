@@ -178,7 +178,7 @@ def test_a_sample_that_cannot_start(
     tmp_path: Path, speller: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {"model": speller.state_dict(), "model_args": dataclasses.asdict(speller.config)}
-    checkpoint.save(tmp_path / "ckpt.pt", state | {"tokenizer": speller.tokenizer.to_json()})
+    checkpoint.save_checkpoint(tmp_path / "ckpt.pt", state | {"tokenizer": speller.tokenizer.to_json()})
     cases = [
         ("--start=xyz", "unknown character 'x'"),
         ("--start=", "the prompt is empty"),

@@ -673,10 +673,10 @@ def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> N
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
-    checkpoint.save(path, {"iter_num": 3})
+    checkpoint.save_checkpoint(path, {"iter_num": 3})
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        checkpoint.save(path, {"model": torch.ones(1000), "iter_num": lambda: 4})
-    assert checkpoint.read(path)["iter_num"] == 3
+        checkpoint.save_checkpoint(path, {"model": torch.ones(1000), "iter_num": lambda: 4})
+    assert checkpoint.read_checkpoint(path)["iter_num"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
@@ -877,7 +877,7 @@ def test_learning_rate_without_decay_or_warm_up() -> None:
 )
 def test_only_the_weights_of_linear_layers_decay(shape: dict[str, Any]) -> None:
     widths = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_sense_vector": 4, "block_size": 5, "vocab_size": 7}
-    model = checkpoint.build(ModelConfig(**widths, **shape))
+    model = checkpoint.build_model(ModelConfig(**widths, **shape))
     config = TrainConfig(weight_decay=0.3, beta1=0.8, beta2=0.9)
     optimizer = make_optimizer(model, config)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -905,7 +905,7 @@ def test_weight_decay_moves_linear_weights_alone(data: Path, tmp_path: Path) -> 
 
 def test_a_model_without_linear_layers_has_an_optimizer_too() -> None:
     config = {"model_name": "gpt2", "n_layer": 0, "n_head": 1, "n_embd": 4, "block_size": 4}
-    model = checkpoint.build(ModelConfig(vocab_size=5, **config))
+    model = checkpoint.build_model(ModelConfig(vocab_size=5, **config))
     optimizer = make_optimizer(model, TrainConfig(**config))
     ids = torch.tensor([[0, 1, 2]])
     before = model.wte.weight.detach().clone()

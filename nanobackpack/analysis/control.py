@@ -38,6 +38,7 @@ from nanobackpack.model.edits import (
     flat,
 )
 from nanobackpack.safe.files import display_path, parse_json, replacing
+from nanobackpack.text.tokenizer import MARKS
 
 __all__ = [
     "AmplifyInWord",
@@ -241,7 +242,6 @@ def _check(model: LanguageModel, *ids: int, kind: str = "backpack-lm") -> None:
 # The factors of senses whose score is above the quantile .95, .80, .60, and below (paper, Table 11).
 STRENGTHS = ((1.0, 1.0, 1.0, 1.0), (1.5, 1.5, 1.3, 1.0), (2.2, 2.2, 1.5, 1.0), (3.3, 3.3, 3.0, 1.0))
 QUANTILES = (0.95, 0.80, 0.60)
-MARKS = ("<|endoftext|>", "<s>", "[CLS]", "</s>", "[SEP]", "[PAD]", "<pad>")  # tokens that are not text
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ from nanobackpack.analysis.results import (
     Composition,
     Contributions,
     Located,
-    Map,
     PerSense,
     Ranking,
     Scored,
@@ -42,9 +41,9 @@ from nanobackpack.text.tokenizer import (
     Text,
     Tokenizer,
     bos_ids,
-    encode,
     find_word,
     needs_tokenizer,
+    text_ids,
     token_id,
     word_ids,
 )
@@ -188,26 +187,6 @@ class Senses:
         # The softmax cancels: log p(a) - log p(b) is the difference of the scores.
         return PerSense(title=f"{word}: {first} against {second}", values=scores[:, a] - scores[:, b])
 
-    def embedding_map(self, sense: int, words: Sequence[Text], seed: int = 0) -> Map:
-        """One sense of N words in the plane: PCA to 50 dimensions, then t-SNE.
-
-        Raises: InputError for fewer than 5 words, or without scikit-learn (extra `analysis`).
-        """
-        self._rows(sense)
-        if len(words) < 5:
-            raise InputError(f"a map of {len(words)} words shows nothing: give 5 or more")
-        try:
-            from sklearn.manifold import TSNE
-        except ImportError:
-            raise InputError("a map needs scikit-learn: pip install 'nanobackpack[analysis]'") from None
-        x = self.many_senses(words)[:, sense].cpu().double()  # (N, D)
-        u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
-        reduced = (u * s)[:, :50]  # (N, 50): PCA
-        perplexity = min(30.0, (len(words) - 1) / 3)
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-        points = torch.from_numpy(tsne.fit_transform(reduced.numpy()))  # (N, 2)
-        return Map(title=f"sense {sense}", words=[str(w) for w in words], points=points)
-
     # --- Prompts -------------------------------------------------------------------------------
 
     def encode(self, prompt: Text) -> list[int]:
@@ -215,7 +194,7 @@ class Senses:
 
         Raises: InputError for an empty prompt, one longer than block_size, or an unknown character.
         """
-        ids = encode(self.tokenizer, prompt).ids
+        ids = text_ids(self.tokenizer, prompt)
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
         ids, size = self.bos + ids, self.model.config.block_size
@@ -294,7 +273,7 @@ class Senses:
 
     def find(self, prompt: Text, word: Text) -> list[slice]:
         """Where a word stands among the prompt's content tokens, each occurrence."""
-        return find_word(self.tokenizer, encode(self.tokenizer, prompt).ids, word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """How the tokens of a word share its weight at each position from its last token on:

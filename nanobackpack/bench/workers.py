@@ -40,8 +40,7 @@ from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_devic
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.prepare import write_tokens
 from nanobackpack.text.splits import split_tail
-from nanobackpack.text.tokenizer import Tokenizer, find, is_made
-from nanobackpack.text.tokenizer import build as make_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import build
 from nanobackpack.train.optim import make_optimizer
 
@@ -81,13 +80,13 @@ class Setup(NamedTuple):
 class Text(NamedTuple):
     """A text to prepare, and the tokenizer to do it with."""
 
-    what: str
     mb: int
     tokenizer: str
-    file: str = ""  # where it has been written
+    sources: tuple[str, ...] = ()  # files that are repeated up to this size; none: Python's help texts
+    file: str = ""  # where the text has been written
 
     def __str__(self) -> str:
-        return f"{self.mb} MB of {self.what}, {Path(self.tokenizer).stem}"
+        return f"{self.mb} MB, {Path(self.tokenizer).stem}"
 
 
 # --- In the process of a program --------------------------------------------------------------
@@ -122,33 +121,27 @@ class ModelWork:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def step(self) -> float:
-        """Seconds of a training step."""
-        x, y, types = next(self.batches)
-        start = self.now()
-        with autocast(self.device, self.dtype):
-            if self.plain:
-                loss = self.loss(self.model, x, y)
-            else:
-                loss = self.loss(x, y, types=types, loss_only=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self, times: int = 2) -> float:
+        """Seconds of a training step, the last of some. A single step would pay for the turns of the other
+        programs: the memory that it frees and asks for again has gone back to the system meanwhile."""
+        for _ in range(times):
+            x, y, types = next(self.batches)
+            start = self.now()
+            with autocast(self.device, self.dtype):
+                if self.plain:
+                    loss = self.loss(self.model, x, y)
+                else:
+                    loss = self.loss(x, y, types=types, loss_only=True).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return self.now() - start
-
-    def second_step(self) -> float:
-        """Seconds of a step that comes right after another, as in training. A first step would pay for the
-        turns of the others: the memory it frees and asks for again has gone back to the system meanwhile.
-        """
-        self.step()
-        return self.step()
 
     def memory(self) -> tuple[int, int]:
         """The most bytes in use in the first three steps: in all, and above model and optimizer state."""
         before = peak_memory(self.device, reset=True)  # with the model, and no optimizer state yet
-        for _ in range(3):
-            self.step()
+        self.step(3)
         tensors = (t for state in self.optimizer.state.values() for t in state.values())
         peak = peak_memory(self.device)
         return peak, peak - before - sum(t.numel() * t.element_size() for t in tensors)
@@ -229,7 +222,7 @@ class ModelWork:
     def profile(self, file: str) -> None:
         self.step()
         with torch.profiler.profile() as profile:
-            self.step()
+            self.step(1)
         profile.export_chrome_trace(file)
 
 
@@ -244,7 +237,7 @@ class TextWork:
             pieces = itertools.islice(self.corpus.read(), 16)
             self.tokenizer = make_tokenizer(text.tokenizer, [piece.text for piece in pieces])
         else:
-            self.tokenizer = find(text.tokenizer)
+            self.tokenizer = load_tokenizer(text.tokenizer)
 
     def encode(self) -> float:
         """MB/s from text to .bin; plain: of the tokenizers library alone, in memory, in batches like ours."""
@@ -360,7 +353,7 @@ class Bench:
         if (setup, kinds) not in self.known:
             if "cuda" in self.device:
                 for kind in kinds * 3:
-                    self.ask(kind, setup, "second_step")  # compiles for each number of different ids
-            times = self.compare(setup, "second_step", dict.fromkeys(kinds, ()), 2 if self.quick else 5)
+                    self.ask(kind, setup, "step")  # compiles for each number of different ids
+            times = self.compare(setup, "step", dict.fromkeys(kinds, ()), 2 if self.quick else 5)
             self.known[setup, kinds] = {kind: 1000 * t for kind, t in times.items()}
         return self.known[setup, kinds]

@@ -14,7 +14,7 @@ from nanobackpack.analysis.results import Result, aligned
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import Row, read_json_lines, score
 from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.text.tokenizer import Bos, bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, text_ids, unknown_id
 
 Pairs = list[tuple[str, str]]
 
@@ -86,7 +86,7 @@ def _row(model: LanguageModel, sentence: str, bos: Bos) -> Row | None:
     tokenizer = needs_tokenizer(model.tokenizer)
     before = bos_ids(tokenizer, bos)
     try:
-        ids = before + encode(tokenizer, sentence).ids
+        ids = before + text_ids(tokenizer, sentence)
     except InputError:  # a character that the tokenizer does not know
         return None
     fits = 2 <= len(ids) <= model.config.block_size + 1

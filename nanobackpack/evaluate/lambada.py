@@ -15,7 +15,7 @@ from nanobackpack.analysis.results import Result, aligned
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import Row, read_json_lines, score
 from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.text.tokenizer import Bos, bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, text_ids, unknown_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ def last_word(
     for passage in passages:
         context, word = split_last(passage)
         try:
-            start = before + encode(tokenizer, context).ids
-            end = encode(tokenizer, context + word).ids[len(start) - len(before) :]
+            start = before + text_ids(tokenizer, context)
+            end = text_ids(tokenizer, context + word)[len(start) - len(before) :]
         except InputError:  # a character that the tokenizer does not know
             continue
         if unknown not in start + end and start and 0 < len(end) <= model.config.block_size:

@@ -28,8 +28,7 @@ from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
 from nanobackpack.safe.files import display_path, read_json, replacing
 from nanobackpack.text.data import HELD_OUT, Splits, find_folder, open_folder
-from nanobackpack.train.checkpoint import open_model
-from nanobackpack.train.resume import check_vocabulary
+from nanobackpack.train.checkpoint import check_vocabulary, open_model
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

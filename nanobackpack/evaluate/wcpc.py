@@ -24,7 +24,7 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import Row, read_json_lines, score
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.model.generate import beam_search
-from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, encode, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, text_ids, unknown_id
 
 MASK = "<mask>"
 BANNED = [*',，。！!；;?？"”“、：:「」【】`…', "……"]
@@ -132,8 +132,8 @@ def _guess(
     """The words for the masks, likeliest first; None for an item that cannot be encoded."""
     size = model.config.block_size
     try:
-        before = bos + encode(tokenizer, item.before).ids
-        after = encode(tokenizer, item.after).ids[: size // 2]
+        before = bos + text_ids(tokenizer, item.before)
+        after = text_ids(tokenizer, item.after)[: size // 2]
     except InputError:  # a character that the tokenizer does not know
         return None
     if not before or item.n > size // 2:

@@ -41,32 +41,32 @@ from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.safe import download as hub
 from nanobackpack.safe import untrusted as foreign
 from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
-from nanobackpack.text.data import read_tokenizer
+from nanobackpack.text.data import Splits, read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
 MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
-def build(config: ModelConfig) -> BackpackLM | GPT:
+def build_model(config: ModelConfig) -> BackpackLM | GPT:
     """A model with fresh weights."""
     return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
 
 
-def save(path: Path, checkpoint: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
     """Write a checkpoint: temporary name, flushed to disk, then renamed over the old one; see `replacing`."""
     with replacing(path, before) as f:
-        torch.save({"format": FORMAT, **checkpoint}, f)
+        torch.save({"format": FORMAT, **state}, f)
 
 
 def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
     tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
     args = dataclasses.asdict(model.config)
-    save(Path(path), {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer})
+    save_checkpoint(Path(path), {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer})
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint file as a dict: tensors and plain values, whatever else it holds is refused.
 
     Raises: InputError if it is missing, damaged, or would have to run code.
@@ -130,7 +130,7 @@ def describe_world_size_change(old: dict[str, Any], config: TrainConfig, world_s
     return f"processes: {world_size} now, {before} before: {what}"
 
 
-def find(path: Path) -> Path:
+def checkpoint_in(path: Path) -> Path:
     """The checkpoint file that `path` stands for: a file, or a run's folder.
 
     A folder stands for its last state, ckpt.pt, or with always_save_checkpoint=False for its best.
@@ -173,9 +173,9 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     Raises: InputError with one line if there is nothing there or it cannot be used.
     """
     path = Path(path)
-    file = find(path)
+    file = checkpoint_in(path)
     if file.is_file():
-        state = read(file)
+        state = read_checkpoint(file)
         if file != path:  # else that very file is asked for
             check_run(state, file)
         model = model_from(state, file)
@@ -212,7 +212,7 @@ def open_model(config: LoadConfig) -> BackpackLM | GPT:
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
-    """The model a checkpoint read by `read` holds.
+    """The model a checkpoint read by read_checkpoint holds.
 
     Raises: InputError if its settings or tensors do not fit together.
     """
@@ -254,7 +254,7 @@ def _filled(
             f"{source}: {short_repr(config.n_block)} blocks with {short_repr(least)} parameters cannot be in "
             f"{sum(held.values())} bytes"
         )
-    model = build(config)
+    model = build_model(config)
     compat.import_state(model, state, layout, source)
     model.tokenizer = tokenizer
     return model
@@ -286,15 +286,38 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
             raise InputError(
                 f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin"
             )
-        state = read(weights)
+        state = read_checkpoint(weights)
     config, state, layout = compat.read_hugging_face(settings, state, str(folder))
     return _filled(config, state, layout, in_folder(folder), str(weights))
+
+
+def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
+    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
+
+    Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.
+    """
+    theirs, ours = model.tokenizer, data.tokenizer
+    n_theirs = model.config.n_token
+    if not ours:
+        try:
+            return data.check_ids(n_theirs)
+        except InputError as error:
+            raise InputError(f"{name} has {n_theirs:,} tokens: {error}") from error
+    same_size = n_theirs == ours.vocab_size
+    difference = theirs.difference(ours) if theirs else "" if same_size else "these are not the same"
+    if difference:
+        kind = f"a {theirs.kind} tokenizer of " if theirs else ""
+        raise InputError(
+            f"{name} has {kind}{n_theirs:,} tokens, {display_path(data.folder)} has a {ours.kind} "
+            f"tokenizer of "
+            f"{ours.vocab_size:,} tokens: {difference}; prepare the data with the model's tokenizer"
+        )
 
 
 LAST = "ckpt.pt"
 
 
-class Saver:
+class BackgroundWriter:
     """Writes the states of a run into its folder, one at a time, while training goes on.
 
     `resumed` is the file the run goes on from, if it does. States of a run before it stay until this one
@@ -309,7 +332,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -346,7 +369,7 @@ class Saver:
     def _write(self, name: str, state: dict[str, Any]) -> None:
         path = self.folder / name
         try:
-            save(path, state, self._keep if name == LAST else lambda: None)
+            save_checkpoint(path, state, self._keep if name == LAST else lambda: None)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a write that failed
             kept = f"; {LAST} is still the state before" if (self.folder / LAST).is_file() else ""
             self._error = InputError(
@@ -398,7 +421,7 @@ def on_host(state: Any) -> Any:
     return [on_host(value) for value in state] if isinstance(state, list) else state
 
 
-def last_state(folder: Path) -> tuple[dict[str, Any], Path, str]:
+def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
     """The newest whole state of the run in a folder: its content, its file, and a line if a newer one is
     damaged.
 
@@ -408,7 +431,7 @@ def last_state(folder: Path) -> tuple[dict[str, Any], Path, str]:
     for name in (LAST, *previous(len(list(folder.glob("ckpt_prev*.pt"))) + 1)):
         path = folder / name
         try:
-            state = read(path)
+            state = read_checkpoint(path)
             check_run(state, path)
         except InputError as error:
             problem = problem or error

@@ -26,7 +26,7 @@ from nanobackpack.safe.files import display_path
 from nanobackpack.text.data import Splits
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import last_state
+from nanobackpack.train.checkpoint import last_good_checkpoint
 from nanobackpack.train.optim import averages_of
 from nanobackpack.train.parallel import Processes
 
@@ -62,16 +62,16 @@ def start(config: TrainConfig, data: Splits) -> Start:
     size, used = (data.tokenizer.padded_size, data.tokenizer.vocab_size) if data.tokenizer else (50304, 50257)
     fresh = config.model_config(size, used if used < size else 0)
     if config.init_from == "scratch":
-        return Start(checkpoint.build(fresh).train(), config)
+        return Start(checkpoint.build_model(fresh).train(), config)
     source = checkpoint.load_model(config.init_from)
-    check_vocabulary(source, config.init_from, data)
+    checkpoint.check_vocabulary(source, config.init_from, data)
     same = source.config.n_token == fresh.n_token
     return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
 
 
 def resume(config: TrainConfig, data: Splits) -> Start:
     """The last whole state of a run. Raises: InputError if there is none, or it does not fit."""
-    resumed, source, fallback = last_state(Path(config.out_dir))
+    resumed, source, fallback = last_good_checkpoint(Path(config.out_dir))
     if resumed.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
     check_state(resumed, source)
@@ -82,7 +82,7 @@ def resume(config: TrainConfig, data: Splits) -> Start:
     if config.block_size < model.config.block_size:
         whole, model = (
             model,
-            checkpoint.build(dataclasses.replace(model.config, block_size=config.block_size)),
+            checkpoint.build_model(dataclasses.replace(model.config, block_size=config.block_size)),
         )
         copy_weights(whole, model)
         model.tokenizer = whole.tokenizer
@@ -232,7 +232,7 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
             differ.append(f"{key}={wanted} (it has {has})")
     if differ:
         raise InputError(f"{name} does not fit {', '.join(differ)}: leave these settings out or adapt them")
-    model = checkpoint.build(dataclasses.replace(target, block_size=config.block_size))
+    model = checkpoint.build_model(dataclasses.replace(target, block_size=config.block_size))
     if target.model_name != source.config.model_name:
         shorten_senses(model, source)
     copy_weights(source, model)
@@ -271,29 +271,6 @@ def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
         ours[name][:n] = t[:n]
         if name == "wte.weight":
             ours[name][n:] = 0
-
-
-def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
-    """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
-
-    Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.
-    """
-    theirs, ours = model.tokenizer, data.tokenizer
-    n_theirs = model.config.n_token
-    if not ours:
-        try:
-            return data.check_ids(n_theirs)
-        except InputError as error:
-            raise InputError(f"{name} has {n_theirs:,} tokens: {error}") from error
-    same_size = n_theirs == ours.vocab_size
-    difference = theirs.difference(ours) if theirs else "" if same_size else "these are not the same"
-    if difference:
-        kind = f"a {theirs.kind} tokenizer of " if theirs else ""
-        raise InputError(
-            f"{name} has {kind}{n_theirs:,} tokens, {display_path(data.folder)} has a {ours.kind} "
-            f"tokenizer of "
-            f"{ours.vocab_size:,} tokens: {difference}; prepare the data with the model's tokenizer"
-        )
 
 
 def check_same(

@@ -41,7 +41,7 @@ from nanobackpack.safe.files import display_path, remove_stale, replacing
 from nanobackpack.safe.run import locked, report_bad_step, within_memory
 from nanobackpack.text.data import SPLITS, open_data
 from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import LAST, Saver
+from nanobackpack.train.checkpoint import LAST, BackgroundWriter
 from nanobackpack.train.log import Log, NoLog, describe, duration, flops_per_step, import_wandb, peak_flops
 from nanobackpack.train.optim import learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
@@ -106,7 +106,7 @@ class Trainer:
         fresh = None if config.eval_only else secrets.token_hex(8)
         self.run_id = resumed.get("run") if resumed else fresh  # of None, nobody can tell the states apart
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
-        self.saver = Saver(self.out_dir, config.keep_last, begin.source)
+        self.saver = BackgroundWriter(self.out_dir, config.keep_last, begin.source)
         self.saved_step = self.step if resumed else -1  # the step in ckpt.pt (-1: none of this run)
         self.stop_signal = 0  # the signal that asked the run to end
         # First step whose loss was not finite (-1: none). On the device: looking at it would stall it.

@@ -125,7 +125,7 @@ for name, (view, why) in VIEWS.items():
 @beast("tensor-shared", "one storage under 10,000 names, to be copied 10,000 times", "model")
 def _(d: Path) -> None:
     sizes = SIZES | {"n_layer": 900, "n_embd": 64}
-    model = checkpoint.build(ModelConfig(**sizes | {"n_layer": 2}))
+    model = checkpoint.build_model(ModelConfig(**sizes | {"n_layer": 2}))
 
     def view(t: torch.Tensor) -> View:
         return View(Storage(1 << 14), 0, tuple(t.shape), t.stride())

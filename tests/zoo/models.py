@@ -26,7 +26,7 @@ def gpt2(folder: Path, config: str | dict[str, Any], header: bytes | None = None
         (folder / "model.safetensors").write_bytes(header + body)
         return
     sizes = SIZES | {"model_name": "gpt2", "n_layer": 1, "bias": True}
-    state = compat.export_state(checkpoint.build(ModelConfig(**sizes)), compat.GPT2)
+    state = compat.export_state(checkpoint.build_model(ModelConfig(**sizes)), compat.GPT2)
     state = {k: v.contiguous().clone() for k, v in state.items()}
     save_file(state, folder / "model.safetensors")
 

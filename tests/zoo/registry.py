@@ -42,7 +42,7 @@ def beast(name: str, why: str, *loaders: str) -> Callable[[Callable[[Path], obje
 
 def good(legacy: bool = False) -> dict[str, Any]:
     """A checkpoint with which nothing is wrong, ours or nanoBackpackLM's."""
-    model = checkpoint.build(ModelConfig(**SIZES))
+    model = checkpoint.build_model(ModelConfig(**SIZES))
     if legacy:
         args = SIZES | {"bias": False, "dropout": 0.0}
         return {"model": export_state(model, NANO), "model_args": args, "config": {"dataset": "mine"}}
