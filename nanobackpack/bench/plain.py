@@ -8,15 +8,16 @@ Letters: B batch, T time (positions), D width, K senses, V vocabulary, N tokens.
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanobackpack.model.backpack import GPT, LanguageModel
+from nanobackpack.model.backpack import GPT
 
 
-def plain_logits(model: LanguageModel, ids: Tensor) -> Tensor:
+def plain_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits (B, T, V) of ids (B, T), the senses of each position computed anew."""
     e = model.wte(ids)  # (B, T, D)
     h = model.context(e)  # (B, T, D)
@@ -29,13 +30,13 @@ def plain_logits(model: LanguageModel, ids: Tensor) -> Tensor:
     return o @ model.wte.weight.T  # (B, T, V)
 
 
-def plain_loss(model: LanguageModel, ids: Tensor, targets: Tensor) -> Tensor:
+def plain_loss(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats of targets (B, T)."""
     return F.cross_entropy(plain_logits(model, ids).flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
-def plain_generate(model: LanguageModel, ids: Tensor, n: int, temperature: float) -> Tensor:
+def plain_generate(model: Any, ids: Tensor, n: int, temperature: float) -> Tensor:
     """Continue ids (B, T) by n tokens, recomputing the last block_size positions for each of them."""
     for _ in range(n):
         logits = plain_logits(model, ids[:, -model.config.block_size :])[:, -1, : model.config.n_token]

@@ -1,12 +1,12 @@
-"""How it is measured: processes that hold one program each, and the clock that lets them take turns.
+"""How it is measured: a process for each program that is compared, and the clock that lets them take turns.
 
     bench = Bench("cpu", quick=True)
-    bench.ask("ours", CHARS, "step")    # seconds of a training step, measured in the process of ours
-    bench.steps(CHARS)                  # {"plain": 61.2, "ours": 24.8, "gpt": 14.8}: medians, milliseconds
+    bench.ask("ours", setup, "step")    # milliseconds of a training step, measured in the process of ours
+    bench.steps(setup)                  # {"plain": 61.2, "ours": 24.8, "gpt": 14.8}: medians
     bench.close()
 
-How a process keeps the memory it frees is settled for the whole process, and plain runs without the matrix
-products that we choose (oneDNN on AMD). So no two programs may share a process.
+Whether a process keeps the memory it frees is settled for the whole process, and plain runs without the
+matrix products that we choose (oneDNN on AMD). So no two programs may share a process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +33,13 @@ from nanobackpack import control
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.bench.plain import plain_generate, plain_loss, plain_nearest
 from nanobackpack.config import ModelConfig, TrainConfig
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.model.generate import KVCache
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.prepare import write_tokens
 from nanobackpack.text.splits import split_tail
 from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
-from nanobackpack.train.checkpoint import build
+from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
 
 KINDS = ("plain", "ours", "gpt")
@@ -82,7 +80,7 @@ class Text(NamedTuple):
 
     mb: int
     tokenizer: str
-    sources: tuple[str, ...] = ()  # files that are repeated up to this size; none: Python's help texts
+    sources: tuple[str, ...] = ()  # files, repeated up to the size; none: Python's help texts
     file: str = ""  # where the text has been written
 
     def __str__(self) -> str:
@@ -97,16 +95,17 @@ class ModelWork:
 
     def __init__(self, kind: str, setup: Setup, device: torch.device) -> None:
         self.plain, self.setup, self.device = kind.startswith("plain"), setup, device
-        self.dtype = pick_dtype("auto", self.device)
+        self.dtype = pick_dtype("auto", device)
         torch.manual_seed(0)
-        self.model: LanguageModel = build(setup.model(kind)).to(self.device).train()
+        self.model: Any = build_model(setup.model(kind)).to(device).train()
         self.model.context.recompute = kind == "ours recompute"
         self.optimizer = make_optimizer(self.model, TrainConfig(optimizer="adamw"))
         self.loss: Callable[..., Any] = plain_loss if self.plain else self.model
-        if kind != "plain" and pick_compile("auto", self.device):
+        if kind != "plain" and pick_compile("auto", device):
             self.loss = torch.compile(self.loss)
         self.batches = itertools.cycle([self.batch(setup.ids(seed)) for seed in range(4)])
-        self.caches: dict[tuple[int, int, bool], KVCache] = {}
+        self.ids = itertools.cycle(range(setup.V))
+        self.caches: dict[tuple[int, int, bool], Any] = {}
 
     def batch(self, ids: Tensor) -> tuple[Tensor, Tensor, UniqueIds | None]:
         x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # (B, T) each
@@ -122,8 +121,8 @@ class ModelWork:
         return time.perf_counter()
 
     def step(self, times: int = 2) -> float:
-        """Seconds of a training step, the last of some. A single step would pay for the turns of the other
-        programs: the memory that it frees and asks for again has gone back to the system meanwhile."""
+        """Milliseconds of a training step, the last of some. A single one would pay for the turns of the
+        other programs: the memory that it frees and asks for again has gone back to the system meanwhile."""
         for _ in range(times):
             x, y, types = next(self.batches)
             start = self.now()
@@ -136,21 +135,25 @@ class ModelWork:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return self.now() - start
+        return 1000 * (self.now() - start)
 
     def memory(self) -> tuple[int, int]:
-        """The most bytes in use in the first three steps: in all, and above model and optimizer state."""
+        """The most bytes in use in the first steps: in all, and above model and optimizer state."""
         before = peak_memory(self.device, reset=True)  # with the model, and no optimizer state yet
         self.step(3)
         tensors = (t for state in self.optimizer.state.values() for t in state.values())
         peak = peak_memory(self.device)
         return peak, peak - before - sum(t.numel() * t.element_size() for t in tensors)
 
-    def generate(self, n: int, samples: int, temperature: float, some: int, restart: bool) -> float:
-        """Tokens per second when one token is continued by n; with `some`, measured at that many positions.
+    def profile(self, file: str) -> None:
+        self.step()
+        with torch.profiler.profile() as profile:
+            self.step(1)
+        profile.export_chrome_trace(file)
 
-        The plain program makes one sample after the other, so one sample tells its speed.
-        """
+    def generate(self, n: int, samples: int, temperature: float, restart: bool, some: int) -> float:
+        """Tokens per second when one token is continued by n. The plain program makes one sample after the
+        other, so one tells its speed; with `some` it makes single tokens at that many of the positions."""
         ids = self.setup.ids(0)[:1].to(self.device)  # (1, T + 1)
         torch.manual_seed(0)
         start = self.now()
@@ -172,34 +175,25 @@ class ModelWork:
         return self.text
 
     @torch.inference_mode()
-    def decode(self, context: int, n: int) -> float:
-        """Seconds for each of the n tokens that follow a cached context."""
-        ids, cache = self.setup.ids(0)[:1].to(self.device), self.model.new_cache()  # (1, T + 1)
+    def decode(self, position: int, samples: int = 1, controlled: bool = False, new: bool = False) -> float:
+        """Milliseconds for a token of each of some samples, up to a position: under topic control or not,
+        the same token again or one that has not been met before, whose senses must be computed."""
+        n, key = 8, (position, samples, controlled)
         with autocast(self.device, self.dtype):
-            self.model.next_logits(ids[:, :context], cache)
+            if key not in self.caches:
+                # Fill a cache up to n positions before that; every measurement goes on from there.
+                draw = torch.Generator().manual_seed(0)
+                strength = torch.rand(self.setup.V, self.setup.K, generator=draw) + 1
+                prompt = torch.randint(self.setup.V, (samples, position - n), generator=draw)
+                edits = control.TopicControl(strength, f=0.3) if controlled else ()
+                self.caches[key] = self.model.eval().new_cache(edits)
+                self.model.next_logits(prompt.to(self.device), self.caches[key])
+            cache, tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
+            cache.length = position - n
             start = self.now()
-            for i in range(context, context + n):
-                self.model.next_logits(ids[:, i : i + 1], cache)
-        return (self.now() - start) / n
-
-    @torch.inference_mode()
-    def topic_token(self, samples: int, position: int, controlled: bool) -> float:
-        """Seconds for a token of each of some samples, decoded up to a position with or without topic control."""
-        n, key = 8, (samples, position, controlled)
-        if key not in self.caches:
-            # Fill a cache up to n positions before; every measurement goes on from there.
-            draw = torch.Generator().manual_seed(0)
-            strength = torch.rand(self.setup.V, self.setup.K, generator=draw) + 1
-            edits = control.TopicControl(strength, f=0.3) if controlled else ()
-            self.caches[key] = self.model.eval().new_cache(edits)
-            prompt = torch.randint(self.setup.V, (samples, position - n), generator=draw)
-            self.model.next_logits(prompt.to(self.device), self.caches[key])
-        cache, token = self.caches[key], torch.zeros(samples, 1, dtype=torch.int64, device=self.device)
-        cache.length = position - n
-        start = self.now()
-        for _ in range(n):
-            self.model.next_logits(token, cache)
-        return (self.now() - start) / n
+            for token in tokens:
+                self.model.next_logits(torch.full((samples, 1), token, device=self.device), cache)
+        return 1000 * (self.now() - start) / n
 
     @functools.cached_property
     def senses(self) -> Senses:
@@ -208,22 +202,16 @@ class ModelWork:
         return Senses(self.model)
 
     def nearest(self, words: int) -> float:
-        """Seconds a word to find the 6 nearest tokens in all of its senses; plain: from a sample of tokens."""
+        """Milliseconds to find the tokens nearest to a word's senses; plain: among a sample, scaled."""
         if self.plain:
             table = self.model.sense_vectors(list(range(LOOP_TOKENS)))  # (N, K, D)
             start = self.now()
             plain_nearest(table, table[7], 6)
-            return (self.now() - start) * self.setup.V / LOOP_TOKENS
+            return 1000 * (self.now() - start) * self.setup.V / LOOP_TOKENS
         start = self.now()
         for found in self.senses.nearest_many([chr(0x10000 + 7 + i) for i in range(words)], k=6):
             found.scores.cpu()
-        return (self.now() - start) / words
-
-    def profile(self, file: str) -> None:
-        self.step()
-        with torch.profiler.profile() as profile:
-            self.step(1)
-        profile.export_chrome_trace(file)
+        return 1000 * (self.now() - start) / words
 
 
 class TextWork:
@@ -241,20 +229,18 @@ class TextWork:
 
     def encode(self) -> float:
         """MB/s from text to .bin; plain: of the tokenizers library alone, in memory, in batches like ours."""
-        if self.plain:
+        with tempfile.TemporaryDirectory() as folder:
             library = tokenizers.Tokenizer.from_str(self.tokenizer.to_json())
-            pieces = [piece.text for piece in self.corpus.read()]
+            pieces = [piece.text for piece in self.corpus.read()] if self.plain else []
             start = time.perf_counter()
+            if not self.plain:
+                write_tokens(Path(folder) / "out", {"": self.corpus}, self.tokenizer, split_tail(0.1))
             for i in range(0, len(pieces), 8):
                 library.encode_batch(pieces[i : i + 8], add_special_tokens=False)
             return self.n_bytes / 1e6 / (time.perf_counter() - start)
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            write_tokens(Path(folder) / "out", {"": self.corpus}, self.tokenizer, split_tail(0.1))
-            return self.n_bytes / 1e6 / (time.perf_counter() - start)
 
-    def memory(self) -> tuple[float, float]:
-        """The most bytes that preparing the text takes, the process included; and MB/s."""
+    def memory(self) -> tuple[int, float]:
+        """The most bytes that the process takes while it prepares the text, and MB/s."""
         peak_memory(torch.device("cpu"), reset=True)
         speed = self.encode()
         return peak_memory(torch.device("cpu")), speed
@@ -276,24 +262,24 @@ def peak_memory(device: torch.device, reset: bool = False) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def serve(pipe: Connection, kind: str, device: str) -> None:
-    """Do what the pipe asks and send back the result, until it closes."""
+_held: tuple[Setup | Text | None, Any] = (None, None)  # what this process works on
+
+
+def call(kind: str, device: str, setup: Setup | Text, method: str, args: tuple[Any, ...]) -> Any:
+    """In the process of a program: do what is asked for, and keep the model until another is wanted."""
+    global _held
     onednn: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if kind.startswith("plain"):
         warnings.simplefilter("ignore", UserWarning)  # about other settings of the same name
         onednn = torch.backends.mkldnn.flags(enabled=False)
     else:
         keep_memory(kind != "ours recompute")
-    work: ModelWork | TextWork | None = None
-    held: Setup | Text | None = None
-    with onednn, contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            setup, method, args = pipe.recv()
-            if held != setup:
-                work = None  # free the model before the next one is built
-                work = (TextWork if isinstance(setup, Text) else ModelWork)(kind, setup, pick_device(device))
-                held = setup
-            pipe.send(getattr(work, method)(*args))
+    with onednn:
+        if _held[0] != setup:
+            _held = (None, None)  # free one model before the next is built
+            work: Any = TextWork if isinstance(setup, Text) else ModelWork
+            _held = (setup, work(kind, setup, pick_device(device)))
+        return getattr(_held[1], method)(*args)
 
 
 # --- Taking turns -----------------------------------------------------------------------------
@@ -304,30 +290,28 @@ class Bench:
 
     def __init__(self, device: str, quick: bool) -> None:
         self.device, self.quick = device, quick
-        self.workers: dict[str, tuple[Connection, multiprocessing.process.BaseProcess]] = {}
+        self.workers: dict[str, ProcessPoolExecutor] = {}
         self.known: dict[tuple[Setup, tuple[str, ...]], dict[str, float]] = {}
 
     def ask(self, kind: str, setup: Setup | Text, method: str, *args: Any) -> Any:
-        """What a method returns in the process of that kind. Raises EOFError if the process died."""
+        """What a method returns in the process of that kind. Raises BrokenProcessPool if the process died."""
         if kind not in self.workers:
-            spawn = multiprocessing.get_context("spawn")
-            pipe, theirs = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(theirs, kind, self.device), daemon=True)
-            process.start()
-            theirs.close()
-            self.workers[kind] = pipe, process
-        pipe = self.workers[kind][0]
-        pipe.send((setup, method, args))
-        return pipe.recv()
+            self.workers[kind] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        return self.workers[kind].submit(call, kind, self.device, setup, method, args).result()
+
+    def task(self, kind: str, setup: Setup | Text, method: str, *args: Any) -> Callable[[], float]:
+        return functools.partial(self.ask, kind, setup, method, *args)
 
     def close(self) -> None:
-        for pipe, process in self.workers.values():
-            pipe.close()
-            process.join()
+        for worker in self.workers.values():
+            worker.shutdown()
         self.workers.clear()
 
-    def turns(self, tasks: Mapping[str, Callable[[], float]], least: int) -> dict[str, float]:
-        """The median of what each task returns; they take turns for some seconds, and `least` times."""
+    def turns(self, tasks: Mapping[str, Callable[[], float]], least: int, warm: int = 1) -> dict[str, float]:
+        """The median of what each task returns; they take turns for some seconds, and `least` times. First
+        each runs `warm` times unmeasured: it starts threads, fills tables and caches, compiles."""
+        for task in [*tasks.values()] * warm:
+            task()
         results: dict[str, list[float]] = {name: [] for name in tasks}
         end, rounds = time.perf_counter() + SECONDS[self.quick], 0
         while rounds < least or time.perf_counter() < end:
@@ -337,23 +321,10 @@ class Bench:
             rounds += 1
         return {name: statistics.median(values) for name, values in results.items()}
 
-    def compare(
-        self, setup: Setup | Text, method: str, calls: Mapping[str, tuple[Any, ...]], least: int = 2
-    ) -> dict[str, float]:
-        """The median of a method that programs of these kinds call in turns, with these arguments."""
-        tasks = {
-            kind: functools.partial(self.ask, kind, setup, method, *args) for kind, args in calls.items()
-        }
-        for task in tasks.values():
-            task()  # the first call is slow: it starts threads, fills tables
-        return self.turns(tasks, least)
-
     def steps(self, setup: Setup, kinds: tuple[str, ...] = KINDS) -> dict[str, float]:
         """Milliseconds of a training step of each kind."""
         if (setup, kinds) not in self.known:
-            if "cuda" in self.device:
-                for kind in kinds * 3:
-                    self.ask(kind, setup, "step")  # compiles for each number of different ids
-            times = self.compare(setup, "step", dict.fromkeys(kinds, ()), 2 if self.quick else 5)
-            self.known[setup, kinds] = {kind: 1000 * t for kind, t in times.items()}
+            tasks = {kind: self.task(kind, setup, "step") for kind in kinds}
+            warm = 4 if "cuda" in self.device else 1  # compiles for each number of different ids
+            self.known[setup, kinds] = self.turns(tasks, 2 if self.quick else 5, warm)
         return self.known[setup, kinds]
