@@ -85,9 +85,7 @@ def test_the_measures_end_in_a_table_and_a_file(
         Case("step", SMALL, "ms", "plain/ours", 2, inf, cases.steps),
         Case("slides", SMALL, "tokens/s", "ours/plain", 2, inf, slides),
         Case("step", MANY, "ms", "ours/gpt", 0, 1.15, cases.steps),
-        Case(
-            "ten", SMALL, "tokens/s", "ours/plain", 2, inf, partial(cases.generate, n=8, samples=10, some=2)
-        ),
+        Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, ten),
         Case("restarts", SMALL, "tokens/s", "ours/plain", 2, inf, restarts),
         Case("decode", decoded, "ms", "ours/gpt", 0, 1.15, cases.decode),
         Case("topic", decoded, "ms", "ours/free", 0, 1.3, partial(cases.topic, position=16, samples=2)),

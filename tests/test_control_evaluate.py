@@ -146,11 +146,11 @@ def test_gender_bias_of_a_gpt():
     assert any(factor != 1 for factor in found.factors)
 
 
-def test_bias_of_edits_of_the_last_row():
+def test_bias_under_edits_of_weights():
     """In a batch of prompts of different lengths each has its own last row, not that of the padding."""
     model = worded(block_size=12)
     rows = [[6, 3, 8, 9], [3, 8], [5, 3, 8] * 4]
-    edit = control.AmplifyInWord((3, 8), (8.0, 1.0), last_row=True)
+    edit = control.AmplifyInWord((3, 8), (8.0, 1.0))
     by_hand = ratio_by_hand(model, rows, (edit,))
     assert by_hand != pytest.approx(ratio_by_hand(model, rows), rel=1e-4)
     assert bias.bias_ratio(model, rows, 1, 2, edit) == pytest.approx(by_hand, rel=1e-4)

@@ -323,7 +323,7 @@ def test_without_a_network_the_way_out_is_named(hub: Path) -> None:
         with pytest.raises(InputError) as error:
             load_model(name)
         assert "\n" not in str(error.value)
-        assert f"{name} is no folder here" in str(error.value)
+        assert f"{name} is no file or folder here" in str(error.value)
         assert "name a local folder" in str(error.value)
     folder = snapshot(hub, "gpt2-xl")
     (folder / "vocab.json").write_text("{}")

@@ -55,12 +55,12 @@ def _sample(config: SampleConfig, processes: Processes) -> None:
         model,
         start,
         config.max_new_tokens,
-        config.temperature,
-        config.top_k or None,
-        config.top_p,
-        draws,
-        config.restart,
-        edits,
+        restart=config.restart,
+        edits=edits,
+        temperature=config.temperature,
+        top_k=config.top_k or None,
+        top_p=config.top_p,
+        generator=draws,
     )
     with autocast(device, dtype):
         for new in steps if own else ():

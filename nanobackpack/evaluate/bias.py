@@ -129,10 +129,9 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)  # (N, T)
     ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N): nothing sees what is after it
     with reading(model):
-        h = model.hidden(ids, None, model.edits_in_force(edits).on_any_row())[
-            torch.arange(len(rows), device=device), ends
-        ]  # (N, D)
-        log_ratio = h @ (model.wte.weight[he] - model.wte.weight[she])  # (N): the softmax cancels
+        at = torch.arange(len(rows), device=device), ends
+        logits = model(ids, edits=edits, at=at).logits  # (N, V)
+        log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
     return log_ratio.abs().double().exp().mean().item()
 
 

@@ -27,7 +27,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
 from nanobackpack.safe.files import display_path, read_json, replacing
-from nanobackpack.text.data import HELD_OUT, Splits, find_folder, open_folder
+from nanobackpack.text.data import TokenData, open_dataset
+from nanobackpack.text.meta import HELD_OUT
 from nanobackpack.train.checkpoint import check_vocabulary, open_model
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -85,7 +86,7 @@ def loss_of(model: LanguageModel, batches: Batches, dtype: torch.dtype = torch.f
 
 def perplexity(
     model: LanguageModel,
-    data: Splits,
+    data: TokenData,
     split: str,
     *,
     batch_size: int = 12,
@@ -161,15 +162,12 @@ def report(config: PerplexityConfig, each_part: bool = False) -> None:
             file.write((json.dumps(result, indent=2) + "\n").encode())
 
 
-def open_stream(config: PerplexityConfig) -> tuple[Splits, str]:
+def open_stream(config: PerplexityConfig) -> tuple[TokenData, str]:
     """The data and the split that config names. Raises: InputError if there is none."""
     path = Path(config.dataset or _trained_on(config))
-    known = None if config.data_bin_dtype == "auto" else config.data_bin_dtype
     if path.suffix == ".bin":
-        data = Splits(path.parent, known)
-        data.add(path.stem, path)
-        return data, path.stem
-    data = open_folder(find_folder(str(path)), config.data_bin_dtype)
+        return TokenData(path.parent, config.data_bin_dtype, {path.stem: path}), path.stem
+    data = open_dataset(path, config.data_bin_dtype)
     split = config.split
     if split == "auto":
         split = HELD_OUT if all(part in data.splits for part in data.parts(HELD_OUT) or [""]) else "val"

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.model.kernels import linear
 from nanobackpack.runtime import reading
 from nanobackpack.safe.files import display_path, parse_json, read_text
 
@@ -71,14 +70,13 @@ def _score(
     """The last positions of each input predict its targets; padding on the right cannot be seen by them."""
     T = max(map(len, inputs))
     ids = torch.tensor([row + [0] * (T - len(row)) for row in inputs], device=device)  # (B, T)
-    h = model.hidden(ids, None, model.edits_in_force().on_any_row())  # (B, T, D)
     at = [
         (b, len(x) - len(y) + i)
         for b, (x, y) in enumerate(zip(inputs, targets, strict=True))
         for i in range(len(y))
     ]
     rows, positions = torch.tensor(at, device=device).T  # (N) each
-    logits = linear(h[rows, positions], model.wte.weight).float()  # (N, V)
+    logits = model(ids, at=(rows, positions)).logits  # (N, V)
     wanted = torch.tensor([i for y in targets for i in y], device=device)  # (N)
     log_p = logits.log_softmax(dim=1).gather(1, wanted[:, None])[:, 0]  # (N)
     exact = logits[:, : model.config.n_token].argmax(dim=1) == wanted  # (N)
