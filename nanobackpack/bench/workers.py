@@ -109,11 +109,11 @@ class ModelWork:
 
     def batch(self, ids: Tensor) -> tuple[Tensor, Tensor, UniqueIds | None]:
         x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # (B, T) each
-        types = None
+        tokens = None
         if self.device.type == "cuda" and not self.plain and self.setup.V > self.setup.D:
             # While a GPU computes, the CPU has the time to find the different ids of the next batch.
-            types = UniqueIds(*(t.to(self.device) for t in unique_ids(x, self.setup.V, multiple=1024)))
-        return x.to(self.device), y.to(self.device), types
+            tokens = UniqueIds(*(t.to(self.device) for t in unique_ids(x, self.setup.V, multiple=1024)))
+        return x.to(self.device), y.to(self.device), tokens
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -124,13 +124,13 @@ class ModelWork:
         """Milliseconds of a training step, the last of some. A single one would pay for the turns of the
         other programs: the memory that it frees and asks for again has gone back to the system meanwhile."""
         for _ in range(times):
-            x, y, types = next(self.batches)
+            x, y, tokens = next(self.batches)
             start = self.now()
             with autocast(self.device, self.dtype):
                 if self.plain:
                     loss = self.loss(self.model, x, y)
                 else:
-                    loss = self.loss(x, y, types=types, loss_only=True).loss
+                    loss = self.loss(x, y, tokens=tokens, loss_only=True).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
@@ -185,14 +185,16 @@ class ModelWork:
                 draw = torch.Generator().manual_seed(0)
                 strength = torch.rand(self.setup.V, self.setup.K, generator=draw) + 1
                 prompt = torch.randint(self.setup.V, (samples, position - n), generator=draw)
-                edits = control.TopicControl(strength, f=0.3) if controlled else ()
-                self.caches[key] = self.model.eval().new_cache(edits)
-                self.model.next_logits(prompt.to(self.device), self.caches[key])
-            cache, tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
+                edits = [control.TopicControl(strength, f=0.3)] * controlled
+                cache = self.model.eval().new_cache(edits)
+                self.model.next_logits(prompt.to(self.device), cache, edits)
+                self.caches[key] = cache, edits
+            (cache, edits), tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
             cache.length = position - n
             start = self.now()
             for token in tokens:
-                self.model.next_logits(torch.full((samples, 1), token, device=self.device), cache)
+                ids = torch.full((samples, 1), token, device=self.device)
+                self.model.next_logits(ids, cache, edits)
         return 1000 * (self.now() - start) / n
 
     @functools.cached_property
