@@ -1,9 +1,12 @@
-"""The command line: the only place that reads argv, prints usage, and turns an error into one line.
+"""The command line: flags, config files, help, and errors of one line.
 
-Order: defaults of the dataclass < config files in the order given < flags. `--key=value`, `--key value`
-and `--some-key=value` all work, and a bare `--key` where the value is True or False. tyro parses the values
-and writes `--help`; what is done here is what nanoGPT's users expect on top: config files, and errors of one
-line that name the nearest setting.
+    cli.run(main, TrainConfig)                                     # what a program ends with
+    cli.parse(TrainConfig, ["config/demo.py", "--max_iters=10"])   # the settings alone
+
+Order: defaults of the dataclass < config files in the order given < flags. `--key=value`, `--key value` and
+`--some-key=value` all work, and a bare `--key` where the value is True or False. tyro turns text into values
+and writes `--help` and shell completion. What is done here is what nanoGPT's users expect on top: config
+files, and errors of one line that name the nearest setting.
 """
 
 from __future__ import annotations
@@ -11,121 +14,164 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import io
 import os
 import runpy
 import sys
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from nanobackpack.config import describe
-from nanobackpack.errors import InputError, ProcessLost
-from nanobackpack.runtime import speaks_first
-from nanobackpack.safe.run import ignore_closed_stdout
+from nanobackpack.errors import InputError, ProcessLost, short_repr
 
 C = TypeVar("C")
+COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+SHELLS = ("bash", "zsh", "tcsh")
+# The bundled config files: in the package once it is installed, in config/ of a copy of the repository.
+_PACKAGED = Path(__file__).with_name("configs")
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "config"
 
 
-def run(main: Callable[[Any], int | None], config_type: type, argv: Sequence[str] | None = None) -> NoReturn:
-    """Parse argv (default: the program's own) into config_type, call main with it, and exit."""
-    guard(lambda: main(parse(config_type, argv)))
+# --- Running a program --------------------------------------------------------------------------
+
+
+def run(
+    main: Callable[[Any], int | None],
+    config_type: type,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> NoReturn:
+    """Parse argv (default: the program's own) into config_type, call main with it, and exit.
+
+    --help shows the docstring of the module that main is in.
+    """
+    about = sys.modules[main.__module__].__doc__
+    guard(lambda: main(parse(config_type, argv, about, prog)))
 
 
 def guard(main: Callable[[], int | None]) -> NoReturn:
     """Call main and exit with what it returns (None: 0).
 
-    Exit status 2 with one line for bad input, 130 for Ctrl-C. Bugs keep their traceback; a warning is a
-    note. Of several processes only the first to fail prints its line, and those it leaves behind exit with 1.
+    Bad input prints one line and exits with 2, Ctrl-C with 130. Bugs keep their traceback; warnings are shown
+    as notes. Of several processes only the first to fail prints its line; those it leaves behind exit with 1.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             status = main()
         sys.stdout.flush()
-    except InputError as e:
-        status = fail(str(e))
-    except ProcessLost as e:
-        status = fail(str(e), 1)
+    except InputError as error:
+        status = fail(str(error))
+    except ProcessLost as error:
+        status = fail(str(error), 1)
     except BrokenPipeError:  # the reader went away, as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as e:
-        status = fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+    except OSError as error:
+        status = fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         status = 130
-    with ignore_closed_stdout():  # or Python itself would fail to, and exit with a status of its own
+    with ignore_closed_stdout():  # or Python's own flush fails at exit, with another exit status
         sys.stderr.flush()
     sys.exit(status)
 
 
 def fail(message: str, status: int = 2) -> int:
-    if speaks_first():
+    """Print the one line of an error, unless another process of the job has printed one already."""
+    if _is_first_to_fail():
         print("error: " + " ".join(message.split("\n")), file=sys.stderr, flush=True)
     return status
 
 
-def parse(config_type: type[C], argv: Sequence[str] | None = None) -> C:
-    """The settings argv asks for, as an instance of the dataclass config_type.
+def _is_first_to_fail() -> bool:
+    """Whether no other process of this job has reported an error: one line is enough for all.
 
-    Positional arguments are config files, or the field `paths` where config_type has one.
-    Raises: InputError for anything unknown or malformed; SystemExit after --help.
+    torchrun keeps a store for its processes: who counts to 1 there is the first. If it cannot be asked, the
+    line is rather printed twice than not at all.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        return True
+    from torch.distributed import TCPStore
+
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        counters = TCPStore(*address, timeout=timedelta(seconds=10))
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        return counters.add(f"nanobackpack errors {restart}", 1) == 1
+    except (RuntimeError, KeyError, ValueError):
+        return True
+
+
+@contextlib.contextmanager
+def ignore_closed_stdout() -> Iterator[None]:
+    """Let a run go on when the terminal or pipe that it prints to is closed: its lines then go nowhere."""
+    try:
+        yield
+    except OSError:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # the other one may still be there
+                stream.flush()
+                continue
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# --- Arguments -> settings ----------------------------------------------------------------------
+
+
+def parse(
+    config_type: type[C],
+    argv: Sequence[str] | None = None,
+    about: str | None = None,
+    prog: str | None = None,
+) -> C:
+    """Return the settings that argv asks for, as an instance of the dataclass config_type.
+
+    Positional arguments are config files, or the field `paths` where config_type has one. --help and the
+    flags of shell completion print and exit.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    prog = Path(sys.argv[0]).name
+    prog = prog or Path(sys.argv[0]).name
     if "--help" in argv or "-h" in argv:
-        _tyro(config_type, ["--help"], prog)
-    fields = {f.name: f for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    flags, positional = _split(argv, fields)
+        tyro.cli(config_type, args=["--help"], description=about, **_options(prog))
+    if argv and argv[0] in COMPLETION:
+        complete(config_type, argv, prog)
+
+    hints = get_type_hints(config_type)
+    kinds = {f.name: hints[f.name] for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    flags, positional = _split(argv, config_type, kinds)
     settings: dict[str, Any] = {}
-    if "paths" in fields:
+    if "paths" in kinds:
         settings["paths"] = tuple(positional)
     else:
         for file in positional:
-            settings |= read_config_file(file, fields)
-    # Lists of texts are taken as they are: "--" alone would end the flags for tyro, and is no number anyway.
-    texts = {name: tuple(v) for name, v in flags.items() if str(fields[name].type) == "tuple[str, ...]"}
-    args = {
-        name: [f"--{name}", *(w.replace("--", " --") for w in v)] if len(v) > 1 else [f"--{name}={v[0]}"]
-        for name, v in flags.items()
-        if name not in texts
-    }
-    # tyro would turn the messages of __post_init__ into its own; so it only parses, and we construct.
-    plain = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    quiet = contextlib.redirect_stderr(io.StringIO())
-    try:
-        with quiet:
-            values = _tyro(plain, [a for v in args.values() for a in v], prog)
-    except SystemExit:
-        for name, arg in args.items():  # one of them has a value its type cannot take: find it
-            try:
-                with quiet:
-                    _tyro(plain, arg, prog)
-            except SystemExit:
-                text, kind = " ".join(flags[name]), describe(get_type_hints(config_type)[name])
-                raise InputError(f"{name}={text!r} has the wrong type: it must be {kind}") from None
-        raise
-    return config_type(**settings | texts | {name: getattr(values, name) for name in args})
+            settings |= read_config_file(file, kinds)
+    settings |= {name: _value(name, texts, kinds[name]) for name, texts in flags.items()}
+    return config_type(**settings)
 
 
-def _tyro(config_type: type, args: Sequence[str], prog: str) -> Any:
-    options = (tyro.conf.FlagConversionOff,)
-    about = sys.modules["__main__"].__doc__  # what the program says of itself, with examples
-    return tyro.cli(
-        config_type, args=args, prog=prog, description=about, use_underscores=True, config=options
-    )
+def complete(kinds: type | dict[str, type], argv: Sequence[str], prog: str) -> None:
+    """Print or write the completion script of a program, or of a program with verbs, and exit."""
+    if len(argv) < 2 + (argv[0] == COMPLETION[1]) or argv[1] not in SHELLS:
+        file = " and a file" if argv[0] == COMPLETION[1] else ""
+        raise InputError(f"{argv[0]} needs a shell{file}: one of {', '.join(SHELLS)}")
+    make: Callable[..., Any] = tyro.extras.subcommand_cli_from_dict if isinstance(kinds, dict) else tyro.cli
+    make(kinds, args=argv, **_options(prog))
 
 
-def _many(field: dataclasses.Field[Any]) -> bool:
-    return str(field.type).startswith("tuple")
+def _options(prog: str) -> dict[str, Any]:
+    return {"prog": prog, "use_underscores": True, "config": (tyro.conf.FlagConversionOff,)}
 
 
-def _split(argv: Sequence[str], fields: dict[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
-    """Flags as {name: values}, and the arguments that are not flags."""
+def _split(
+    argv: Sequence[str], config_type: type, kinds: dict[str, Any]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Split argv into flags, {name: texts}, and the arguments that are not flags."""
     flags: dict[str, list[str]] = {}
     positional: list[str] = []
     rest = list(argv)
@@ -134,68 +180,96 @@ def _split(argv: Sequence[str], fields: dict[str, Any]) -> tuple[dict[str, list[
         if not arg.startswith("--"):
             positional.append(arg)
             continue
+        # --some-key=value or --some_key value
         name, equals, value = arg[2:].partition("=")
         name = name.replace("-", "_")
-        if name not in fields:
-            raise InputError(f"unknown setting --{name}{nearest(name, fields)}")
+        if name not in kinds:
+            raise InputError(f"unknown setting --{name}{nearest(name, kinds)}")
+        kind = kinds[name]
+        no_value = not rest or rest[0].startswith("--")
         if equals:
             flags[name] = [value]
-        elif "bool" in str(fields[name].type) and (not rest or rest[0].startswith("--")):
+        elif no_value and bool in (kind, *get_args(kind)):
             flags[name] = ["True"]
-        elif not rest or rest[0].startswith("--"):
-            raise InputError(f"--{name} needs a value, as in --{name}={_example(fields[name])}")
+        elif no_value:
+            default = getattr(config_type, name)
+            example = " ".join(default) if _is_list(kind) else default
+            raise InputError(f"--{name} needs a value, as in --{name}={example}")
         else:
             flags[name] = [rest.pop(0)]
-        while _many(fields[name]) and rest and not rest[0].startswith("--"):
+        # A list takes all that follows up to the next flag.
+        while _is_list(kind) and rest and not rest[0].startswith("--"):
             flags[name].append(rest.pop(0))
     return flags, positional
 
 
-def _example(field: dataclasses.Field[Any]) -> str:
-    default = field.default
-    return (
-        " ".join(default)
-        if isinstance(default, tuple)
-        else repr(default)
-        if default == "\n"
-        else str(default)
-    )
+def _value(name: str, texts: list[str], kind: Any) -> Any:
+    """Turn the text of a flag into a value, by tyro's rule for that type."""
+    rule = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
+    assert isinstance(rule, PrimitiveConstructorSpec), f"{name}: tyro cannot make a {kind} from text"
+    try:
+        if rule.choices and not set(texts) <= set(rule.choices):
+            raise ValueError
+        return rule.instance_from_str(texts)
+    except ValueError:
+        text = short_repr(" ".join(texts))
+        raise InputError(f"{name}={text} has the wrong type: it must be {describe(kind)}") from None
 
 
-def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """A hint for a name that is not known."""
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not known."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else ": --help lists the settings"
 
 
-def read_config_file(file: str, fields: dict[str, Any]) -> dict[str, Any]:
+# --- Config files -------------------------------------------------------------------------------
+
+
+def read_config_file(file: str, kinds: dict[str, Any]) -> dict[str, Any]:
     """Run a config file in a namespace of its own; return the settings it names.
 
     Config files are the user's own Python and may compute; names with a leading underscore are theirs.
-    Raises: InputError if the file is missing, fails, or sets an unknown name.
     """
-    path = Path(file)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        hint = f": did you mean {path.parent / near[0]}?" if near else "; settings are given as --name=value"
-        raise InputError(f"no config file {file}{hint}")
+    path = str(find_config(file))
     try:
-        namespace = runpy.run_path(file)
-    except Exception as e:
-        line = e.lineno if isinstance(e, SyntaxError) else _line_in(e, file)
-        raise InputError(f"config file {file}, line {line}: {type(e).__name__}: {e}") from e
+        namespace = runpy.run_path(path)
+    except Exception as error:
+        line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
+        raise InputError(f"config file {file}, line {line}: {type(error).__name__}: {error}") from error
     given: dict[str, Any] = {}
     for name, value in namespace.items():
-        if name in fields:
-            if _many(fields[name]) and isinstance(value, list):
+        if name in kinds:
+            if _is_list(kinds[name]) and isinstance(value, list):
                 value = tuple(value)
             given[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
         elif not (name.startswith("_") or isinstance(value, types.ModuleType) or callable(value)):
-            raise InputError(f"config file {file} sets the unknown name {name}{nearest(name, fields)}")
+            raise InputError(f"config file {file} sets the unknown name {name}{nearest(name, kinds)}")
     return given
 
 
+def find_config(file: str) -> Path:
+    """Find a config file by its path; or a bundled one by its name, with or without `train_` and `.py`."""
+    path = Path(file)
+    if path.is_file():
+        return path
+    near = [str(p) for p in path.parent.glob("*.py")]
+    if path.name == file:
+        bundled = {p.stem.removeprefix("train_"): p for p in sorted(CONFIGS.glob("*.py"))}
+        name = path.name.removesuffix(".py").removeprefix("train_")
+        if name in bundled:
+            return bundled[name]
+        near += bundled
+    close = difflib.get_close_matches(file, near, n=1)
+    hint = f": did you mean {close[0]}?" if close else "; settings are given as --name=value"
+    raise InputError(f"no config file {file}{hint}")
+
+
 def _line_in(error: BaseException, file: str) -> int | str:
+    """Find the line of the file that an error came from, the innermost one."""
     lines = []
     trace = error.__traceback__
     while trace is not None:

@@ -22,5 +22,12 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, to be quoted in a message: the system's word or an error's first line, cut if long."""
+    reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    line = reason.splitlines()[0]
+    return line if len(line) <= 200 else line.split(". ")[0][:200]
+
+
 class ProcessLost(Exception):
     """Another process of the job ended or cannot be reached."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from nanobackpack.errors import InputError
 
@@ -139,20 +136,3 @@ def seed_of(*key: int) -> int:
 def generator(*key: int) -> torch.Generator:
     """A CPU generator of its own for the draw that `key` names, independent of all other draws."""
     return torch.Generator().manual_seed(seed_of(*key))
-
-
-def speaks_first() -> bool:
-    """Whether this process is the first of its job with an error to tell; one line is enough for all.
-
-    torchrun's agent keeps a store for its processes: who counts to 1 there is the first. If it cannot be
-    asked, rather twice than not at all.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-        return True
-    try:
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=10)
-        )
-        return store.add(f"nanobackpack errors {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
-    except (RuntimeError, KeyError, ValueError):
-        return True

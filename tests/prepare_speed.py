@@ -26,7 +26,7 @@ from nanobackpack import cli
 from nanobackpack.text import prepare
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.splits import split_tail
-from nanobackpack.text.tokenizer import find
+from nanobackpack.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -64,7 +64,7 @@ def compare_speed(settings: Settings, folder: Path) -> None:
         once = b"\n".join((SHARED / file).read_bytes() for file in files)
         text = folder / "text.txt"
         text.write_bytes(once * (settings.mb * 10**6 // len(once) + 1))
-        size_mb, tokenizer = text.stat().st_size / 1e6, find(str(SHARED / tokenizer_name))
+        size_mb, tokenizer = text.stat().st_size / 1e6, load_tokenizer(str(SHARED / tokenizer_name))
         corpus = from_files([text])
         batches = [
             [piece.text for _, piece in batch] for batch in prepare._batches(("", p) for p in corpus.read())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import os
 import re
-import runpy
 import string
 import subprocess
 import sys
@@ -18,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanobackpack import cli
-from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack import __version__, cli, commands
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -548,26 +547,21 @@ def test_help_lists_every_setting_with_its_default(
         assert len(entry.split("(default")[0].split()) > 3, f"{field.name} has no line of help"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [ROOT / "train.py", ROOT / "sample.py", *sorted(ROOT.glob("experiments/*.py"))],
-    ids=lambda p: p.stem,
-)
-def test_help_teaches(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_help_of_a_verb_teaches(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--help shows what a program says of itself: how it is called, and what comes out."""
+    """--help shows what a verb does and how it is called, in the words of its module."""
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
-    about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    monkeypatch.setattr(sys.modules["__main__"], "__doc__", about)
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(path), run_name="__main__")
+    with pytest.raises(SystemExit) as stop:
+        commands.main([verb.replace("_", "-"), "--help"])
+    assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
+    about = sys.modules[f"nanobackpack.{commands.VERBS[verb][0]}"].__doc__ or ""
     examples = [
-        line.strip() for line in about.splitlines() if line.strip().startswith(("python ", "torchrun "))
+        line.strip() for line in about.splitlines() if line.strip().startswith(("nanobackpack ", "torchrun "))
     ]
-    assert examples
+    assert any(example.startswith(f"nanobackpack {verb}") for example in examples)
     for example in examples:
         assert " ".join(example.split()) in shown
 
@@ -632,3 +626,72 @@ def test_any_text_survives_parsing(name: str, value: str, joined: bool) -> None:
 def test_any_number_survives_parsing(dropout: float, max_iters: int) -> None:
     config = train(f"--dropout={dropout!r}", f"--max_iters={max_iters}")
     assert (config.dropout, config.max_iters) == (dropout, max_iters)
+
+
+# --- The program nanobackpack -------------------------------------------------------------------
+
+
+def answer(*argv: str, status: int = 0) -> tuple[str, str]:
+    """What `python -m nanobackpack ARGV` prints to stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nanobackpack", *argv], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_program_lists_its_verbs_and_its_version() -> None:
+    out, err = answer("--help")
+    assert err == ""
+    assert out == answer()[0]  # without a verb, too
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    for verb, (_, purpose) in commands.VERBS.items():
+        assert purpose in lines[verb]
+    assert answer("--version") == (f"nanobackpack {__version__}\n", "")
+
+
+def test_a_verb_that_is_not_known() -> None:
+    assert answer("trian", status=2) == ("", "error: unknown verb trian: did you mean train?\n")
+    assert "lexical_similarity" in answer("lexical-similarty", status=2)[1]
+    assert "nanobackpack --help lists the verbs" in answer("--qqq", status=2)[1]
+
+
+def test_a_verb_with_wrong_settings() -> None:
+    out, err = answer("train", "shakespeare_char", "--n_layers=3", status=2)
+    assert (out, err) == ("", "error: unknown setting --n_layers: did you mean n_layer?\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_and_flags(shell: str, tmp_path: Path) -> None:
+    printed, written = cli.COMPLETION
+    script, err = answer(printed, shell)
+    assert err == ""
+    assert all(word in script for word in (*commands.VERBS, "n_sense_vector", "num_samples"))
+    assert answer(written, shell, str(tmp_path / "script")) == ("", "")
+    assert (tmp_path / "script").read_text(encoding="utf-8").strip() == script.strip()
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    of_one_verb = answer("train", "--tyro-print-completion", shell)[0]
+    assert "n_sense_vector" in of_one_verb
+    for argv in (
+        ["--tyro-print-completion"],
+        ["--tyro-write-completion", shell],
+        ["train", "--tyro-print-completion", "sh"],
+    ):
+        assert "bash, zsh, tcsh" in answer(*argv, status=2)[1]
+
+
+@pytest.mark.parametrize("name", ["shakespeare_char", "train_shakespeare_char", "shakespeare_char.py"])
+def test_a_bundled_config_file_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(name).dataset == "shakespeare_char"
+    file(tmp_path, "n_layer = 2", name)  # a file of one's own comes first
+    assert train(name).dataset == "openwebtext"
+
+
+def test_a_bundled_config_file_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean shakespeare_char?" in error_of("shakespear_char")
+    assert "settings are given as --name=value" in error_of("config/shakespeare_char")  # a path is a path

@@ -25,7 +25,7 @@ from nanobackpack.text.corpus import (
     from_files,
     from_hub,
 )
-from nanobackpack.text.tokenizer import build
+from nanobackpack.text.tokenizer import make_tokenizer
 
 DOCUMENTS = ["One document.\nIn two lines.", "第二个文档：你好！", "The third\r\nis \U0001f600"]
 
@@ -51,7 +51,7 @@ def message(error: pytest.ExceptionInfo[InputError]) -> str:
 # --- Cutting -----------------------------------------------------------------------------------
 
 TEXT = st.text(st.sampled_from("ab1.,'  \n\n\n\r\t\u00a0\u3000\x1c中é"), max_size=300)
-BPE = build("bpe:300", ["aab ab. 'b 11\n\n ab,a\n a\n\r\n ab\n ab\r\n中中\n"])
+BPE = make_tokenizer("bpe:300", ["aab ab. 'b 11\n\n ab,a\n a\n\r\n ab\n ab\r\n中中\n"])
 
 
 @given(TEXT, st.integers(1, 50), st.integers(1, 40))

@@ -124,7 +124,9 @@ def test_missing_folder_names_the_command(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("file", ["train.bin", "val.bin", "tokenizer.json"])
 def test_missing_file(folder: Path, file: str):
     (folder / file).unlink()
-    assert file in error_of(folder)
+    text = error_of(folder)
+    assert file in text
+    assert f"FILE --name={folder.name}`" in text
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

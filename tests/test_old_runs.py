@@ -100,3 +100,9 @@ def test_an_old_edit_file_opens_and_steers_the_same() -> None:
 def test_an_old_baked_model_opens() -> None:
     logits = nb.load_model(OLD / "baked.pt")(TENSORS["ids"]).logits
     torch.testing.assert_close(logits, TENSORS["baked.logits"], rtol=0, atol=1e-5)
+
+
+def test_old_edits_of_the_last_row_alone_are_refused() -> None:
+    """The setting was never used by a program, and is gone; False, as every file has it, still opens."""
+    with pytest.raises(nb.InputError, match="last row alone"):
+        nb.control.load(OLD / "edits_last_row.safetensors")

@@ -25,7 +25,7 @@ from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files
 from nanobackpack.text.data import Meta, Mixture, TokenData
 from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
-from nanobackpack.text.tokenizer import Tokenizer, build
+from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
@@ -143,7 +143,7 @@ def test_read_text_errors(tmp_path: Path):
 
 
 def test_write_dataset(tmp_path: Path):
-    tokenizer = build("char", TEXT)
+    tokenizer = make_tokenizer("char", TEXT)
     meta = prepare.write_dataset(tmp_path, TEXT, tokenizer, val_fraction=0.1, source="Hamlet")
     assert meta.tokens == meta.chars == {"train": 198, "val": 22}
     assert meta.dtype == "uint16"
@@ -164,7 +164,7 @@ def test_write_dataset(tmp_path: Path):
 
 def test_write_dataset_takes_parts(tmp_path: Path):
     meta = prepare.write_dataset(
-        tmp_path, iter([TEXT, TEXT]), build("char", TEXT), val_fraction=0.5, source=""
+        tmp_path, iter([TEXT, TEXT]), make_tokenizer("char", TEXT), val_fraction=0.5, source=""
     )
     assert meta.chars == {"train": len(TEXT), "val": len(TEXT)}
 
@@ -200,7 +200,7 @@ def test_write_dataset_errors(tmp_path: Path):
 
 # --- Streams of documents -----------------------------------------------------------------------
 
-BPE = build("bpe:300", [TEXT])
+BPE = make_tokenizer("bpe:300", [TEXT])
 DOCS = [f"Document {i}:\n to be {'or not ' * (i % 7)}\nto be." for i in range(300)]
 
 

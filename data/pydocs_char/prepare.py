@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 
 from nanobackpack import cli
 from nanobackpack.text import prepare
-from nanobackpack.text.tokenizer import build
+from nanobackpack.text.tokenizer import make_tokenizer
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ def main(settings: Settings) -> None:
     text = "\n".join(topics[name] for name in sorted(topics))
     source = f"pydoc_data.topics of Python {platform.python_version()}"
     out = Path(settings.out or HERE)
-    meta = prepare.write_dataset(out, text, build("char", [text]), val_fraction=0.1, source=source)
+    meta = prepare.write_dataset(out, text, make_tokenizer("char", [text]), val_fraction=0.1, source=source)
     print(prepare.summary(meta, out))
 
 

@@ -35,9 +35,10 @@ from nanobackpack.model.edits import (
     ReplaceSenses,
     ScaleSense,
     TopicControl,
-    flat,
+    flatten_edits,
 )
 from nanobackpack.safe.files import display_path, parse_json, replacing
+from nanobackpack.text.tokenizer import MARKS
 
 __all__ = [
     "AmplifyInWord",
@@ -67,7 +68,7 @@ def applied(model: LanguageModel, edits: EditLike) -> Iterator[None]:
 
     Raises: InputError if one does not fit the model.
     """
-    edits = flat(edits)
+    edits = flatten_edits(edits)
     model.edits_in_force(edits)
     before = model.edits
     model.edits = (*before, *edits)
@@ -84,7 +85,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     It runs no sense network; `checkpoint.save_model` and `load_model` keep it, V·K·D numbers large.
     Raises: InputError for a GPT, and for edits that depend on the text, which no table can hold.
     """
-    edits = flat(edits)
+    edits = flatten_edits(edits)
     active = model.edits_in_force(edits)
     if not isinstance(model, BackpackLM):
         raise InputError("a GPT has no senses to bake into a table")
@@ -114,7 +115,7 @@ def save(edits: EditLike, path: str | Path, model: LanguageModel | None = None) 
     tells its tokenizer, since token 4 of another is another token."""
     records: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {}
-    for i, edit in enumerate(flat(edits)):
+    for i, edit in enumerate(flatten_edits(edits)):
         fields = {f.name: getattr(edit, f.name) for f in dataclasses.fields(edit)}
         for name, value in fields.items():
             if isinstance(value, Tensor):
@@ -169,6 +170,9 @@ def _parse(i: int, record: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     if kind is None:
         raise InputError(f"edit {i} is of the unknown kind {short_repr(record.get('kind'))}")
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items() if name != "kind"}
+    # Files of earlier commits say whether an AmplifyInWord acts on the last row alone: it never did.
+    if kind is AmplifyInWord and fields.pop("last_row", False) is not False:
+        raise InputError(f"edit {i} is for the last row alone (last_row): make it again with AmplifyInWord")
     if fields.keys() != (known := {f.name for f in dataclasses.fields(kind)}):
         got = short_repr(sorted(fields))
         raise InputError(f"edit {i} has fields {got}, but a {kind.__name__} has {sorted(known)}")
@@ -241,7 +245,6 @@ def _check(model: LanguageModel, *ids: int, kind: str = "backpack-lm") -> None:
 # The factors of senses whose score is above the quantile .95, .80, .60, and below (paper, Table 11).
 STRENGTHS = ((1.0, 1.0, 1.0, 1.0), (1.5, 1.5, 1.3, 1.0), (2.2, 2.2, 1.5, 1.0), (3.3, 3.3, 3.0, 1.0))
 QUANTILES = (0.95, 0.80, 0.60)
-MARKS = ("<|endoftext|>", "<s>", "[CLS]", "</s>", "[SEP]", "[PAD]", "<pad>")  # tokens that are not text
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, aligned
 from nanobackpack.analysis.senses import Senses
-from nanobackpack.model.edits import EditLike, flat
+from nanobackpack.model.edits import EditLike, flatten_edits
 from nanobackpack.text.tokenizer import Text, token_id
 
 
@@ -74,7 +74,7 @@ def effect(
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
 
     tokens = [token_id(tokenizer, word) for word in tested]
-    edited = {i for e in flat(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
+    edited = {i for e in flatten_edits(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
     if edited and not edited & set(ids[0].tolist()):
         names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
         warnings.warn(

@@ -1,14 +1,26 @@
-"""What `nanobackpack VERB` and the scripts in the repository run. Each verb is one module with a `main`."""
+"""What `nanobackpack VERB` and the scripts in the repository run.
+
+    nanobackpack --help                         # lists the verbs
+    nanobackpack train shakespeare_char
+    python train.py config/demo.py              # a script is a wrapper: run("train")
+
+Each verb is one module: its docstring is the help text, `main(settings)` does the work, and the type of
+`settings` says which flags there are. The modules import torch only when they work, so that --help is quick.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import sys
 from collections.abc import Sequence
-from typing import NoReturn, get_type_hints
+from types import ModuleType
+from typing import Any, NoReturn, get_type_hints
 
-from nanobackpack import cli
+from nanobackpack import __version__, cli
+from nanobackpack.errors import InputError
 
-# verb: (its module, what it is for). The modules import torch only when they work, so that --help is quick.
+# verb: (its module, what it is for)
 VERBS = {
     "prepare": ("commands.prepare", "text -> token files, your own or a known data set"),
     "train": ("commands.train", "train a Backpack, or the Transformer baseline"),
@@ -29,7 +41,44 @@ VERBS = {
 }
 
 
-def run(verb: str, argv: Sequence[str] | None = None) -> NoReturn:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The program `nanobackpack`: run the verb that argv begins with, and exit."""
+    first, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    verb = first.replace("-", "_")
+    if verb in VERBS:
+        run(verb, rest, prog=f"nanobackpack {first}")
+    cli.guard(lambda: _without_verb(first, rest))
+
+
+def run(verb: str, argv: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
     """Run a verb with the flags of argv (default: the program's own), and exit."""
-    module = importlib.import_module(f"nanobackpack.{VERBS[verb][0]}")
-    cli.run(module.main, get_type_hints(module.main)["settings"], argv)
+    module = _module(verb)
+    cli.run(module.main, _settings(module), argv, prog)
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"nanobackpack.{VERBS[verb][0]}")
+
+
+def _settings(module: ModuleType) -> type:
+    hints: dict[str, Any] = get_type_hints(module.main)
+    return hints["settings"]
+
+
+def _without_verb(first: str, rest: list[str]) -> None:
+    """Print help, version or a completion script; refuse anything else, naming the nearest verb."""
+    if first in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print("usage: nanobackpack VERB [config file ...] [--setting=value ...]\n")
+        print("\n".join(f"  {verb:<{width}}  {purpose}" for verb, (_, purpose) in VERBS.items()))
+        print("\nnanobackpack VERB --help lists its settings, with examples.")
+        print("nanobackpack --tyro-print-completion bash (or zsh) prints a completion script for the shell.")
+    elif first == "--version":
+        print(f"nanobackpack {__version__}")
+    elif first in cli.COMPLETION:
+        # One script for all verbs and all their flags.
+        cli.complete({verb: _settings(_module(verb)) for verb in VERBS}, [first, *rest], "nanobackpack")
+    else:
+        near = difflib.get_close_matches(first.replace("-", "_"), VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "nanobackpack --help lists the verbs"
+        raise InputError(f"unknown verb {first}: {hint}")

@@ -80,7 +80,7 @@ def _score_batch(model: LanguageModel, inputs: list[list[int]], targets: list[li
     from nanobackpack.runtime import pad_right
 
     device = model.wte.weight.device
-    h = model.hidden(pad_right(inputs, device), None, model.edits_in_force())  # (B, T, D)
+    h = model.hidden(pad_right(inputs, device))  # (B, T, D)
     # Logits are large, so only those of the positions that predict a target are computed.
     rows: list[int] = []
     positions: list[int] = []

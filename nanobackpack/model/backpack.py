@@ -37,13 +37,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.model.edits import Edit, EditLike, Edits, flat
+from nanobackpack.model.edits import Edit, EditLike, Edits
 from nanobackpack.model.generate import check_targets
 from nanobackpack.model.kernels import Linear, UniqueIds, cross_entropy, linear, linear_cross_entropy
 
 if TYPE_CHECKING:
     from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.model.edits import Seen
+from nanobackpack.model.edits import TextSoFar
 from nanobackpack.model.generate import KVCache, SenseMemory, check_ids
 from nanobackpack.model.kernels import sense_sum, unique_ids
 
@@ -209,7 +209,7 @@ class LanguageModel(nn.Module):
 
     def edits_in_force(self, edits: EditLike = ()) -> Edits:
         """The edits in force and these, as the seams take them. Raises: InputError if one does not fit."""
-        return Edits((*self.edits, *flat(edits)), self.config, self.wte.weight.device)
+        return Edits((self.edits, edits), self.config, self.wte.weight.device)
 
     def hidden(self, input_ids: Tensor, types: UniqueIds | None = None, edits: Edits | None = None) -> Tensor:
         """What the tied head reads, (B, T, D); without `edits`, under those in force."""
@@ -375,7 +375,7 @@ class BackpackLM(LanguageModel):
             return sense_sum(q, k, table, rows, self._alpha_dropout)
         alpha, senses = self.alpha.weights(q, k), table[rows].transpose(1, 2)  # (B, K, T, T), (B, K, T, D)
         alpha = F.dropout(alpha, self._alpha_dropout)
-        alpha = edits.weights(alpha, Seen(input_ids, senses, self.wte.weight))
+        alpha = edits.weights(alpha, TextSoFar(input_ids, senses, self.wte.weight))
         return (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, D)
 
     def logits(self, input_ids: Tensor, types: UniqueIds | None, edits: Edits) -> Tensor:
@@ -438,7 +438,7 @@ class BackpackLM(LanguageModel):
         else:
             senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
             if cache.edits.on_weights:
-                alpha = cache.edits.weights(alpha, Seen(ids, senses, self.wte.weight, cache))
+                alpha = cache.edits.weights(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
@@ -481,7 +481,7 @@ class BackpackLM(LanguageModel):
             if edits.on_weights:
                 flat = input_ids.flatten()
                 senses = self._senses(flat, self.wte(flat), edits).unflatten(0, input_ids.shape)
-                alpha = edits.weights(alpha, Seen(input_ids, senses.transpose(1, 2), self.wte.weight))
+                alpha = edits.weights(alpha, TextSoFar(input_ids, senses.transpose(1, 2), self.wte.weight))
             return alpha
         finally:
             self.train(was_training)

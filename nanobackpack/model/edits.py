@@ -1,30 +1,31 @@
-"""Edits: what can be changed in what a model does, without touching its weights. control.py makes them.
+"""Edits: steer a model without touching its weights. analysis/control.py makes them, this file applies them.
 
-    ScaleSense     C(x)_l · p for tokens x: p = 0 removes a sense                       paper, section 6.2
-    ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit         paper, section 6.3
-    TopicControl   senses that speak for a bag of words count more, until the text does     section 6.1, D.1
-    AmplifyInWord  the weight of a word shared anew among its tokens                    nanoBackpackLM
-    GPTNullspace   a direction taken out of a GPT's input embeddings: the baseline      paper, D.2
+    model(ids, edits=ScaleSense(tokens=(464,), factor=0.0, sense=10))      token 464 loses its sense 10
 
-Each is an immutable value that acts on one of three seams, and is checked against the model it meets:
+Each kind of edit is an immutable value that changes one step of the formula:
 
-    Backpack  logits[b,i] = E · Σ_j≤i Σ_l  w(α)[b,l,i,j] · c(C(x[b,j]))[l]     c: SenseEdit, w: WeightEdit
-    GPT       logits[b,i] = E · context(n(E[x[b]]))[i]                         n: InputEdit
+    Backpack  logits[b,i] = E · Σ_j≤i Σ_l  w(α)[b,l,i,j] · c(C(x[b,j]))[l]
+    GPT       logits[b,i] = E · context(n(E[x[b]]))[i]
 
-Those of the senses come first, so that the others see the edited senses; edits of one seam act in the
-order given.
+    c  ScaleSense     C(x)_l · p for tokens x; p = 0 removes a sense                 paper, section 6.2
+       ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit   paper, section 6.3
+    w  TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
+       AmplifyInWord  the weight of a word shared anew among its tokens              nanoBackpackLM
+    n  GPTNullspace   a direction taken out of a GPT's input, the baseline           paper, D.2
+
+Edits of the senses come first, so that edits of the weights see the edited senses; edits of the same step
+act in the order given.
 
 Letters: B batch, T time, S positions so far, N query rows (the last N of S), D width, K senses, U ids.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, TypeAlias, get_type_hints
+from typing import ClassVar, Protocol, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
@@ -32,76 +33,106 @@ from torch import Tensor
 from nanobackpack.config import ModelConfig, matches_type
 from nanobackpack.errors import InputError, short_repr
 
-if TYPE_CHECKING:
-    from nanobackpack.model.generate import KVCache
-
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One change of what a model does, as a value."""
+    """One change of what a model computes, as a value."""
 
-    model_name: ClassVar[str] = "backpack-lm"
+    model_name: ClassVar[str] = "backpack-lm"  # the models it can edit
+    shape: ClassVar[tuple[str, str] | None] = None  # its tensor and the letters of its sizes (N tokens)
+
+    def __post_init__(self) -> None:
+        """Check every field, whatever the kind of edit: its type, its shape, and that numbers are finite."""
+        kind, hints = type(self).__name__, get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not matches_type(value, hints[field.name]):
+                raise InputError(
+                    f"{kind}: {field.name}={short_repr(value)} has the wrong type: it must be {field.type}"
+                )
+            if isinstance(value, Tensor):
+                finite = value.dtype == torch.float32 and bool(value.isfinite().all())
+            else:
+                numbers = value if isinstance(value, tuple) else (value or 0,)
+                finite = all(abs(number) <= torch.finfo(torch.float32).max for number in numbers)
+            if not finite:
+                raise InputError(f"{kind}: {field.name} must hold finite numbers, float32 in tensors")
+        self._check_shape({})  # as far as it is known without a model
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a model of that shape if the edit does not fit it."""
+        V, kind = config.vocab_size, type(self).__name__
+        tokens = getattr(self, "tokens", getattr(self, "word", ()))
+        if bad := [token for token in tokens if not 0 <= token < V]:
+            raise InputError(f"{kind}: token {bad[0]} is outside this model's vocabulary: 0 to {V - 1}")
+        self._check_shape({"V": V, "K": config.n_sense_vector, "D": config.n_embd})
+
+    def _check_shape(self, sizes: dict[str, int]) -> None:
+        if self.shape is not None:
+            name, letters = self.shape
+            got = tuple(getattr(self, name).shape)
+            sizes = {"N": len(getattr(self, "tokens", ()))} | sizes
+            if len(got) != len(letters) or any(
+                n != sizes.get(x, n) for x, n in zip(letters, got, strict=True)
+            ):
+                wanted = ", ".join(str(sizes.get(x, x)) for x in letters)
+                raise InputError(f"{type(self).__name__}: {name} has shape {got}, it must be ({wanted})")
 
     @property
     def inert(self) -> bool:
-        """Whether it changes nothing whatever the text; it is left out then, to the last bit."""
+        """Whether it changes no text at all. It is left out then, so that results are equal bit for bit."""
         return False
-
-    def check(self, config: ModelConfig) -> None:
-        """Raises: InputError unless it fits a model of that shape."""
 
     def to(self, device: torch.device) -> Edit:
         """The same edit with its tensors on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tensors = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and t.device != device}
-        return dataclasses.replace(self, **{n: t.to(device) for n, t in tensors.items()}) if tensors else self
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved = {k: t.to(device) for k, t in fields.items() if isinstance(t, Tensor) and t.device != device}
+        return dataclasses.replace(self, **moved) if moved else self
 
 
 class SenseEdit(Edit):
     """Changes C, by token: what it does is the same at every position of every text."""
 
     def senses(self, ids: Tensor, c: Tensor) -> Tensor:
-        """Senses c (U, K, D) of the tokens ids (U), edited."""
+        """Edit the senses c (U, K, D) of the tokens ids (U)."""
         raise NotImplementedError
 
 
 class WeightEdit(Edit):
     """Changes α, which may depend on the whole text so far."""
 
-    def weights(self, alpha: Tensor, seen: Seen) -> Tensor:
-        """Weights alpha (B, K, N, S) of the last N rows, edited."""
+    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+        """Edit the weights alpha (B, K, N, S) of the last N rows."""
         raise NotImplementedError
 
 
 class InputEdit(Edit):
-    """Changes the embeddings a GPT reads; those of its head stay."""
+    """Changes the embeddings that a GPT reads; those of its head stay."""
 
     model_name = "gpt2"
 
     def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
-        """Embeddings e (B, T, D) of ids (B, T), edited."""
+        """Edit the embeddings e (B, T, D) of ids (B, T)."""
         raise NotImplementedError
 
 
 EditLike: TypeAlias = Edit | Iterable["EditLike"]
 
 
-def flat(edits: EditLike) -> tuple[Edit, ...]:
-    """An edit, or edits nested in any way, as one tuple.
-
-    Raises: InputError for anything that is no edit.
-    """
+def flatten_edits(edits: EditLike) -> tuple[Edit, ...]:
+    """One edit, or edits nested in any way, as one tuple."""
     if isinstance(edits, Edit):
         return (edits,)
     if isinstance(edits, str) or not isinstance(edits, Iterable):
         raise InputError(f"{edits!r} is not an edit: nanobackpack.control makes them")
-    return tuple(edit for some in edits for edit in flat(some))
+    return tuple(edit for some in edits for edit in flatten_edits(some))
 
 
 class Edits:
-    """Some edits as a model uses them: checked, on its device, sorted by seam, inert ones left out."""
+    """The edits of one forward pass: checked, moved to the device, grouped by what they change."""
 
-    def __init__(self, edits: tuple[Edit, ...], config: ModelConfig, device: torch.device) -> None:
+    def __init__(self, edits: EditLike, config: ModelConfig, device: torch.device) -> None:
+        edits = flatten_edits(edits)
         for edit in edits:
             if edit.model_name != config.model_name:
                 kind = "a GPT, which has no senses" if config.model_name == "gpt2" else "a Backpack"
@@ -112,24 +143,14 @@ class Edits:
         self.on_weights = [edit for edit in live if isinstance(edit, WeightEdit)]
         self.on_inputs = [edit for edit in live if isinstance(edit, InputEdit)]
 
-    def on_any_row(self) -> Edits:
-        """These for a batch of padded texts, of which each is read at its own last row: what an edit of the
-        last row alone does there, it does at every row, none of which another row sees."""
-        every = copy.copy(self)
-        every.on_weights = [
-            dataclasses.replace(edit, last_row=False) if isinstance(edit, AmplifyInWord) else edit
-            for edit in self.on_weights
-        ]
-        return every
-
     def senses(self, ids: Tensor, c: Tensor) -> Tensor:
         for edit in self.on_senses:
             c = edit.senses(ids, c)
         return c
 
-    def weights(self, alpha: Tensor, seen: Seen) -> Tensor:
+    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         for edit in self.on_weights:
-            alpha = edit.weights(alpha, seen)
+            alpha = edit.weights(alpha, text)
         return alpha
 
     def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
@@ -138,49 +159,65 @@ class Edits:
         return e
 
 
-class Seen:
-    """What an edit of α may read of a text: its ids (B, S), and how much it speaks for each sense in it.
+class Cache(Protocol):
+    """What TextSoFar needs of the cache of a generation, generate.KVCache."""
 
-    `senses` (B, K, S, D) are those of all positions, `embedding` is E. With a cache only the last row is
-    asked for, and all before the last position has been seen before, or nothing has.
-    """
+    length: int
 
-    def __init__(self, ids: Tensor, senses: Tensor, embedding: Tensor, cache: KVCache | None = None) -> None:
-        self.ids, self.senses, self.embedding, self.cache = ids, senses, embedding, cache
+    def append(self, slot: str, new: Tensor) -> Tensor: ...
+
+
+@dataclass
+class TextSoFar:
+    """What an edit of α may know of a text, up to the last of its S positions."""
+
+    ids: Tensor  # (B, S)
+    senses: Tensor  # (B, K, S, D)
+    embedding: Tensor  # E (V, D)
+    cache: Cache | None = None  # with it only the last row is asked for: after a prompt, then token by token
 
     @cached_property
     def support(self) -> Tensor:
-        """A[b,l,i,j] = Σ_i'≤i max(E_x[b,i'] · C(x[b,j])_l, 0), (B, K, N, S): paper, eq. 18, where the
-        text ends at the row i that predicts, so that later tokens never change an earlier prediction."""
+        """A[b,l,i,j] = Σ_i'≤i max(E_x[b,i'] · C(x[b,j])_l, 0), (B, K, N, S): paper, eq. 18.
+
+        How much the tokens up to row i are what sense l of token j predicts. The sum ends at row i, the one
+        that predicts, so that later tokens never change an earlier prediction.
+        """
         c, cache = self.senses.transpose(2, 3), self.cache  # (B, K, D, S)
+        # Without a cache all rows are wanted: the support of row i is a running sum over the rows up to i.
         if cache is None:
             e = self.embedding[self.ids]  # (B, S, D)
-            return _positive(e[:, None], c).cumsum(dim=2)  # (B, K, N = S, S)
+            return _positive_scores(e[:, None], c).cumsum(dim=2)  # (B, K, N = S, S)
+
+        # With a cache it keeps the embeddings and the support of the last row, one number per sense.
         e = cache.append("embeddings", self.embedding[self.ids[:, cache.length :]])  # (B, S, D)
-        if cache.length == 0:  # a sense at a time, as only sums are kept
-            sums = [_positive(e, sense).sum(dim=1) for sense in c.unbind(1)]  # K of (B, S)
+        if cache.length == 0:
+            # The prompt: sum over all its tokens, one sense at a time, as only the sums are needed.
+            sums = [_positive_scores(e, sense).sum(dim=1) for sense in c.unbind(1)]  # K of (B, S)
             new = torch.stack(sums, dim=1)[..., None]  # (B, K, S, 1)
         else:
-            new = _positive(c[..., -1], e.transpose(1, 2)).sum(dim=2)[..., None, None]  # (B, K, 1, 1)
+            # One more token: its own senses may be supported by all tokens so far, itself included.
+            new = _positive_scores(c[..., -1], e.transpose(1, 2)).sum(dim=2)[..., None, None]  # (B, K, 1, 1)
         a = cache.append("support", new).transpose(2, 3)  # (B, K, 1, S), the cache's own memory
         if cache.length:
-            a[..., :-1] += _positive(e[:, None, -1:], c[..., :-1])
+            # And the token adds its score to the running sum of each sense before it, in the cache itself.
+            a[..., :-1] += _positive_scores(e[:, None, -1:], c[..., :-1])  # (B, K, 1, S - 1)
         return a
 
 
-def _positive(x: Tensor, y: Tensor) -> Tensor:
-    """max(x · y, 0), the scores in float32."""
+def _positive_scores(x: Tensor, y: Tensor) -> Tensor:
+    """max(x · y, 0) in float32."""
     return (x @ y).float().relu()
 
 
-# --- The kinds of edits -----------------------------------------------------------------------
+# --- Edits of the senses ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ScaleSense(SenseEdit):
     """C(x)_l times `factor` for the tokens x: of one sense, or of all; or one factor for each sense.
 
-    The same as α[b,l,i,j] times it wherever x[b,j] is one of the tokens: nothing is normalised again.
+    The same as scaling α[b,l,i,j] wherever x[b,j] is one of the tokens, without normalising α again.
     """
 
     tokens: tuple[int, ...]
@@ -188,22 +225,22 @@ class ScaleSense(SenseEdit):
     sense: int | None = None
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        super().__post_init__()
         if self.sense is not None and isinstance(self.factor, tuple):
             raise InputError(f"ScaleSense: sense={self.sense} takes one factor, not {len(self.factor)}")
 
-    @property
-    def inert(self) -> bool:
-        factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
-        return not self.tokens or all(f == 1 for f in factors)
-
     def check(self, config: ModelConfig) -> None:
-        _check_tokens(self, self.tokens, config)
+        super().check(config)
         K = config.n_sense_vector
         if self.sense is not None and not 0 <= self.sense < K:
             raise InputError(f"ScaleSense: sense={self.sense}, but this model has senses 0 to {K - 1}")
         if isinstance(self.factor, tuple) and len(self.factor) != K:
             raise InputError(f"ScaleSense: {len(self.factor)} factors for a model of {K} senses")
+
+    @property
+    def inert(self) -> bool:
+        factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
+        return not self.tokens or all(f == 1 for f in factors)
 
     def senses(self, ids: Tensor, c: Tensor) -> Tensor:
         scale = c.new_ones(c.size(1))  # (K)
@@ -217,13 +254,11 @@ class ReplaceSenses(SenseEdit):
     """`table[n]` (K, D) in place of C of tokens[n], for any number of tokens."""
 
     tokens: tuple[int, ...]
-    table: Tensor  # (N, K, D)
+    table: Tensor
+    shape = ("table", "NKD")
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        if self.table.dim() != 3 or len(self.table) != len(self.tokens):
-            shape = tuple(self.table.shape)
-            raise InputError(f"ReplaceSenses: a table {shape} for {len(self.tokens)} tokens: it is (N, K, D)")
+        super().__post_init__()
         if len(set(self.tokens)) < len(self.tokens):
             raise InputError("ReplaceSenses: a token comes twice")
 
@@ -231,54 +266,44 @@ class ReplaceSenses(SenseEdit):
     def inert(self) -> bool:
         return not self.tokens
 
-    def check(self, config: ModelConfig) -> None:
-        _check_tokens(self, self.tokens, config)
-        shape = (config.n_sense_vector, config.n_embd)
-        if self.tokens and self.table.shape[1:] != shape:
-            got = tuple(self.table.shape[1:])
-            raise InputError(f"ReplaceSenses: senses of shape {got}, but this model's are (K, D) = {shape}")
-
     def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+        # Look each id up in the sorted tokens: one pass, however many tokens are replaced.
         known, order = ids.new_tensor(self.tokens).sort()  # (N)
         at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)  # (U)
         hit = (known[at] == ids)[:, None, None]  # (U, 1, 1)
         return torch.where(hit, self.table[order[at]].to(c.dtype), c)  # (U, K, D)
 
 
+# --- Edits of the weights ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class TopicControl(WeightEdit):
-    """α[b,l,i,j] times 1 + B · (delta[x[b,j],l] - 1), with an annealing B = sigmoid(6 - f·A) · (1 + j/100).
+    """Let the senses that predict a topic count more: α[b,l,i,j] · (1 + B · (delta[x[b,j],l] - 1)).
 
-    A is how much the text up to row i speaks for sense l of x[b,j] (Seen.support): once it does,
-    there is no need to push. control.topic makes delta from a bag of words. Paper, eq. 17 to 20.
+    B anneals: it is B[b,l,i,j] = sigmoid(6 - f·A[b,l,i,j]) · (1 + j/100), where A (TextSoFar.support) is how
+    much the text up to row i is what the sense predicts. At first A is small, B near 1, and the sense is
+    multiplied by its full delta. Each word that the sense predicts raises A; once f·A is well above 6, B is
+    near 0 and α as it was: the text has got there, and pushing on would only repeat words. The factor
+    1 + j/100 lets later tokens count a little more. control.topic makes delta. Paper, eq. 17 to 20.
     """
 
-    delta: Tensor  # (V, K)
+    delta: Tensor
     f: float
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
-        if self.delta.dim() != 2:
-            raise InputError(f"TopicControl: delta has shape {tuple(self.delta.shape)}: it must be (V, K)")
+    shape = ("delta", "VK")
 
     @property
     def inert(self) -> bool:
         return bool((self.delta == 1).all())
 
-    def check(self, config: ModelConfig) -> None:
-        shape = (config.vocab_size, config.n_sense_vector)
-        if self.delta.shape != shape:
-            got = tuple(self.delta.shape)
-            raise InputError(f"TopicControl: delta has shape {got}, but this model's (V, K) is {shape}")
+    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+        return (alpha * self.factors(text)).to(alpha.dtype)
 
-    def weights(self, alpha: Tensor, seen: Seen) -> Tensor:
-        return (alpha * self.factors(seen)).to(alpha.dtype)
-
-    def factors(self, seen: Seen) -> Tensor:
-        """What senses are multiplied by, (B, K, N, S)."""
-        j = torch.arange(seen.ids.size(1), device=seen.ids.device)
-        annealing = (6 - self.f * seen.support).sigmoid() * (1 + j / 100)  # (B, K, N, S)
-        delta = self.delta[seen.ids].transpose(1, 2)[:, :, None]  # (B, K, 1, S)
+    def factors(self, text: TextSoFar) -> Tensor:
+        """What the weights are multiplied by, (B, K, N, S)."""
+        j = torch.arange(text.ids.size(1), device=text.ids.device)  # (S)
+        annealing = (6 - self.f * text.support).sigmoid() * (1 + j / 100)  # (B, K, N, S)
+        delta = self.delta[text.ids].transpose(1, 2)[:, :, None]  # (B, K, 1, S)
         return 1 + annealing * (delta - 1)
 
 
@@ -287,16 +312,14 @@ class AmplifyInWord(WeightEdit):
     """In each occurrence of the tokens `word`, their weights α times `factors`, then scaled so that the
     word's sum is what it was: the word counts as before, but for other parts of itself.
 
-    It acts on all rows that have seen the whole word, or with `last_row` on the last one alone, the one
-    that predicts; a row never touches another's logits. Of overlapping occurrences the first counts.
+    It acts on all rows that have seen the whole word. Of overlapping occurrences the first counts.
     """
 
     word: tuple[int, ...]
     factors: tuple[float, ...]
-    last_row: bool = False
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        super().__post_init__()
         if not self.word or len(self.word) != len(self.factors):
             raise InputError(
                 f"AmplifyInWord: {len(self.factors)} factors for {len(self.word)} tokens: one each"
@@ -308,20 +331,18 @@ class AmplifyInWord(WeightEdit):
     def inert(self) -> bool:
         return len(set(self.factors)) == 1
 
-    def check(self, config: ModelConfig) -> None:
-        _check_tokens(self, self.word, config)
-
-    def weights(self, alpha: Tensor, seen: Seen) -> Tensor:
+    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         n, (N, S) = len(self.word), alpha.shape[2:]
         rows = torch.arange(S - N, S, device=alpha.device)  # (N): the positions of the query rows
-        found = self._occurrences(seen.ids)  # (B, S - n + 1)
+        found = self._occurrences(text.ids)  # (B, S - n + 1)
         alpha = alpha.clone()
+        # One start at a time, for all texts that have the word there.
         for start in found.any(dim=0).nonzero()[:, 0].tolist():
             part = alpha[..., start : start + n]  # (B, K, N, n)
             more = part * alpha.new_tensor(self.factors)
             more = more * (part.sum(dim=3, keepdim=True) / more.sum(dim=3, keepdim=True))
-            here = rows >= (S - 1 if self.last_row else start + n - 1)  # (N)
-            here = found[:, start, None, None, None] & here[:, None] & more.isfinite()  # 0 / 0: no weight
+            # Only rows that have seen the word's end; all weights 0 leave nothing to share (0 / 0).
+            here = (rows >= start + n - 1)[:, None] & found[:, start, None, None, None] & more.isfinite()
             alpha[..., start : start + n] = torch.where(here, more, part)
         return alpha
 
@@ -331,9 +352,13 @@ class AmplifyInWord(WeightEdit):
         if ids.size(1) < n:
             return ids.new_zeros(len(ids), 0, dtype=torch.bool)
         found = (ids.unfold(1, n, 1) == ids.new_tensor(self.word)).all(dim=2)  # (B, S - n + 1)
+        # From left to right, leave out each start that lies inside an occurrence already taken.
         for start in found.any(dim=0).nonzero()[:, 0].tolist():
             found[:, start] &= ~found[:, max(0, start - n + 1) : start].any(dim=1)
         return found
+
+
+# --- Edits of a GPT's input -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,22 +368,17 @@ class GPTNullspace(InputEdit):
 
     tokens: tuple[int, ...]
     factor: float
-    direction: Tensor  # g (D)
+    direction: Tensor  # g
+    shape = ("direction", "D")
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        if self.direction.dim() != 1 or not self.direction.any():
+        super().__post_init__()
+        if not self.direction.any():
             raise InputError("GPTNullspace: direction must be a vector (D) other than 0")
 
     @property
     def inert(self) -> bool:
         return not self.tokens or self.factor == 1
-
-    def check(self, config: ModelConfig) -> None:
-        _check_tokens(self, self.tokens, config)
-        if len(self.direction) != config.n_embd:
-            n, D = len(self.direction), config.n_embd
-            raise InputError(f"GPTNullspace: direction has {n} numbers, but this model's D is {D}")
 
     def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         g = self.direction
@@ -368,28 +388,3 @@ class GPTNullspace(InputEdit):
 
 
 KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, TopicControl, AmplifyInWord, GPTNullspace)
-
-
-def _check_fields(edit: Edit) -> None:
-    """Refuse values of the wrong type, and numbers that are not finite."""
-    kind, hints = type(edit).__name__, get_type_hints(type(edit))
-    for field in dataclasses.fields(edit):
-        value = getattr(edit, field.name)
-        if not matches_type(value, hints[field.name]):
-            raise InputError(
-                f"{kind}: {field.name}={short_repr(value)} has the wrong type: it must be {field.type}"
-            )
-        if isinstance(value, Tensor):
-            finite = value.dtype == torch.float32 and bool(value.isfinite().all())
-        else:
-            numbers = value if isinstance(value, tuple) else (value or 0,)
-            finite = all(abs(number) <= torch.finfo(torch.float32).max for number in numbers)
-        if not finite:
-            raise InputError(f"{kind}: {field.name} must hold finite numbers, float32 in tensors")
-
-
-def _check_tokens(edit: Edit, tokens: Sequence[int], config: ModelConfig) -> None:
-    V = config.vocab_size
-    if bad := [token for token in tokens if not 0 <= token < V]:
-        kind = type(edit).__name__
-        raise InputError(f"{kind}: token {bad[0]} is outside this model's vocabulary: 0 to {V - 1}")

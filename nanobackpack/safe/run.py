@@ -1,6 +1,11 @@
-"""One run at a time in a folder: the system's lock on a file in it, which a dead process cannot hold.
+"""Guards of a run: one at a time in a folder, stopped by signals between two steps, told why it failed.
 
-What a run says and leaves behind when it cannot go on: out of memory, or numbers that went astray."""
+    with guard_run(config), StopSignals() as stop:
+        while not stop.received:
+            train_step()  # which no signal cuts short
+
+A run that fails says what to change: less memory, or where the step that went wrong is written down.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +13,61 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
-from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, replacing
 
-NAME = "run.lock"
+if TYPE_CHECKING:
+    from nanobackpack.config import TrainConfig
+
+LOCK = "run.lock"
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's warning before the time is up
+# What the system, and torch on any device, say when memory runs out.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+
+
+@contextmanager
+def guard_run(config: TrainConfig, rank: int = 0) -> Iterator[None]:
+    """Lock the folder of a run (its first process does), and turn running out of memory into advice."""
+    lock = locked(Path(config.out_dir)) if rank == 0 else nullcontext()
+    with lock, within_memory(config):
+        yield
+
+
+# --- One run in a folder ----------------------------------------------------------------------
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds its lock while this lasts; takes an empty folder away again.
-
-    The lock is the kernel's, which releases it however the process ends: what a killed one left behind is
-    taken over. Where a file system has no locks, none is held.
-    Raises: InputError naming the process that holds it, or if something else has the file's name; OSError
-    if the folder cannot be written.
-    """
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    """Make the folder and hold its lock; an InputError names the process that holds it already."""
+    # The lock is the system's, on an open file: however a process ends, kill -9 included, it is free again.
+    # The library filelock would not do: before its version 4 an attempt empties the file, and with it the
+    # name of the holder, or a file elsewhere that is linked here; and it never takes the file away again.
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
-    file = _open(path)
+    path = folder / LOCK
+    file = _open_locked(path)
     try:
+        # Say who holds it, for the message to the next one.
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.seek(0)
         file.truncate()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
         file.flush()
         yield
     finally:
+        # Remove the file while it is still ours, then the folders that were made for nothing.
         with suppress(OSError):
             path.unlink()
         file.close()
@@ -55,18 +76,17 @@ def locked(folder: Path) -> Iterator[None]:
                 empty.rmdir()  # fails unless it is empty
 
 
-def _open(path: Path) -> IO[str]:
-    """The lock's file, locked. Raises: InputError if another process has it locked, or it is no such file."""
-    # What a stranger's folder holds is not followed, nor waited for: it will be emptied.
+def _open_locked(path: Path) -> IO[str]:
+    """Open the lock's file and lock it."""
+    # The folder may be a stranger's and the file will be emptied: follow no link, wait for no pipe.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        if _foreign(path):
-            raise InputError(
-                f"{display_path(path)} is a link or no regular file, so no run made it: remove it"
-            )
+        if _is_foreign(path):
+            raise InputError(f"{display_path(path)} is a link or not a file, so no run made it: remove it")
         file = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8")
         try:
             _lock(file)
+            # A holder that ends removes the file: is this one still the file of that name?
             if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
                 return file
         except BlockingIOError:
@@ -78,20 +98,20 @@ def _open(path: Path) -> IO[str]:
             ) from None
         except FileNotFoundError:
             pass
-        file.close()  # its holder took it away in between: try again
+        file.close()  # removed in between: try again
 
 
-def _foreign(path: Path) -> bool:
-    """Whether something lies there that is not a file of this folder alone."""
+def _is_foreign(path: Path) -> bool:
+    """Whether there is something that is not a file of this folder alone."""
     try:
-        there = os.lstat(path)
+        found = os.lstat(path)
     except FileNotFoundError:
         return False
-    return not stat.S_ISREG(there.st_mode) or there.st_nlink > 1
+    return not stat.S_ISREG(found.st_mode) or found.st_nlink > 1
 
 
 def _lock(file: IO[str]) -> None:
-    """Raises: BlockingIOError if another process has it locked."""
+    """Lock an open file; BlockingIOError if another process has it locked."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -108,40 +128,75 @@ def _lock(file: IO[str]) -> None:
         except BlockingIOError:
             raise
         except OSError:
-            pass  # a file system without locks
+            pass  # a file system without locks: go on without
 
 
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     try:
-        who = json.load(file)
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
+        holder = json.load(file)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
 
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "out of memory")
+# --- Signals ----------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """A signal asked the run to end."""
+
+
+class StopSignals:
+    """Remember the first signal that asks the run to stop, so that the step under way is finished and saved.
+
+    received   the signal's number, 0 while there is none
+    alone      a second Ctrl-C ends the run at once. Not so one of several processes, which may get the
+               first Ctrl-C twice: from the terminal and from torchrun.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
+        self.alone = alone
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python delivers signals to the main thread only
+        for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
+            # What nohup, or a shell, told the process to ignore stays ignored; but a run in the background of
+            # a script, where Ctrl-C is ignored too, still ends when someone sends it SIGINT.
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        if self.alone:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# --- Out of memory ----------------------------------------------------------------------------
 
 
 @contextmanager
 def within_memory(config: TrainConfig) -> Iterator[None]:
-    """Turns running out of memory, of a GPU or of the machine, into advice. Raises: InputError."""
+    """Turn running out of memory, a GPU's or the machine's, into advice."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not any(m in str(error).lower() for m in _NO_MEMORY):
             raise
         raise InputError(f"out of memory: {less_memory(config)}") from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error).lower() for words in _NO_MEMORY)
-
-
 def less_memory(config: TrainConfig) -> str:
-    """Settings that learn the same in less memory."""
+    """Suggest settings that learn the same in less memory."""
     B, n_micro = config.batch_size, config.gradient_accumulation_steps
     advice = []
     if B > 1:
@@ -153,6 +208,9 @@ def less_memory(config: TrainConfig) -> str:
     if not config.recompute:
         advice.append("--recompute=True")
     return "take " + ", or ".join([*advice, "a smaller --block_size or model"])
+
+
+# --- A step that went wrong -------------------------------------------------------------------
 
 
 def report_bad_step(
@@ -180,16 +238,3 @@ def report_bad_step(
     }
     with replacing(path) as file:
         file.write(json.dumps(report).encode())
-
-
-@contextmanager
-def ignore_closed_stdout() -> Iterator[None]:
-    """A run goes on when the terminal or the pipe that it writes to is closed: to nobody then."""
-    try:
-        yield
-    except OSError:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # the other one may still be there
-                stream.flush()
-                continue
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,27 +1,83 @@
 """Files from strangers: looked at before a library opens them, and after.
 
-A library that opens one safely runs nothing, but may still take all memory, or never end. Checked here:
-    check_pickle     the operations of a pickle, before any is carried out
-    check_archive    torch's files: what the container says of itself, then its pickle
-    copy_plain_values what was read: tensors that their bytes cover, and plain values
-    check_tokenizer  a tokenizer.json: parts with which the tokenizers library would blow up
+    load_untrusted("ckpt.pt")             a file of torch.save: tensors and plain values
+    load_plain_pickle("meta.pkl", limit)  a pickle of plain values
+    check_tokenizer(text, "its name")     a tokenizer.json, before the tokenizers library reads it
+
+A library that opens a file safely runs nothing, but may still take all memory or never end. So a pickle is
+followed operation by operation before any is carried out, a container must be what torch.save writes, and
+what was read is copied: tensors that their bytes cover, and plain values.
 """
 
 from __future__ import annotations
 
 import base64
+import io
+import pickle
 import pickletools
 import re
 import unicodedata
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from torch import Tensor
+from nanobackpack.errors import InputError, first_line
+from nanobackpack.safe.files import display_path, parse_json, read_bytes
 
-from nanobackpack.errors import InputError
-from nanobackpack.safe.files import parse_json
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# --- The doors --------------------------------------------------------------------------------
+
+
+def load_untrusted(path: Path) -> dict[str, Any]:
+    """Read a file of torch.save that holds a dict of tensors and plain values; anything else is refused."""
+    import torch
+
+    if not path.is_file():  # opening a pipe would wait forever
+        raise InputError(f"{path} is not a file")
+    try:
+        # Look before anything is built: at the pickle's operations, then at the checksum of each part, which
+        # torch does not compare. Its own weights_only is a second wall. Only files of today can be mapped.
+        mmap = check_archive(path)
+        if mmap:
+            _check_sums(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = copy_plain_values(loaded)
+    except (pickle.UnpicklingError, InputError) as error:
+        raise InputError(
+            f"{path} is refused: it holds more than tensors and plain values, or is damaged "
+            f"({_first_sentence(error)})"
+        ) from error
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise InputError(f"{path} cannot be read as a checkpoint: {_first_sentence(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, a checkpoint is a dict")
+    return content
+
+
+def load_plain_pickle(path: Path, limit: int) -> Any:
+    """Read a pickle of at most `limit` bytes that holds dicts, lists, texts and numbers, and nothing else."""
+    try:
+        data = read_bytes(path, limit)
+        check_pickle(io.BytesIO(data))  # after this no class or function can be looked up
+        return pickle.loads(data)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise InputError(f"{display_path(path)} cannot be read safely: {first_line(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """What went wrong, without torch's advice to open the file carelessly."""
+    return first_line(error).split(". ")[0]
+
+
+def _check_sums(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+
+
+# --- Pickles ----------------------------------------------------------------------------------
 
 # What plain values are pickled with, in protocols 2 to 5.
 _PUSH = {
@@ -149,6 +205,8 @@ def copy_plain_values(value: object) -> Any:
 
     Raises: InputError for other objects, too many or too deep, and tensors that are no dense ones.
     """
+    from torch import Tensor
+
     left = _MAX_VALUES
 
     def copy(value: Any, depth: int) -> Any:
@@ -171,6 +229,8 @@ def copy_plain_values(value: object) -> Any:
 
 def _dense(t: Tensor) -> Tensor:
     """The tensor, if each of its numbers has bytes of its own on the CPU."""
+    import torch
+
     if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized:
         raise InputError("it holds a tensor that is not a plain one")
     if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a view such as expand makes

@@ -44,7 +44,7 @@ from nanobackpack.safe.files import (
     sha256,
 )
 from nanobackpack.safe.untrusted import check_pickle
-from nanobackpack.text.tokenizer import Tokenizer, prepare_command, resolve
+from nanobackpack.text.tokenizer import Tokenizer, resolve
 
 SPLITS = ("train", "val")
 HELD_OUT = "evaluation"  # the split no run looks at; not every data set has one
@@ -94,6 +94,14 @@ class Meta:
         """Writes a meta.json, atomically."""
         with replacing(path) as file:
             file.write(self.to_json())
+
+
+def prepare_command(folder: Path) -> str:
+    """What to run to make the data set in `folder`."""
+    if (folder / "prepare.py").is_file():
+        return f"make it with `python {display_path(folder)}/prepare.py`"
+    name = folder.resolve().name
+    return f"make it with `python data/textfiles/prepare.py FILE --name={name}`"
 
 
 def _seal(values: dict[str, Any]) -> str:
@@ -146,7 +154,10 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
                 f"{display_path(path)} is damaged: its sha256 is not the one in meta.json: "
                 f"{prepare_command(folder)}"
             )
-        return Tokenizer.load(path)
+        try:
+            return Tokenizer.load(path)
+        except InputError as error:
+            raise InputError(f"{error}: {prepare_command(folder)}") from None
     if not (folder / "meta.pkl").exists():
         return None
     from nanobackpack.text.data import read_legacy_meta

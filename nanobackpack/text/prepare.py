@@ -30,7 +30,7 @@ from nanobackpack.safe.files import Replacement, display_path, remove_stale
 from nanobackpack.text.corpus import Corpus, Piece, from_files, from_text
 from nanobackpack.text.data import DTYPES, Meta
 from nanobackpack.text.splits import Counts, Split, split_tail
-from nanobackpack.text.tokenizer import Tokenizer, build, find, is_made
+from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
 
 _TIMEOUT_S = 10
 _TRIES = 2
@@ -80,7 +80,7 @@ def write_tokens(
     if threads:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
-        tokenizer = find(tokenizer)
+        tokenizer = load_tokenizer(tokenizer)
     no_mark = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if framed and no_mark:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
@@ -141,8 +141,8 @@ def _titles(corpora: Collection[Corpus]) -> str:
 def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
     """A tokenizer for these texts, of so many characters in all, which it is trained on a share of."""
     if kind == "char":
-        return build(kind, (piece.text for corpus in corpora for piece in corpus.read()))
-    return build(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
+        return make_tokenizer(kind, (piece.text for corpus in corpora for piece in corpus.read()))
+    return make_tokenizer(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
 
 
 def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:

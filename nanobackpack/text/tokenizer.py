@@ -1,16 +1,13 @@
-"""Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON.
+"""Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON file.
 
-    build("bpe:8192", texts)     made from texts: char, bpe:N
-    find("gpt2")                 made by others: a short name, a hub name, a local file or folder
+    tokenizer = make_tokenizer("bpe:8192", texts)  made from texts: char, or byte-level BPE of N tokens
+    tokenizer = load_tokenizer("gpt2")             made by others: a short name, a hub name, a file or folder
+    ids = tokenizer.encode("To be")
+    word_ids(tokenizer, "sky")                     the ids of a word as it stands inside a text: " sky"
 
-Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs
-a special token asks for it by its role: `bos_id`, `eos_id`, `mask_id`.
-
-
-Text → ids as analysis and evaluation need them: prompts, words, and where words stand in a prompt.
-
-Nothing is added to a text unless asked for: ids are content ids, and the tokens that begin and end a
-document (BOS, EOS) come apart. A text may also be given as its ids, a list of numbers.
+Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs a
+special token asks for it by its role: `bos_id` begins a document, `eos_id` ends it.
+The last part of the file finds words: which ids a word has, and where it stands in a prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import tokenizers as hf
@@ -31,11 +28,12 @@ from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_byt
 from nanobackpack.safe.untrusted import check_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-# What the special tokens of a role are called, in BERT, XLM-R, GPT-2 and their kin.
+# What the special tokens are called in BERT, XLM-R, GPT-2 and their kin, by their role.
 BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
 EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
-MASK = ("[MASK]", "<mask>")
-SPECIAL = (*BOS, *EOS, *MASK, "[UNK]", "[PAD]", "<unk>", "<pad>")
+UNKNOWN = ("[UNK]", "<unk>")
+MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
+SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
 # Short names: (name on the hub, kind, vocabulary), so that a stored copy is recognised without a network.
 NAMES = {
@@ -59,25 +57,26 @@ class Tokenizer:
     """
 
     def __init__(self, inner: hf.Tokenizer) -> None:
-        inner.no_truncation()  # a foreign tokenizer.json may ask for either; our texts stay whole
+        # A foreign tokenizer.json may ask for things that would change our texts or make ids random.
+        inner.no_truncation()
         inner.no_padding()
         if isinstance(inner.model, models.BPE):
-            inner.model.dropout = None  # which would make ids random
-        inner.encode_special_tokens = True  # as ordinary text: nobody can type a special token
+            inner.model.dropout = None
+        inner.encode_special_tokens = True  # that is: as ordinary text
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
-        self._table = np.empty(0, np.int32)  # of a char tokenizer: the id of each code point, else -1
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
         special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
-        bos, eos, mask = ([special[t] for t in names if t in special] for names in (BOS, EOS, MASK))
-        self.bos_id: int | None = bos[0] if bos else None
+        self.bos_id: int | None = next((special[name] for name in BOS if name in special), None)
         """Begins each document: [CLS], <s>; None if documents begin with their text."""
-        self.eos_id: int | None = eos[0] if eos else None
+        self.eos_id: int | None = next((special[name] for name in EOS if name in special), None)
         """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
-        self.mask_id: int | None = mask[0] if mask else None
-        """Stands for a hidden token: [MASK], <mask>."""
+
+        # Characters are looked up in a table, far faster than the library does it: the id of each code point,
+        # -1 where there is none. One more entry, -1 too, stands for all code points above the table.
+        self._table = np.empty(0, np.int32)
         if self.kind == "char":
             self._table = np.full(max(map(ord, self._ids)) + 2, -1, np.int32)
             self._table[[ord(symbol) for symbol in self._ids]] = list(self._ids.values())
@@ -89,10 +88,7 @@ class Tokenizer:
 
     @classmethod
     def from_symbols(cls, symbols: Sequence[str]) -> Tokenizer:
-        """A character tokenizer that gives symbols[i] the id i.
-
-        Raises InputError unless `symbols` are one or more distinct single characters.
-        """
+        """A character tokenizer that gives symbols[i], a single character, the id i."""
         for symbol in symbols:
             if len(symbol) != 1 or "\ud800" <= symbol <= "\udfff":
                 raise InputError(f"{symbol!r} cannot be a symbol: it is not one Unicode character")
@@ -106,15 +102,14 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
-        """The inverse of `to_json`. Raises InputError, naming `source`, on anything else."""
+        """The inverse of `to_json`, for untrusted text too; errors name `source`."""
         check_tokenizer(text, source)
-        with _library(f"{source} is not a tokenizer.json"):
+        with _one_line_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
             tokenizer._check_numbers(source)
+            # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
-                tokenizer._inner.encode(
-                    "Can it encode? 能"
-                )  # not if it lacks a token for what it does not know
+                tokenizer._inner.encode("Can it encode? 能")
         return tokenizer
 
     def to_json(self) -> str:
@@ -123,14 +118,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Reads a data set's tokenizer.json. Raises InputError if it is missing or malformed."""
-        try:
-            return cls.from_json(_read(Path(path)), display_path(path))
-        except InputError as error:
-            raise InputError(f"{error}: {prepare_command(Path(path).parent)}") from None
+        """Read a tokenizer.json."""
+        return cls.from_json(_read(Path(path)), display_path(path))
 
     def save(self, path: str | Path) -> None:
-        """Writes a tokenizer.json, atomically."""
+        """Write a tokenizer.json, whole or not at all."""
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
 
@@ -153,10 +145,10 @@ class Tokenizer:
         return n if self.kind == "char" else (n // 64 + 1) * 64
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. Raises InputError for a character a char tokenizer does not know."""
+        """The ids of `text`. A char tokenizer refuses a character that it does not know."""
         if self.kind == "char":
             return self._look_up(text).tolist()
-        with _library("this tokenizer cannot encode the text"):
+        with _one_line_errors("this tokenizer cannot encode the text"):
             try:
                 return self._inner.encode(text, add_special_tokens=False).ids
             except TypeError:
@@ -166,7 +158,7 @@ class Tokenizer:
         """As `encode`, many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        with _library("this tokenizer cannot encode the text"):
+        with _one_line_errors("this tokenizer cannot encode the text"):
             try:
                 encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
             except TypeError:
@@ -174,10 +166,10 @@ class Tokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prompt_ids(self, text: str) -> list[int]:
-        """What a text is continued from: as a document begins, never a mark of its end.
+        """The ids of a prompt: as a document begins, never with a mark of its end.
 
-        An empty text, and one of which nothing is left, starts a new document; [] if the tokenizer
-        has no mark for that.
+        An empty text, or one of which no ids are left, starts a new document; [] if the tokenizer has no mark
+        for that.
         """
         ids = self.encode(text)
         if self.bos_id is not None:
@@ -185,12 +177,13 @@ class Tokenizer:
         return ids or ([] if self.eos_id is None else [self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`. Raises InputError for an id outside the vocabulary."""
+        """The text of `ids`, which must be in the vocabulary."""
         ids = [int(i) for i in ids]
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
         text = self._text(ids)
+        # BERT's decoder puts a space between any two tokens; Chinese has none.
         return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
@@ -198,43 +191,31 @@ class Tokenizer:
         last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
-    def token(self, id: int) -> str:
-        """How one id is shown in tables. Raises InputError for an id outside the vocabulary."""
-        symbol = self._symbol(id)
+    def token(self, index: int) -> str:
+        """How one id, which must be in the vocabulary, is shown in tables."""
+        symbol = self._symbol(index)
         if not isinstance(self._inner.decoder, decoders.ByteLevel):
             return symbol
-        text = self._text([id])
+        text = self._text([index])
         return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
-
-    def _text(self, ids: list[int]) -> str:
-        with _library("this tokenizer cannot decode the ids"):
-            return self._inner.decode(ids, skip_special_tokens=False)
-
-    def _check_numbers(self, source: str) -> None:
-        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
-        n = len(self._ids)
-        if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
-            raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
-
-    def _symbol(self, id: int) -> str:
-        try:
-            return self._symbols[id]
-        except KeyError:
-            raise InputError(
-                f"id {id} is not in the vocabulary: ids go from 0 to {self.vocab_size - 1}"
-            ) from None
 
     def id(self, token: str) -> int | None:
         """The id of a token, None if there is no such token."""
         return self._ids.get(token)
 
-    def equals(self, other: Tokenizer) -> bool:
-        """Whether both have the same kind and vocabulary, wherever they were read from."""
-        return self.kind == other.kind and self._ids == other._ids
+    def _text(self, ids: list[int]) -> str:
+        with _one_line_errors("this tokenizer cannot decode the ids"):
+            return self._inner.decode(ids, skip_special_tokens=False)
+
+    def _symbol(self, index: int) -> str:
+        if index not in self._symbols:
+            last = self.vocab_size - 1
+            raise InputError(f"id {index} is not in the vocabulary: ids go from 0 to {last}")
+        return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,)
-        ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,), the last entry is -1
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
+        ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
             at = int(ids.argmin())
             raise InputError(
@@ -243,24 +224,45 @@ class Tokenizer:
             )
         return ids
 
+    def _check_numbers(self, source: str) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+        n = len(self._ids)
+        if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
+            raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
+
+
+def _kind(inner: hf.Tokenizer) -> str:
+    """The kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
+    kind = type(inner.model).__name__.lower()
+    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+        return kind
+    single = all(len(symbol) == 1 for symbol in inner.get_vocab())
+    return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
+
 
 @contextmanager
-def _library(problem: str) -> Iterator[None]:
-    """Turns what the library raises, bare Exceptions and panics, into an InputError."""
+def _one_line_errors(problem: str) -> Iterator[None]:
+    """Turn what the library raises, bare Exceptions and panics of Rust, into an InputError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a panic is no Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{problem} ({reason})") from None
+
+
+def _not_unicode(text: str) -> InputError:
+    """The error for half a character, such as a byte of the command line that could not be decoded."""
+    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
 
 
 def is_made(name: str) -> bool:
-    """Whether a tokenizer is made from texts: char and bpe:N. Raises InputError for an N that cannot be."""
+    """Whether a tokenizer of that name is made from texts: char and bpe:N, if N is possible."""
     if name.startswith("bpe:"):
         number, least = name.removeprefix("bpe:"), len(pre_tokenizers.ByteLevel.alphabet()) + 1
         if not (re.fullmatch("[0-9]{1,8}", number) and least <= int(number) <= 1 << 24):
@@ -269,14 +271,12 @@ def is_made(name: str) -> bool:
     return name == "char"
 
 
-def build(name: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer called `name`: char and bpe:N are made from `texts`, all others found.
+def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+    """Make char or bpe:N from texts.
 
-    bpe:N: byte-level BPE with at most N ids, <|endoftext|> the first of them. Raises InputError for a
-    name that means nothing.
+    bpe:N is byte-level BPE with at most N ids: <|endoftext|>, the 256 bytes, and the most frequent merges.
     """
-    if not is_made(name):
-        return find(name)
+    assert is_made(name)
     if name == "char":
         symbols: set[str] = set()
         for text in texts:
@@ -303,43 +303,53 @@ def _byte_level(model: models.BPE) -> hf.Tokenizer:
 # --- Tokenizers made by others -----------------------------------------------------------------
 
 
-def find(name: str) -> Tokenizer:
-    """The tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub.
-
-    Raises InputError if there is none or its files are malformed.
-    """
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub."""
     path = Path(name)
-    if path.is_dir():
-        return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    if is_made(name):
-        raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
+    if not path.is_dir():
+        if is_made(name):
+            raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
+        path = _fetch(name)
+    if tokenizer := in_folder(path):
+        return tokenizer
+    raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
+
+
+def _fetch(name: str) -> Path:
     import huggingface_hub  # slow to import, and needed for this alone
 
     hub_name = NAMES[name][0] if name in NAMES else name
-    patterns = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
+    wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
     try:
-        folder = huggingface_hub.snapshot_download(hub_name, allow_patterns=patterns)
+        return Path(huggingface_hub.snapshot_download(hub_name, allow_patterns=wanted))
     except Exception as error:  # no network, no such name, no access: each has its own type
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"tokenizer={name!r} is no local file or folder and cannot be fetched from the hub ({reason}): "
             f"give char, bpe:N, or a file or folder with {LAYOUTS}"
         ) from None
-    return _from_folder(Path(folder))
+
+
+def in_folder(folder: Path) -> Tokenizer | None:
+    """The tokenizer a folder holds, in any layout; None if there is none."""
+    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
+        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
+            return _from_file(folder / name)
+    return None
 
 
 def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
     """The tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
 
-    "auto" asks for the stored one, any other `name` for one that must agree with it; one that was made
-    from a text agrees by its kind, a short name by its size. Raises InputError if it does not.
+    "auto" asks for the stored one, any other `name` for one that must agree with it.
     """
     if name == "auto":
         return stored
     if stored is None:
-        return find(name)
+        return load_tokenizer(name)
+    # One that was made from a text agrees by its kind, a short name by its size: no network is needed.
     if name == "char":
         agrees = stored.kind == "char"
     elif name.startswith("bpe:"):
@@ -347,7 +357,8 @@ def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | Non
     elif name in NAMES and not Path(name).exists():
         agrees = (stored.kind, stored.vocab_size) == NAMES[name][1:]
     else:
-        agrees = stored.equals(find(name))
+        wanted = load_tokenizer(name)
+        agrees = stored.kind == wanted.kind and not stored.difference(wanted)
     if not agrees:
         raise InputError(
             f"tokenizer_name={name!r} is not the tokenizer of {source}, which is of the kind {stored.kind} "
@@ -356,35 +367,19 @@ def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | Non
     return stored
 
 
-def in_folder(folder: Path) -> Tokenizer | None:
-    """The tokenizer a folder holds, in any layout; None if there is none. Raises InputError."""
-    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
-        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
-            return _from_file(folder / name)
-    return None
-
-
-def _from_folder(folder: Path) -> Tokenizer:
-    if tokenizer := in_folder(folder):
-        return tokenizer
-    raise InputError(f"{display_path(folder)} holds no tokenizer: it needs {LAYOUTS}")
-
-
 def _from_file(path: Path) -> Tokenizer:
-    """One file of any layout; of a pair, either."""
+    """Read one file of any layout; of a pair, either."""
     for vocabulary, merges in BPE_FILES.items():
         if path.name in (vocabulary, merges):
             return _from_merges(path.with_name(vocabulary), path.with_name(merges))
-    if path.suffix == ".json":
-        return Tokenizer.from_json(_read(path), display_path(path))
-    return _from_word_pieces(path)
+    return Tokenizer.load(path) if path.suffix == ".json" else _from_word_pieces(path)
 
 
 def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
-    """GPT-2's byte-level BPE: {token: id} and one merge of two tokens a line."""
+    """Read GPT-2's byte-level BPE: {token: id}, and one merge of two tokens a line."""
     lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
     ids = parse_json(_read(vocabulary), display_path(vocabulary))
-    with _library(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
+    with _one_line_errors(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
         pairs = [(first, second) for first, second in (line.split() for line in lines)]
         for first, second in pairs:
             if not ids.keys() >= {first, second, first + second}:  # the library would panic
@@ -393,7 +388,7 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _from_word_pieces(path: Path) -> Tokenizer:
-    """BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how text is cleaned."""
+    """Read BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how to clean text."""
     tokens = _read(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
     ids = {token: i for i, token in enumerate(tokens)}
     if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
@@ -406,7 +401,7 @@ def _from_word_pieces(path: Path) -> Tokenizer:
     inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    with _library(f"{display_path(path)} and {config.name} are no tokenizer"):
+    with _one_line_errors(f"{display_path(path)} and {config.name} are no tokenizer"):
         inner.normalizer = normalizers.BertNormalizer(
             lowercase=bool(settings.get("do_lower_case", True)),
             strip_accents=settings.get("strip_accents"),
@@ -431,56 +426,17 @@ def _read(path: Path) -> str:
         raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
-def _not_unicode(text: str) -> InputError:
-    """The error for half a character, such as a byte of the command line that could not be decoded."""
-    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
-    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
-
-
-def _kind(inner: hf.Tokenizer) -> str:
-    """The kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
-    kind = type(inner.model).__name__.lower()
-    single = kind == "wordlevel" and inner.normalizer is None and inner.pre_tokenizer is not None
-    single = single and all(len(symbol) == 1 for symbol in inner.get_vocab())
-    single = single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4
-    return "char" if single else kind
-
-
-def prepare_command(folder: Path) -> str:
-    """What to run to make the data set in `folder`."""
-    if (folder / "prepare.py").is_file():
-        return f"make it with `python {display_path(folder)}/prepare.py`"
-    name = folder.resolve().name
-    return f"make it with `python data/textfiles/prepare.py FILE --name={name}`"
-
+# --- Words: their ids, and where they stand ----------------------------------------------------
 
 Text = str | Sequence[int]
+"""A text, or its ids."""
 Bos = bool | Literal["auto"]
 """Whether prompts begin with the token that begins a document; "auto": if the tokenizer has one, as
-`Tokenizer.prompt_ids` and so sample.py does."""
-
-
-class Encoded(NamedTuple):
-    """The content ids of a text, and the ids that begin and end a document (None: there is none)."""
-
-    ids: list[int]
-    bos: int | None
-    eos: int | None
-
-
-def encode(tokenizer: Tokenizer, text: Text) -> Encoded:
-    """A text as it stands. Raises: InputError for a character or an id that the tokenizer does not know."""
-    if isinstance(text, str):
-        ids = tokenizer.encode(text)
-    else:
-        ids = [int(i) for i in text]
-        for i in ids:
-            tokenizer.token(i)  # raises for an id that does not exist
-    return Encoded(ids, tokenizer.bos_id, tokenizer.eos_id)
+`Tokenizer.prompt_ids` and so `nanobackpack sample` does."""
 
 
 def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
-    """Raises InputError for a model that came without one."""
+    """The tokenizer of a model; an error for a model that came without one."""
     if tokenizer is None:
         raise InputError(
             "this model came without a tokenizer, so words cannot be looked up: a model folder needs its "
@@ -489,35 +445,40 @@ def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
-    """What prompts begin with: the id that begins a document if it is wanted, or nothing. GPT-2's
-    tokenizer has one id for the end of a document and the beginning of the next.
+def text_ids(tokenizer: Tokenizer, text: Text) -> list[int]:
+    """The ids of a text as it stands; one that is given as ids is checked."""
+    if isinstance(text, str):
+        return tokenizer.encode(text)
+    ids = [int(i) for i in text]
+    for i in ids:
+        tokenizer.token(i)  # raises for an id that does not exist
+    return ids
 
-    Raises: InputError if it is wanted and there is none.
-    """
-    _, bos, eos = encode(tokenizer, [])
+
+def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
+    """What prompts begin with: the id that begins a document if it is wanted, or nothing."""
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
     if wanted == "auto":
         return [] if bos is None else [bos]
     if not wanted:
         return []
-    if bos is None and eos is None:
+    first = eos if bos is None else bos  # GPT-2 has one token between documents: it ends and begins them
+    if first is None:
         raise InputError("bos=True: this tokenizer has no token that begins a document, take bos=False")
-    return [eos if bos is None else bos]  # type: ignore[list-item]
+    return [first]
 
 
 def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
     """The ids of a word as it stands inside a text.
 
-    That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests
-    ask for; a space that is a token of its own is left away. A word that begins with a space or is given
-    as ids is taken as it is.
-    Raises: InputError for a word that is empty or has characters the tokenizer does not know.
+    That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests ask
+    for. A word that begins with a space or is given as ids is taken as it is.
     """
     if not isinstance(word, str) or tokenizer.kind == "char" or word[:1].isspace():
-        ids = encode(tokenizer, word).ids
+        ids = text_ids(tokenizer, word)
     else:
-        ids = encode(tokenizer, " " + word).ids if word else []
-        while ids and not tokenizer.decode(ids[:1]).strip():
+        ids = tokenizer.encode(" " + word) if word else []
+        while ids and not tokenizer.decode(ids[:1]).strip():  # here the space is a token of its own: drop it
             ids = ids[1:]
     if not ids:
         raise InputError("an empty word has no senses: give at least one character")
@@ -527,7 +488,7 @@ def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
 
 
 def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
-    """The id of a word that is one token. Raises: InputError, also if it is several."""
+    """The id of a word that must be one token."""
     ids = word_ids(tokenizer, [word] if isinstance(word, int) else word)
     if len(ids) > 1:
         parts = ", ".join(repr(tokenizer.token(i)) for i in ids)
@@ -538,10 +499,9 @@ def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
 
 
 def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-    """The first token of each word, which stands for it where the papers' control takes one token a word,
-    even where that is a poor piece such as " di" of " diaries"; a warning then names it.
+    """The first token of each word, which stands for the word where the papers take one token a word.
 
-    Raises: InputError for a word that is empty or unknown.
+    A warning names those of several tokens: the first may be a poor piece, such as " di" of " diaries".
     """
     found = []
     for word in words:
@@ -555,15 +515,14 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
     """The id that stands for what a tokenizer cannot spell, None if it has none."""
-    found = (tokenizer.id(name) for name in ("[UNK]", "<unk>"))
+    found = (tokenizer.id(name) for name in UNKNOWN)
     return next((i for i in found if i is not None), None)
 
 
 def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: Text) -> list[slice]:
-    """Where a word stands among ids: each occurrence as a span of positions, whether or not a space
-    is joined to it. Raises: as `word_ids`."""
+    """Where a word stands among ids: each occurrence as a span of positions, with or without a space."""
     forms = [word_ids(tokenizer, word)]
-    if isinstance(word, str) and (bare := encode(tokenizer, word).ids) not in forms:
+    if isinstance(word, str) and (bare := tokenizer.encode(word)) not in forms:
         forms.append(bare)
     found = {
         (start, start + len(form))

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from nanobackpack.cli import ignore_closed_stdout
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import replacing
-from nanobackpack.safe.run import ignore_closed_stdout
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 

@@ -10,11 +10,12 @@ import torch
 
 from nanobackpack import TrainConfig, load_model
 from nanobackpack.analysis import control
-from nanobackpack.evaluate.scoring import read_json_lines, read_pairs
+from nanobackpack.evaluate.lexical_similarity import read_pairs
+from nanobackpack.evaluate.scoring import read_json_lines
 from nanobackpack.text import data
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.data import read_legacy_meta
-from nanobackpack.text.tokenizer import Tokenizer, find
+from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer
 from nanobackpack.train import trainer
 from nanobackpack.train.log import Log, plot_losses
 
@@ -36,7 +37,7 @@ def use_tokenizer(folder: Path) -> None:
 
 
 def use_foreign_tokenizer(folder: Path) -> None:
-    ids = find(str(folder)).encode("the cat")
+    ids = load_tokenizer(str(folder)).encode("the cat")
     assert max(ids) < 2000
 
 
