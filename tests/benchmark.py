@@ -141,7 +141,7 @@ class Variant:
             if self.plain:
                 loss = self.run(self.model, x, y)
             else:
-                loss = self.run(x, y, types=types, loss_only=True).loss
+                loss = self.run(x, y, tokens=types, loss_only=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

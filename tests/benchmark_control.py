@@ -22,17 +22,17 @@ ROUNDS, TOKENS = 10, 8
 
 
 @torch.inference_mode()
-def seconds_a_token(model: BackpackLM, cache: KVCache, ids: torch.Tensor) -> float:
+def seconds_a_token(model: BackpackLM, cache: KVCache, ids: torch.Tensor, edits: EditLike) -> float:
     start = time.process_time()
     for _ in range(TOKENS):
-        model.next_logits(ids, cache)
+        model.next_logits(ids, cache, edits)
     return (time.process_time() - start) / TOKENS
 
 
 @torch.inference_mode()
 def filled(model: BackpackLM, ids: torch.Tensor, edits: EditLike) -> KVCache:
     cache = model.new_cache(edits)
-    model.next_logits(ids, cache)
+    model.next_logits(ids, cache, edits)
     return cache
 
 
@@ -45,12 +45,12 @@ def main() -> None:
         edit = TopicControl(torch.rand(V, K) + 1, f=0.3)
         for B, S in ((1, T // 2), (1, T), (10, T // 2), (10, T)):
             prompt = torch.randint(V, (B, S - TOKENS))
-            caches = [filled(model, prompt, edits) for edits in ((), edit)]
+            caches = [(filled(model, prompt, e), e) for e in ((), edit)]
             times = []
             for _ in range(ROUNDS):
-                for cache in caches:
+                for cache, _ in caches:
                     cache.length = prompt.size(1)  # the same positions again
-                times.append([seconds_a_token(model, cache, prompt[:, :1]) for cache in caches])
+                times.append([seconds_a_token(model, cache, prompt[:, :1], e) for cache, e in caches])
             plain, controlled = (min(column) * 1e3 for column in zip(*times, strict=True))
             print(
                 f"V{V} k{K}, {B:2} samples, position {S}: {plain:.2f} ms, controlled {controlled:.2f} ms: "

@@ -27,8 +27,9 @@ from nanobackpack.evaluate.perplexity import (
     perplexity,
     with_bits,
 )
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.text.data import Meta, Mixture, Splits, TokenData
+from nanobackpack.model.backpack import LanguageModel, Output
+from nanobackpack.text.data import Mixture, TokenData
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.trainer import train
@@ -38,11 +39,9 @@ T = 12  # block_size of the tiny models
 STREAM = np.random.default_rng(0).integers(19, size=5 * T + 4).astype("<u2")
 
 
-def stream(folder: Path, ids: np.ndarray = STREAM, name: str = "evaluation") -> Splits:
+def stream(folder: Path, ids: np.ndarray = STREAM, name: str = "evaluation") -> TokenData:
     ids.astype("<u2").tofile(folder / f"{name}.bin")
-    data = Splits(folder)
-    data.add(name, folder / f"{name}.bin")
-    return data
+    return TokenData(folder, files={name: folder / f"{name}.bin"})
 
 
 class Unigram(LanguageModel):
@@ -54,8 +53,9 @@ class Unigram(LanguageModel):
         )
         self.p = p
 
-    def logits(self, input_ids: Tensor, types: object, edits: object) -> Tensor:
-        return torch.tensor(self.p).log().expand(*input_ids.shape, 3)
+    def forward(self, input_ids: Tensor, targets: Tensor, loss_only: bool) -> Output:
+        log_p = torch.tensor(self.p).log()
+        return Output(None, -log_p[targets].mean())
 
 
 def direct(model: LanguageModel, ids: np.ndarray, block_size: int) -> list[float]:
@@ -192,7 +192,6 @@ def test_what_an_edit_costs(
     assert f"under {file}:" in capsys.readouterr().out
     result = json.loads((run / "edited.json").read_text())
     data = TokenData(run / "data")
-    data.add("evaluation", run / "data" / "evaluation.bin")
     with control.applied(model, edit):
         nats = perplexity(model, data, "evaluation").nats_per_token
     assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
@@ -285,7 +284,7 @@ def test_without_an_evaluation_split_val_is_taken(run: Path, tmp_path: Path) -> 
         STREAM.tofile(tmp_path / f"{split}.bin")
         STREAM.astype("<u4").tofile(tmp_path / f"fr_{split}.bin")
 
-    def opened(folder: Path, **changes: Any) -> tuple[Splits, str]:
+    def opened(folder: Path, **changes: Any) -> tuple[TokenData, str]:
         return open_stream(PerplexityConfig(dataset=str(folder), **changes))
 
     with pytest.raises(InputError, match="languages such as fr"):

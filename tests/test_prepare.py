@@ -23,7 +23,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.safe.files import read_text
 from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files
-from nanobackpack.text.data import Meta, Mixture, TokenData
+from nanobackpack.text.data import Mixture, TokenData
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 

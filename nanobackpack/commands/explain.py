@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanobackpack.analysis.results import Contributions, Ranking, Result, report
-from nanobackpack.config import AnalysisConfig, at_least
+from nanobackpack.config import AnalysisConfig
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -35,10 +35,6 @@ class ExplainConfig(AnalysisConfig):
     """Contributions to list."""
     plot: str = ""
     """Also draw all contributions to this PNG: red speaks for the token, blue against it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "k", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,12 +58,12 @@ def main(settings: SampleConfig) -> None:
             model,
             torch.tensor([ids], device=device).expand(len(own), -1),  # (B, T)
             settings.max_new_tokens,
-            settings.temperature,
-            settings.top_k or None,
-            settings.top_p,
-            [torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for i in own],
-            settings.restart,
-            edits,
+            restart=settings.restart,
+            edits=edits,
+            temperature=settings.temperature,
+            top_k=settings.top_k or None,
+            top_p=settings.top_p,
+            generator=[torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for i in own],
         )
 
         # Collect the tokens of all samples, and show those of the first one as they come.

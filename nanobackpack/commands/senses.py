@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nanobackpack.analysis.results import Ranking, report
-from nanobackpack.config import AnalysisConfig, at_least
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ class SenseConfig(AnalysisConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "k", 1)
-        at_least(self, "sense", -1)
         if not self.words:
             raise InputError("words is empty: give at least one, as in --words a e c")
 

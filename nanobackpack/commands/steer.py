@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanobackpack.analysis.results import report
-from nanobackpack.config import AnalysisConfig, at_least
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.text.tokenizer import word_ids
@@ -46,11 +46,6 @@ class EffectConfig(AnalysisConfig):
     save: str = ""
     """Write the edit to this file."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("k", 1), ("num_samples", 0), ("max_new_tokens", 1)):
-            at_least(self, name, least)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SteerConfig(EffectConfig):
@@ -66,10 +61,6 @@ class SteerConfig(EffectConfig):
     """In place of sense and factor: a factor for each token of the word, whose weight is shared anew."""
     tokens: tuple[str, ...] = ()
     """Next tokens to compare."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "sense", -1)
 
 
 def main(settings: SteerConfig) -> None:

@@ -10,7 +10,7 @@ section 6.2 and D.2, Table 5; nanoBackpackLM's Chinese). `removed` takes the sen
 `optimised` scales it by a factor found for each noun; for a GPT, the baseline, `projected` takes she - he
 out of the noun's input embedding.
 
-Letters: N prompts, T their tokens, D width.
+Letters: N prompts, T their tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from nanobackpack.analysis import results
-from nanobackpack.config import AnalysisConfig, at_least
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets, encode_or_none
 from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
@@ -42,10 +42,6 @@ class BiasConfig(AnalysisConfig):
     """The sense to scale, from 0; auto: the one whose removal helps most on prompts kept apart for that."""
     max_iter: int = 50
     """Most steps of the optimisation of a factor."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "max_iter", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +160,12 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     from nanobackpack.runtime import pad_right, reading
 
     rows, device = [row[-model.config.block_size :] for row in rows], model.wte.weight.device
-    ends = [len(row) - 1 for row in rows]
+    # Each prompt is read at its own end.
+    ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N)
+    at = torch.arange(len(rows), device=device), ends
     with reading(model):
-        h = model.hidden(pad_right(rows, device), None, model.edits_in_force(edits))  # (N, T, D)
-        h = h[torch.arange(len(rows), device=device), ends]  # (N, D): each prompt at its own end
-        log_ratio = h @ (model.wte.weight[he] - model.wte.weight[she])  # (N): the softmax cancels
+        logits = model(pad_right(rows, device), edits=edits, at=at).logits  # (N, V)
+    log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
     return log_ratio.abs().double().exp().mean().item()
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
-from nanobackpack.config import at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import (
     TestSetConfig,
@@ -42,10 +41,6 @@ class BlimpConfig(TestSetConfig):
     """Files of JSON lines, one test set each, or folders of them."""
     batch_size: int = 32
     """Sentences at a time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "batch_size", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

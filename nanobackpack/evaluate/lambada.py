@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
-from nanobackpack.config import at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import (
     TestSetConfig,
@@ -41,10 +40,6 @@ class LambadaConfig(TestSetConfig):
     """A file of JSON lines with `text`."""
     batch_size: int = 16
     """Passages at a time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "batch_size", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from tqdm import tqdm
 
 from nanobackpack.analysis.results import Result, report
-from nanobackpack.config import LoadConfig, at_least
+from nanobackpack.config import LoadConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, read_json
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
-    from nanobackpack.text.data import Splits
+    from nanobackpack.text.data import TokenData
 
     Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -57,11 +57,6 @@ class PerplexityConfig(LoadConfig):
     """A file of edits to measure the model under: what they cost."""
     json: str = ""
     """File for the result."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "batch_size", 1)
-        at_least(self, "batches", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +149,7 @@ def measure(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities
 
 def perplexity(
     model: LanguageModel,
-    data: Splits,
+    data: TokenData,
     split: str,
     *,
     batch_size: int = 12,
@@ -219,16 +214,15 @@ def _with_bar(batches: Batches, size: int, name: str) -> Iterator[tuple[Tensor, 
             bar.update(y.numel())
 
 
-def open_stream(settings: PerplexityConfig) -> tuple[Splits, str]:
+def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:
     """Open the data that the settings name, and choose the split."""
-    from nanobackpack.text.data import HELD_OUT, Splits, find_folder, open_folder
+    from nanobackpack.text.data import TokenData, open_dataset
+    from nanobackpack.text.meta import HELD_OUT
 
     path = Path(settings.dataset or _trained_on(settings))
     if path.suffix == ".bin":
-        data = Splits(path.parent, None if settings.data_bin_dtype == "auto" else settings.data_bin_dtype)
-        data.add(path.stem, path)
-        return data, path.stem
-    data = open_folder(find_folder(str(path)), settings.data_bin_dtype)
+        return TokenData(path.parent, settings.data_bin_dtype, {path.stem: path}), path.stem
+    data = open_dataset(path, settings.data_bin_dtype)
     split = settings.split
     if split == "auto":
         split = HELD_OUT if all(part in data.splits for part in data.parts(HELD_OUT) or [""]) else "val"

@@ -3,7 +3,7 @@
     texts = [TextToScore(tokenizer.encode("the cat sat"), start=2)]
     score_texts(model, texts)      # log p("e cat sat" | "th") with a character model
 
-Letters: B batch, T time (positions), D width, V vocabulary, N scored tokens.
+Letters: B batch, T time (positions), V vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from nanobackpack.config import ReadConfig, at_least
+from nanobackpack.config import ReadConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, parse_json, read_text
 from nanobackpack.text.tokenizer import Tokenizer
@@ -76,12 +76,10 @@ def _score_batch(model: LanguageModel, inputs: list[list[int]], targets: list[li
     """Score the targets, which the last positions of each input predict."""
     import torch
 
-    from nanobackpack.model.kernels import linear
     from nanobackpack.runtime import pad_right
 
     device = model.wte.weight.device
-    h = model.hidden(pad_right(inputs, device))  # (B, T, D)
-    # Logits are large, so only those of the positions that predict a target are computed.
+    # Logits are computed only where a target is predicted.
     rows: list[int] = []
     positions: list[int] = []
     wanted: list[int] = []
@@ -89,7 +87,8 @@ def _score_batch(model: LanguageModel, inputs: list[list[int]], targets: list[li
         rows += [row] * len(y)
         positions += range(len(x) - len(y), len(x))
         wanted += y
-    logits = linear(h[rows, positions], model.wte.weight).float()  # (N, V)
+    at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)  # (N) each
+    logits = model(pad_right(inputs, device), at=at).logits  # (N, V)
     ids = torch.tensor(wanted, device=device)  # (N)
     log_p = logits.log_softmax(dim=1).gather(1, ids[:, None])[:, 0]  # (N)
     exact = logits[:, : model.config.n_token].argmax(dim=1) == ids  # (N)
@@ -120,7 +119,6 @@ class TestSetConfig(ReadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "limit", 0)
         if not self.data:  # type: ignore[attr-defined]
             raise InputError("data is empty: name a file of JSON lines, as in --data test.jsonl")
 

@@ -69,8 +69,8 @@ class TopicConfig(AnalysisConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_samples", 1), ("length", 2), ("batch_size", 1)):
-            at_least(self, name, least)
+        at_least(self, "num_samples", 1)
+        at_least(self, "length", 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,12 @@ def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:
     return digest.hexdigest()
 
 
+def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object] = lambda n: None) -> None:
+    """Refuse a file that does not have the SHA-256 which meta.json gives; `remedy` says what to do then."""
+    if sha256(path, read) != expected:
+        raise InputError(f"{display_path(path)} is damaged: its sha256 is not the one in meta.json: {remedy}")
+
+
 def remove_stale(folder: Path) -> None:
     """Deletes what `replacing` left in `folder` when its process was killed; never what one still writes."""
     for path in folder.glob(".*.tmp"):

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import Replacement, display_path, remove_stale
 from nanobackpack.text.corpus import Corpus, Piece, from_files, from_text
-from nanobackpack.text.data import DTYPES, Meta
+from nanobackpack.text.meta import DTYPES, Meta
 from nanobackpack.text.splits import Counts, Split, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
 
@@ -64,7 +64,7 @@ def write_tokens(
     split: Split,
     *,
     framed: bool = True,
-    dtype: str = "",
+    dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
     threads: int = 0,
 ) -> Meta:

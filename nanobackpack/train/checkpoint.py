@@ -41,7 +41,8 @@ from nanobackpack.runtime import pick_compile, pick_device
 from nanobackpack.safe import download as hub
 from nanobackpack.safe import untrusted as foreign
 from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
-from nanobackpack.text.data import Splits, read_tokenizer
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
@@ -228,7 +229,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if not isinstance(state, dict) or not isinstance(tokenizer, str | None):
         raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
     own = Tokenizer.from_json(tokenizer, f"the tokenizer in {source}") if tokenizer else None
-    return _filled(stored_config(checkpoint, source), state, compat.OWN, own, str(source))
+    return _filled(stored_config(checkpoint, source), state, None, own, str(source))
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
@@ -240,7 +241,11 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
 
 
 def _filled(
-    config: ModelConfig, state: compat.State, layout: compat.Layout, tokenizer: Tokenizer | None, source: str
+    config: ModelConfig,
+    state: compat.State,
+    layout: compat.Layout | None,
+    tokenizer: Tokenizer | None,
+    source: str,
 ) -> BackpackLM | GPT:
     """The model of that config with those tensors; memory is taken only after they are found to fit."""
     compat.check_tensors(state, source)
@@ -291,7 +296,7 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     return _filled(config, state, layout, in_folder(folder), str(weights))
 
 
-def check_vocabulary(model: BackpackLM | GPT, name: str, data: Splits) -> None:
+def check_vocabulary(model: BackpackLM | GPT, name: str, data: TokenData) -> None:
     """Raises InputError, naming both, if the ids of a model and of the data mean different tokens.
 
     Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.

@@ -23,7 +23,7 @@ from nanobackpack.config import Architecture, ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.data import Splits
+from nanobackpack.text.data import TokenData
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.checkpoint import last_good_checkpoint
@@ -51,7 +51,7 @@ class Start:
     said: list[str] = field(default_factory=list)  # lines on what is not as it was
 
 
-def start(config: TrainConfig, data: Splits) -> Start:
+def start(config: TrainConfig, data: TokenData) -> Start:
     """What config.init_from asks for, for the vocabulary of `data`. Fresh weights come from torch's seed.
 
     Raises: InputError if the checkpoint cannot be used, or does not fit the settings or the data.
@@ -69,7 +69,7 @@ def start(config: TrainConfig, data: Splits) -> Start:
     return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
 
 
-def resume(config: TrainConfig, data: Splits) -> Start:
+def resume(config: TrainConfig, data: TokenData) -> Start:
     """The last whole state of a run. Raises: InputError if there is none, or it does not fit."""
     resumed, source, fallback = last_good_checkpoint(Path(config.out_dir))
     if resumed.get("format") != checkpoint.FORMAT:
@@ -274,7 +274,7 @@ def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
 
 
 def check_same(
-    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: Splits, source: Path
+    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: TokenData, source: Path
 ) -> None:
     """Refuse to resume a run `old`, whose architecture was `before`, with a model of another shape, another
     tokenizer, optimizer or text.

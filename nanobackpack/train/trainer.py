@@ -39,7 +39,8 @@ from nanobackpack.runtime import (
 )
 from nanobackpack.safe.files import display_path, remove_stale, replacing
 from nanobackpack.safe.run import locked, report_bad_step, within_memory
-from nanobackpack.text.data import SPLITS, open_data
+from nanobackpack.text.data import open_data
+from nanobackpack.text.meta import SPLITS
 from nanobackpack.train import checkpoint
 from nanobackpack.train.checkpoint import LAST, BackgroundWriter
 from nanobackpack.train.log import Log, NoLog, describe, duration, flops_per_step, import_wandb, peak_flops
@@ -269,9 +270,9 @@ class Trainer:
                 t = t.pin_memory()  # so that the copy can overlap with computing
             return t.to(self.device, non_blocking=True)
 
-        on_device = UniqueIds(move(types.ids), move(types.index))
+        on_device = UniqueIds(move(types.ids), move(types.inverse))
         with autocast(self.device, self.dtype):
-            out = model(move(x), move(y), types=on_device, loss_only=True)
+            out = model(move(x), move(y), tokens=on_device, loss_only=True)
         assert out.loss is not None
         return out.loss
 

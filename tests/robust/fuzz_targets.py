@@ -27,7 +27,8 @@ from nanobackpack.config import ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import GPT, BackpackLM
 from nanobackpack.model.generate import choose
-from nanobackpack.text.data import SPLITS, TokenData, read_legacy_meta
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import SPLITS, read_legacy_meta
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
