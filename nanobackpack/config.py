@@ -1,13 +1,17 @@
-"""Settings: what a model is made of, how it is trained, how it is sampled.
+"""Settings: what a model is made of, how it is trained, how it is read.
 
-Frozen dataclasses with one help line per field; `cli.py` turns them into flags and `--help`.
-The names and defaults are nanoBackpackLM's, except where its default fails on a plain machine:
-device, dtype and compile are "auto". Nothing here knows about files, devices or the command line.
+    config = TrainConfig(n_layer=6, n_embd=384, n_head=6)    # frozen; wrong values raise InputError
+    config.model_config(vocab_size=65).n_block               # 5
+
+Dataclasses with a line of help per field; `cli.py` turns them into flags and `--help`. Names and defaults are
+nanoBackpackLM's, except where its default fails on a plain machine: device, dtype and compile are "auto".
+Nothing here knows about files, devices or the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +19,16 @@ from nanobackpack.errors import InputError, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture:
+class Settings:
+    """What all settings have in common: their values are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Settings):
     """The shape of the network: what `ModelConfig` and `TrainConfig` have in common."""
 
     model_name: Literal["backpack-lm", "gpt2"] = "backpack-lm"
@@ -37,14 +50,18 @@ class Architecture:
     bias: bool = False
     """Biases in linear layers and LayerNorms."""
 
-    def check_architecture(self) -> None:
-        for name in ("n_head", "n_embd", "block_size", "n_sense_vector"):
-            at_least(self, name, 1)
-        at_least(self, "n_layer", 0 if self.model_name == "gpt2" else 1)
-        within(self, "dropout", 0.0, 1.0, open_end=True)
-        divides(self, "n_head", "n_embd")
-        if self.model_name == "backpack-lm":
-            divides(self, "n_sense_vector", "n_embd")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_backpack = self.model_name == "backpack-lm"
+        at_least(self, "n_layer", 1 if is_backpack else 0)
+        for divisor in ("n_head", "n_sense_vector") if is_backpack else ("n_head",):
+            d, n = getattr(self, divisor), self.n_embd
+            if n % d:
+                choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
+                raise InputError(
+                    f"{divisor}={short_repr(d)} does not divide n_embd={short_repr(n)}: take a divisor "
+                    f"such as {choices}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +78,9 @@ class ModelConfig(Architecture):
     """Divide the attention scores of block i by i + 1, as backpack-gpt2 does."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        self.check_architecture()
-        at_least(self, "vocab_size", 1)
-        within(self, "vocab_used", 0, self.vocab_size)
+        super().__post_init__()
+        if self.vocab_used > self.vocab_size:
+            raise out_of_range("vocab_used", self.vocab_used, f"at most vocab_size={self.vocab_size}")
 
     @property
     def n_block(self) -> int:
@@ -96,18 +112,18 @@ class TrainConfig(Architecture):
     log_interval: int = 1
     """Steps between lines of the log."""
     always_save_checkpoint: bool = True
-    """out_dir stands for its last state (True) or for its best one (False); both are kept."""
+    """Whoever opens out_dir gets its last state (True) or its best one (False); both are kept."""
     backup_checkpoint_step: int = 5000
     """Keep a copy ckpt_STEP.pt every so many steps (0: never)."""
     keep_last: int = 2
-    """States to keep: ckpt.pt and those before it, ckpt_prev.pt, ... which serve if it is damaged."""
+    """Checkpoints to keep: ckpt.pt and those before it, ckpt_prev.pt, ..., used if ckpt.pt is damaged."""
 
     dataset: str = "openwebtext"
     """Folder under data/, or the path of one: with train.bin and val.bin, or with several languages."""
     data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
     tokenizer_name: str = "auto"
-    """auto: the one stored with the data; a name, file or folder must agree, or serves where none is."""
+    """auto: the one stored with the data. Another must agree with it; it is used where none is stored."""
     huge_pack_dir: str = ""
     """Folder with LANGUAGE/LANGUAGE_0.bin, ...: several languages in many files; used instead of dataset."""
     xlm_alpha: float = 0.3
@@ -118,7 +134,7 @@ class TrainConfig(Architecture):
     gradient_accumulation_steps: int = 1
     """Micro-batches per step in each process; their gradients are averaged."""
     recompute: bool = False
-    """Compute each block again in backward instead of keeping it: far less memory, a quarter slower."""
+    """Compute each block again in the backward pass: far less memory, a quarter slower."""
     max_iters: int = 600000
     """Optimizer steps in all."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -153,11 +169,11 @@ class TrainConfig(Architecture):
     compile: Literal["auto"] | bool = "auto"
     """Compile the model; auto: on CUDA where a compiler is found."""
     distributed: Literal["ddp", "fsdp"] = "ddp"
-    """Each of several processes keeps the whole model (ddp) or a slice of it (fsdp): docs/scaling.md."""
+    """With several processes each keeps the whole model (ddp) or a slice of it (fsdp): docs/scaling.md."""
     backend: Literal["nccl", "gloo"] = "nccl"
     """Communication between GPUs; CPUs use gloo either way."""
     timeout_s: int = 600
-    """Of several processes: seconds the others wait for one that hangs; one that ends is noticed at once."""
+    """With several processes: seconds to wait for one that hangs; one that ends is noticed at once."""
     seed: int = 1337
     """Start of all randomness."""
 
@@ -169,20 +185,8 @@ class TrainConfig(Architecture):
     """Run name there."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        self.check_architecture()
-        for name in (
-            "eval_interval", "eval_iters", "log_interval", "batch_size",
-            "gradient_accumulation_steps", "lr_decay_iters", "keep_last", "timeout_s",
-        ):  # fmt: skip
-            at_least(self, name, 1)
-        for name in ("backup_checkpoint_step", "max_iters", "warmup_iters", "seed"):
-            at_least(self, name, 0)
-        within(self, "xlm_alpha", 0.0, 1.0)
-        for name in ("learning_rate", "muon_lr_factor", "min_lr", "weight_decay", "grad_clip"):
-            at_least(self, name, 0.0)
-        for name in ("beta1", "beta2"):
-            within(self, name, 0.0, 1.0, open_end=True)
+        super().__post_init__()
+        # Settings that contradict each other, and the way out.
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise InputError(
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: "
@@ -211,7 +215,7 @@ class TrainConfig(Architecture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadConfig:
+class LoadConfig(Settings):
     """Which model to open and where to run it: shared by every program that reads a model."""
 
     init_from: str = "resume"
@@ -225,13 +229,9 @@ class LoadConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the model; auto: no."""
+    """No effect: only training is compiled. nanoBackpackLM's commands give it."""
     tokenizer_name: str = "auto"
-    """auto: the one stored in the checkpoint or beside its data; else as for train.py."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        at_least(self, "seed", 0)
+    """auto: the one stored in the checkpoint or beside its data; else a name, a file or a folder."""
 
     @property
     def model_path(self) -> str:
@@ -262,10 +262,6 @@ class SampleConfig(LoadConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "num_samples", 1)
-        at_least(self, "max_new_tokens", 1)
-        at_least(self, "temperature", 0.0)
-        at_least(self, "top_k", 0)
-        within(self, "top_p", 0.0, 1.0, open_start=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,98 +276,53 @@ class ReadConfig(LoadConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig(ReadConfig):
-    """What the programs that analyse a model share: they compute in float32, whatever the device."""
+    """What the programs that analyse a model share."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype not in ("auto", "float32"):
-            raise InputError(f"dtype={self.dtype} is not for analysis, which is in float32: leave it at auto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SenseConfig(AnalysisConfig):
-    """What the senses of some words predict: for each sense the tokens it scores highest and lowest."""
-
-    words: tuple[str, ...] = ("a", "e", "c", "s", "t")
-    """Words to look at."""
-    k: int = 5
-    """Tokens to list for each sense."""
-    sense: int = -1
-    """Only this sense, counted from 0 (-1: all)."""
-    neighbours: bool = False
-    """List instead the tokens whose senses point the same way as the word's (cosine, not E · C)."""
-    plot: str = ""
-    """Also draw the first word's table to this PNG; the colour is the score."""
-    strict: bool = True
-    """Accepted for nanoBackpackLM's command; unknown weights are refused either way."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "k", 1)
-        at_least(self, "sense", -1)
-        if not self.words:
-            raise InputError("words is empty: give at least one, as in --words a e c")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityConfig(LoadConfig):
-    """The perplexity of a model."""
-
-    dataset: str = ""
-    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
-    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
-    split: str = "auto"
-    """train, val, evaluation, of one language de_val, ...; auto: evaluation if there is one, else val."""
-    batch_size: int = 12
-    """Windows computed in one go."""
-    batches: int = 0
-    """Random batches that stand for the split, drawn with seed (0: all of the split)."""
-    edits: str = ""
-    """A file of edits to measure the model under: what they cost."""
-    json: str = ""
-    """File for the result."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "batch_size", 1)
-        at_least(self, "batches", 0)
+    dtype: Literal["auto", "float32"] = "auto"
+    """Type of the matrix products; analysis is in float32, whatever the device."""
 
 
 # --- Checks: each raises one clear line -------------------------------------------------------
 
 
+# The numbers that a setting may be, wherever it occurs: one name means one thing in every program.
+BOUNDS = {
+    "from -1 up": (lambda x: -1 <= x < math.inf, "sense"),
+    "a number from 0 up": (
+        lambda x: 0 <= x < math.inf,
+        "n_layer vocab_used backup_checkpoint_step max_iters warmup_iters seed learning_rate muon_lr_factor "
+        "min_lr weight_decay grad_clip num_samples temperature top_k batches limit shards num_proc",
+    ),
+    "a number from 1 up": (
+        lambda x: 1 <= x < math.inf,
+        "n_head n_embd block_size n_sense_vector vocab_size eval_interval eval_iters log_interval batch_size "
+        "gradient_accumulation_steps lr_decay_iters keep_last timeout_s max_new_tokens k max_iter",
+    ),
+    "from 0 up to 1": (lambda x: 0 <= x <= 1, "xlm_alpha"),
+    "from 0 to below 1": (lambda x: 0 <= x < 1, "dropout beta1 beta2"),
+    "above 0 and up to 1": (lambda x: 0 < x <= 1, "top_p"),
+}  # NaN is in none of them
+_BOUND = {name: (allowed, is_in) for allowed, (is_in, names) in BOUNDS.items() for name in names.split()}
+
+
+def check_bounds(config: Any) -> None:
+    """Refuse numbers out of range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        allowed, is_in = _BOUND.get(field.name, ("", None))
+        if is_in and isinstance(value, (int, float)) and not is_in(value):
+            raise out_of_range(field.name, value, allowed)
+
+
 def at_least(config: Any, name: str, low: float) -> None:
+    """Refuse a number below what this program allows, where that is more than BOUNDS ask for."""
     value = getattr(config, name)
-    if not value >= low or value == float("inf"):  # `not >=` also refuses NaN
-        raise InputError(f"{name}={short_repr(value)} is out of range: it must be a number from {low} up")
+    if not low <= value < math.inf:
+        raise out_of_range(name, value, f"a number from {low} up")
 
 
-def within(
-    config: Any,
-    name: str,
-    low: float,
-    high: float,
-    *,
-    open_start: bool = False,
-    open_end: bool = False,
-) -> None:
-    value = getattr(config, name)
-    above = value > low if open_start else value >= low
-    below = value < high if open_end else value <= high
-    if not (above and below):
-        start, end = "above" if open_start else "from", "below" if open_end else "up to"
-        raise InputError(f"{name}={short_repr(value)} is out of range: it must be {start} {low} {end} {high}")
-
-
-def divides(config: Any, divisor: str, number: str) -> None:
-    d, n = getattr(config, divisor), getattr(config, number)
-    if n % d:
-        choices = ", ".join(str(i) for i in range(1, min(n, 64) + 1) if n % i == 0)
-        raise InputError(
-            f"{divisor}={short_repr(d)} does not divide {number}={short_repr(n)}: take a divisor "
-            f"such as {choices}"
-        )
+def out_of_range(name: str, value: object, allowed: str) -> InputError:
+    return InputError(f"{name}={short_repr(value)} is out of range: it must be {allowed}")
 
 
 def check_types(config: Any) -> None:
@@ -391,8 +342,14 @@ def matches_type(value: object, hint: Any) -> bool:
     """Whether a value may stand in a field of that type; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(matches_type(v, get_args(hint)[0]) for v in value)
+    if get_origin(hint) in (tuple, list):
+        kind, part = get_origin(hint), get_args(hint)[0]
+        return isinstance(value, kind) and all(matches_type(v, part) for v in value)
+    if get_origin(hint) is dict:
+        parts = get_args(hint)  # of keys and of values
+        return isinstance(value, dict) and all(
+            matches_type(v, part) for pair in value.items() for v, part in zip(pair, parts, strict=True)
+        )
     if get_origin(hint) is not None:  # a union
         return any(matches_type(value, part) for part in get_args(hint))
     if hint in (int, float) and isinstance(value, bool):

@@ -238,8 +238,8 @@ def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]
         assert (plain_logits(model, ids) - expected).abs().max() > 1e-3
         for first in (1, 5, 12):
             cache = model.new_cache(some)
-            got = [model.next_logits(ids[:, :first], cache)]
-            got += [model.next_logits(ids[:, i : i + 1], cache) for i in range(first, 12)]
+            got = [model.next_logits(ids[:, :first], cache, some)]
+            got += [model.next_logits(ids[:, i : i + 1], cache, some) for i in range(first, 12)]
             assert (torch.stack(got, dim=1) - expected[:, first - 1 :]).abs().max() < tolerance
 
 
@@ -313,9 +313,9 @@ def test_nothing_asked_nothing_changed(backpack: BackpackLM, ids: Tensor):
     some = inert_edits(backpack)
     with torch.no_grad():
         assert torch.equal(backpack(ids, edits=some).logits, backpack(ids).logits)
-        caches = backpack.new_cache(some), backpack.new_cache()
+        caches = (backpack.new_cache(some), some), (backpack.new_cache(), ())
         for part in (ids[:, :5], ids[:, 5:6]):
-            got, expected = (backpack.next_logits(part, cache) for cache in caches)
+            got, expected = (backpack.next_logits(part, cache, e) for cache, e in caches)
             assert torch.equal(got, expected)
     with control.applied(backpack, some):
         inside = backpack.sense_vectors()
@@ -326,7 +326,8 @@ def test_removing_all_gives_zero(backpack: BackpackLM, ids: Tensor):
     """Without any senses there are no logits left, nor any with a weight of 0 for all of them."""
     with torch.no_grad():
         assert not backpack(ids, edits=ScaleSense(EVERY, 0.0)).logits.any()
-        assert not backpack.next_logits(ids, backpack.new_cache(ScaleSense(EVERY, 0.0))).any()
+        none = ScaleSense(EVERY, 0.0)
+        assert not backpack.next_logits(ids, backpack.new_cache(none), none).any()
 
 
 def test_scaling_senses_is_scaling_weights(backpack: BackpackLM, ids: Tensor):
@@ -655,7 +656,7 @@ def test_sample_under_a_file(
     config = SampleConfig(
         **common, num_samples=3, max_new_tokens=20, edits=str(tmp_path / "edits.safetensors")
     )
-    sample.sample(config)
+    sample.main(config)
     printed = capsys.readouterr().out
     prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
 
@@ -666,7 +667,7 @@ def test_sample_under_a_file(
     assert printed == "".join(speller.tokenizer.decode(row.tolist()) + "\n" + "-" * 15 + "\n" for row in rows)
     assert not torch.equal(rows, speller.generate(prompt, 20, 2.0, 200, 1.0, draws()))
     with pytest.raises(InputError, match="no file"):
-        sample.sample(dataclasses.replace(config, edits="missing"))
+        sample.main(dataclasses.replace(config, edits="missing"))
 
 
 # --- Baked in -----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from nanobackpack.errors import InputError
-from nanobackpack.text.data import Meta, TokenData, read_tokenizer
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import Meta, read_tokenizer
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def error_of(folder: Path, dtype: str | None = None) -> str:
+def error_of(folder: Path, dtype: str = "auto") -> str:
     with pytest.raises(InputError) as error:
         TokenData(folder, dtype)
     text = str(error.value)
@@ -111,7 +112,7 @@ def test_missing_folder_names_the_command(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     text = error_of(Path("data/mine"))
     assert "data/mine does not exist" in text
-    assert "`python data/textfiles/prepare.py FILE --name=mine`" in text
+    assert "`nanobackpack prepare FILE --name=mine`" in text
     folder = tmp_path / "data" / "own"
     folder.mkdir(parents=True)
     (folder / "prepare.py").touch()

@@ -135,7 +135,7 @@ def test_loss_only_equals_the_plain_loss(model, ids: Tensor, with_types: bool) -
     """What training runs: without logits, with the token types found beforehand, gradients too."""
     y = ids.roll(-1, 1)
     types = unique_ids(ids, model.config.vocab_size, multiple=16) if with_types else None
-    out = model.train()(ids, y, types=types, loss_only=True)
+    out = model.train()(ids, y, tokens=types, loss_only=True)
     assert out.logits is None
     assert_same(out.loss, plain_loss(model, ids, y), list(model.parameters()))
 
@@ -151,5 +151,5 @@ def test_compiled_without_a_break(settings: dict[str, Any]) -> None:
     types = unique_ids(x, 23, multiple=16)
     torch._dynamo.reset()
     run = torch.compile(model, fullgraph=True, backend="aot_eager")
-    loss, plain = run(x, x, types=types, loss_only=True).loss, plain_loss(model, x, x)
+    loss, plain = run(x, x, tokens=types, loss_only=True).loss, plain_loss(model, x, x)
     assert_same(loss, plain, list(model.parameters()))

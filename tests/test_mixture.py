@@ -17,7 +17,8 @@ from scipy.stats import chisquare
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.text.data import Meta, Mixture, Shards, TokenData, open_data, open_folder
+from nanobackpack.text.data import Mixture, Shards, TokenData, open_data, open_dataset
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.log import read_metrics
 from nanobackpack.train.trainer import Trainer, train
@@ -75,7 +76,7 @@ def test_shards_read_as_one_array(sizes: list[int], draw: st.DataObject) -> None
 
 
 def test_a_folder_of_languages(folder: Path) -> None:
-    data = open_folder(folder, "auto")
+    data = open_dataset(folder)
     assert isinstance(data, Mixture)
     assert data.languages == ["de", "eu", "zh"]
     assert data.dtype == "uint32"
@@ -86,7 +87,7 @@ def test_a_folder_of_languages(folder: Path) -> None:
 
 
 def test_packs_hold_out_the_last_file(packs: Path) -> None:
-    data = open_folder(packs, "auto")
+    data = open_dataset(packs)
     assert isinstance(data, Mixture)
     for language, n in SIZES.items():
         pieces = [ids_of(language, n // 10 + i, seed=i) for i in range(12)]
@@ -98,14 +99,14 @@ def test_packs_hold_out_the_last_file(packs: Path) -> None:
 
 
 def test_a_window_may_cross_two_files(packs: Path) -> None:
-    data = open_folder(packs, "auto")
+    data = open_dataset(packs)
     train = np.concatenate([ids_of("eu", 60 + i, seed=i) for i in range(11)])
     predicted = torch.cat([y.flatten() for _, y in data.windows("eu_train", 3, 50)])
     assert np.array_equal(predicted, train[1:])
 
 
 def test_settings_choose_the_data(folder: Path, packs: Path, tmp_path: Path) -> None:
-    def opened(**settings: Any) -> TokenData | Mixture:
+    def opened(**settings: Any) -> TokenData:
         return open_data(TrainConfig(**settings))
 
     data = opened(dataset=str(folder), xlm_alpha=0.0)
@@ -131,16 +132,16 @@ def test_meta_json_tells_tokenizer_and_characters(folder: Path, tmp_path: Path) 
         tokenizer="tokenizer.json", source="a test", sha256={}, languages=list(SIZES),
     )  # fmt: skip
     meta.save(tmp_path / "meta.json")
-    data = open_folder(tmp_path, "auto")
+    data = open_dataset(tmp_path)
     assert data.meta == meta
     assert data.vocab_size == 60
     assert data.chars_per_token("val") == data.chars_per_token("de_evaluation") == 3.0
     ids_of("zh", 9).astype("<u4").tofile(tmp_path / "zh_val.bin")
     with pytest.raises(InputError, match=r"zh_val\.bin has 9 tokens, but meta\.json says 680"):
-        open_folder(tmp_path, "auto")
+        open_dataset(tmp_path)
     np.full(680, 60, "<u4").tofile(tmp_path / "zh_val.bin")
     with pytest.raises(InputError, match=r"zh_val\.bin holds the id 60, but the vocabulary has only 60"):
-        open_folder(tmp_path, "auto")
+        open_dataset(tmp_path)
 
 
 def test_what_cannot_be_opened_is_one_line(folder: Path, packs: Path, tmp_path: Path) -> None:
@@ -162,9 +163,9 @@ def test_what_cannot_be_opened_is_one_line(folder: Path, packs: Path, tmp_path: 
     assert "eu_1.bin does not exist" in error_of(tmp_path)
     (tmp_path / "train.bin").write_bytes(bytes(20))
     with pytest.raises(InputError, match=r"holds train\.bin and languages such as eu"):
-        open_folder(tmp_path, "auto")
+        open_dataset(tmp_path)
     with pytest.raises(InputError, match=r"eu_evaluation\.bin has 60 tokens, too few for block_size=60"):
-        open_folder(folder, "auto").check_length("evaluation", 60)
+        open_dataset(folder).check_length("evaluation", 60)
 
 
 # --- Drawing ----------------------------------------------------------------------------------

@@ -78,8 +78,7 @@ def filled(layout: Layout, n_unique: int, numbered: dict[str, int], **settings: 
     """A model whose tensor number p (foreign names sorted) holds s = sin(0.7 t + p + 1) at place t."""
     model = build_model(ModelConfig(**SELF_CHECK | settings)).eval()
     state = export_state(model, layout)
-    tied = {*layout.tied, *layout.positions}
-    names = sorted(state.keys() - tied)
+    names = sorted(state.keys() - {copy for copies in layout.copies.values() for copy in copies})
     assert len(names) == n_unique
     assert {name: names.index(name) for name in numbered} == numbered
     for p, name in enumerate(names):
@@ -87,7 +86,7 @@ def filled(layout: Layout, n_unique: int, numbered: dict[str, int], **settings: 
         s = (0.7 * t + p + 1).sin().view(state[name].shape)
         norm = s.dim() == 1 and name.endswith(".weight")
         state[name] = (0.3 * s if s.dim() == 2 else 1 + 0.1 * s if norm else 0.1 * s).float()
-    for ours, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):
+    for ours, copies in layout.copies.items():
         state |= dict.fromkeys(copies, state[layout.key(ours)])
     import_state(model, state, layout, "self-check")
     return model
@@ -451,8 +450,8 @@ def test_alpha_dropout_is_unbiased():
     model = tiny_model(n_layer=1, dropout=0.5)
     exact = model(ids).logits[0]
     for part in model.modules():
-        if hasattr(part, "dropout") and part is not model.alpha:
-            part.dropout = 0.0
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
     logits = logits_in_training(model, lambda x: model(x).logits, ids, 1000)
     error = (logits.mean(dim=0) - exact).abs()
     spread = logits.std(dim=0)

@@ -1,5 +1,8 @@
 """What edits do to a prompt: the likeliest next tokens, tokens asked about, and samples, before and after.
 
+    >>> edit = nb.control.ScaleSense(tokens=(464,), factor=0.0)
+    >>> print(effect(senses, edit, "The nurse said that", tested=["he", "she"]).table())
+
 Letters: B samples, T tokens, N tokens asked about.
 """
 
@@ -27,10 +30,8 @@ class Effect(Result):
     next_after: Ranking
     samples_before: list[str]
     samples_after: list[str]
-    tested: list[str]
-    """Tokens asked about, N."""
-    probabilities: Tensor
-    """Of each as the next token, before and after, (N, 2)."""
+    tested: list[str]  # N tokens asked about
+    probabilities: Tensor  # (N, 2) of each as the next token, before and after
 
     @property
     def ratios(self) -> Tensor:
@@ -38,13 +39,12 @@ class Effect(Result):
         return self.probabilities[:, 1] / self.probabilities[:, 0]
 
     def table(self) -> str:
+        before = "before", self.next_before, self.samples_before
+        after = "after", self.next_after, self.samples_after
         lines = [f"# {self.title}"]
-        for when, tokens, samples in (
-            ("before", self.next_before, self.samples_before),
-            ("after", self.next_after, self.samples_after),
-        ):
-            shown = "  ".join(f"{token!r} {p:.3f}" for token, p in tokens[0])
-            lines += [f"  {when:6}  {shown}", *(f"    {sample!r}" for sample in samples)]
+        for when, ranking, samples in (before, after):
+            likeliest = "  ".join(f"{token!r} {p:.3f}" for token, p in ranking[0])
+            lines += [f"  {when:6}  {likeliest}", *(f"    {sample!r}" for sample in samples)]
         if self.tested:
             rows = zip(self.tested, self.probabilities.tolist(), self.ratios.tolist(), strict=True)
             cells = [[repr(token), f"{p:.3g}", f"{q:.3g}", f"{ratio:.3f}"] for token, (p, q), ratio in rows]
@@ -64,16 +64,12 @@ def effect(
     seed: int = 0,
     tested: Sequence[Text] = (),
 ) -> Effect:
-    """The k likeliest next tokens after a prompt, n samples (none for 0), and how likely the tokens `tested`
-    come next, before and after. A warning says so if the edits are of tokens the prompt does not have.
-
-    Raises: InputError for an empty or too long prompt, unknown characters, a tested word of several
-    tokens, and edits that do not fit.
-    """
+    """Compare the k likeliest next tokens after a prompt, n samples (none for 0), and the probabilities of
+    the tokens `tested`, before and after. Warn if the prompt has none of the tokens that are edited."""
     model, tokenizer = senses.model, senses.tokenizer
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
-
     tokens = [token_id(tokenizer, word) for word in tested]
+
     edited = {i for e in flatten_edits(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
     if edited and not edited & set(ids[0].tolist()):
         names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
@@ -83,21 +79,23 @@ def effect(
         )
 
     def look() -> tuple[Ranking, list[str], Tensor]:
-        draw = torch.Generator(ids.device).manual_seed(seed)
-        start = ids.expand(n, -1)  # (B, T)
-        rows = model.generate(start, new_tokens, temperature, generator=draw) if n else start  # (B, T + new)
-        samples = [tokenizer.decode(row) for row in rows[:, ids.size(1) :].tolist()]
+        samples = []
+        if n:
+            # The same numbers each time, so that samples differ only by what the edits do.
+            draw = torch.Generator(ids.device).manual_seed(seed)
+            rows = model.generate(ids.expand(n, -1), new_tokens, temperature, generator=draw)  # (B, T + new)
+            samples = [tokenizer.decode(row) for row in rows[:, ids.size(1) :].tolist()]
         return senses.next_tokens(prompt, k), samples, senses.next_probabilities(prompt)[tokens]
 
-    before = look()
+    next_before, samples_before, p_before = look()
     with applied(model, edits):
-        after = look()
+        next_after, samples_after, p_after = look()
     return Effect(
         title=f"after {prompt!r}",
-        next_before=before[0],
-        next_after=after[0],
-        samples_before=before[1],
-        samples_after=after[1],
+        next_before=next_before,
+        next_after=next_after,
+        samples_before=samples_before,
+        samples_after=samples_after,
         tested=[tokenizer.token(token) for token in tokens],
-        probabilities=torch.stack([before[2], after[2]], dim=1),
+        probabilities=torch.stack([p_before, p_after], dim=1),
     )

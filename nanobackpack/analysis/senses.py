@@ -1,12 +1,16 @@
-"""Read what a Backpack's senses mean: analysis that changes nothing in the model.
+"""Read what a Backpack's senses mean, and why it predicts what it predicts. Nothing in the model changes.
 
-A sense vector lives in the space of the output embedding, so E · C(x)_l scores every token of the
-vocabulary: the words sense l of x speaks for, and those it speaks against (paper, section 4). And as the
-logits are a sum over tokens and senses, each prediction splits exactly into their contributions.
+Every token x has K sense vectors C(x)_1 ... C(x)_K, the same in every context; the context only decides, by
+weights α, how much each of them counts. Their weighted sum meets the output embedding E, and nothing else:
 
-Words and prompts are texts, or lists of ids. No BOS is added to a word, ever; prompts and sentences get
-one before them if `Senses(model, bos=True)` asks for it, as a model trained with one needs. Senses are
-numbered from 0. Padded ids are never listed. Everything runs on the model's device, in float32.
+    logits = Σ_j Σ_l  α[l, last, j] · (E · C(x_j)_l)
+
+So two questions, which are answered approximately for other models, have exact answers for this one:
+
+* What does one sense predict? E · C(x)_l scores every token of the vocabulary: a logit lens on senses,
+  through which no further layer distorts the view. That is `Senses.sense_projection` (paper, section 4).
+* Why this next token? Its logit is the sum above, one term for each sense of each token of the prompt: exact
+  direct logit attribution, without a rest. That is `Senses.contributions`.
 
 Letters: K senses, D width, V real tokens (padding excluded), T tokens of a prompt, N of whatever is asked.
 """
@@ -28,14 +32,13 @@ from nanobackpack.analysis.results import (
     Located,
     PerSense,
     Ranking,
-    Scored,
     Similarity,
     Weights,
 )
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.model.edits import Edit
-from nanobackpack.runtime import reading
+from nanobackpack.runtime import pad_right, reading
 from nanobackpack.text.tokenizer import (
     Bos,
     Text,
@@ -48,17 +51,29 @@ from nanobackpack.text.tokenizer import (
     word_ids,
 )
 
-__all__ = ["Pooling", "Scored", "Senses"]
-
 Pooling = Literal["avg", "first", "contextualized"]
 """The senses of a word of several tokens: their mean; those of the first; or s_l = Σ_j α[l,n,j] C(x_j)_l
 at the word's last token n, the word being all the model sees, so that Σ_l E · s_l = its logits."""
 
 
 class Senses:
-    """The senses of one Backpack; with `bos`, prompts begin with the token that begins a document.
+    """The senses of one Backpack. For example, of the Chinese model of docs/senses.md:
 
-    Raises: InputError for a model without senses or tokenizer, or a tokenizer without BOS.
+    >>> senses = nb.Senses(nb.load_model("out-zh"), bos="auto")
+    >>> print(senses.sense_projection("天", k=6, sense=5).table())   # what sense 5 of 天 (sky) predicts:
+    # 天                                          天子 emperor, 天下 the world, 天津 Tianjin, ...
+      sense 5  '子'  '下'  '津'  '色'  '水'  '意'
+    >>> why = senses.contributions("却说曹", "操", versus="丕")   # why Cao Cao, and not his son Cao Pi
+    >>> why.contributions.shape                  # (T, K): 4 tokens with BOS, 16 senses each
+    torch.Size([4, 16])
+    >>> why.ranked(2)                            # senses 9 and 10 of the token that begins the text
+    [(0, 9, 1.07), (0, 10, 0.79)]
+
+    Words and prompts are texts or lists of ids. Senses and positions count from 0. Prompts and sentences
+    begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. Padded ids take
+    part in a softmax but are never listed. All is computed on the model's device, in float32, under the
+    edits in force, and comes back as a tensor or a result (analysis/results.py) with `.table()`,
+    `.to_json()` and often `.plot(path)`.
     """
 
     def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
@@ -67,9 +82,9 @@ class Senses:
         self.model = model
         self.tokenizer: Tokenizer = needs_tokenizer(model.tokenizer)
         self.bos = bos_ids(self.tokenizer, bos)
-        self._directions: tuple[tuple[Edit, ...], Tensor] | None = None  # under these edits
+        self._directions: tuple[tuple[Edit, ...], Tensor] | None = None  # and the edits they hold under
 
-    # --- Words ---------------------------------------------------------------------------------
+    # --- Words: what do senses mean? -----------------------------------------------------------
 
     @property
     def embedding(self) -> Tensor:
@@ -77,11 +92,11 @@ class Senses:
         return self.model.wte.weight.detach()[: self.model.config.n_token]
 
     def word_senses(self, word: Text, pooling: Pooling = "avg") -> Tensor:
-        """The senses of a word, (K, D). Raises: InputError for an unknown or empty word."""
+        """Give the senses of a word, (K, D); `pooling` says what they are for a word of several tokens."""
         return self.many_senses([word], pooling)[0]
 
     def many_senses(self, words: Sequence[Text], pooling: Pooling = "avg") -> Tensor:
-        """The senses of N words, (N, K, D). Raises: as `word_senses`."""
+        """Give the senses of N words, (N, K, D), as `word_senses` does."""
         rows = [word_ids(self.tokenizer, word) for word in words]
         if not rows:
             raise InputError("no words: give at least one")
@@ -89,15 +104,15 @@ class Senses:
             raise InputError(f"pooling={pooling!r} is out of range: one of {', '.join(get_args(Pooling))}")
         if pooling == "first":
             return self.model.sense_vectors([row[0] for row in rows])
-        if pooling == "contextualized":
-            at = [self.model.sense_vectors(row) for row in rows]  # N of (T, K, D)
-            pairs = zip(self._last_weights(rows), at, strict=True)
-            return torch.stack([torch.einsum("kt,tkd->kd", alpha, senses) for alpha, senses in pairs])
-        senses = self.model.sense_vectors([i for row in rows for i in row])  # (all tokens, K, D)
-        return torch.stack([part.mean(dim=0) for part in senses.split([len(row) for row in rows])])
+        # The senses of all tokens of all words at once, (all tokens, K, D), then word by word.
+        parts = self.model.sense_vectors([i for row in rows for i in row]).split([len(row) for row in rows])
+        if pooling == "avg":
+            return torch.stack([senses.mean(dim=0) for senses in parts])
+        pairs = zip(self._last_weights(rows), parts, strict=True)
+        return torch.stack([torch.einsum("kt,tkd->kd", alpha, senses) for alpha, senses in pairs])
 
     def projection(self, word: Text, pooling: Pooling = "avg") -> Tensor:
-        """E · s_l, (K, V): how much each sense of the word speaks for each token."""
+        """Give E · s_l, (K, V): the score of every token under each sense of the word."""
         return self.word_senses(word, pooling) @ self.embedding.T  # (K, V)
 
     def sense_projection(
@@ -108,34 +123,39 @@ class Senses:
         pooling: Pooling = "avg",
         sense: int | Literal["all"] = "all",
     ) -> Ranking:
-        """For each sense of the word, or one of them, the k tokens with the highest E · s_l: what it speaks
-        for; with `bottom` the lowest: what it speaks against."""
+        """List the k tokens that each sense of a word, or one of them, promotes most: the highest E · s_l,
+        ids and scores (R, k). With `bottom` the lowest: what it demotes."""
         rows, labels = self._rows(sense)
         scores = self.word_senses(word, pooling)[rows] @ self.embedding.T  # (R, V)
         return self._rank(f"{word}, lowest scores" if bottom else f"{word}", scores, k, bottom, labels)
 
     def word_arithmetic(self, formula: str, k: int = 5) -> Ranking:
-        """As `sense_projection`, of a signed sum such as "+king-man+woman" of words of one token."""
+        """List what a signed sum of one-token words promotes: senses.word_arithmetic("+king-man+woman")."""
+        # Every character belongs to a term, so that "a--b" and "+" are refused.
         terms = re.findall(r"([+-]?)([^+-]+)", formula)
         if not terms or "".join(sign + word for sign, word in terms) != formula:
             raise InputError(f"{formula!r} is not a signed sum of words such as +king-man+woman")
         ids = [token_id(self.tokenizer, word.strip()) for _, word in terms]
-        signs = torch.tensor([-1.0 if sign == "-" else 1.0 for sign, _ in terms])
+        signs = torch.tensor([-1.0 if sign == "-" else 1.0 for sign, _ in terms])  # (N)
         senses = torch.einsum("n,nkd->kd", signs.to(self.embedding), self.model.sense_vectors(ids))
         return self._rank(formula, senses @ self.embedding.T, k)
 
     def similarity(self, x: Text, y: Text, pooling: Pooling = "avg") -> Similarity:
-        """Cosines of the senses of two words: matched (eq. 13), their min (eq. 14), flat, all pairs."""
+        """Compare two words by the cosines of their senses, as in senses.similarity("king", "queen").min.
+
+        `pairs` (K, K) has every sense with every one, `cosine` (K) its diagonal (paper, eq. 13), `min` and
+        `max` are those of the diagonal (eq. 14), and `flat` compares all senses end to end.
+        """
         a, b = self.many_senses([x, y], pooling)  # (K, D) each
         pairs = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T  # (K, K)
         flat = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
         return Similarity(title=f"{x} and {y}", pairs=pairs, flat=flat)
 
     def directions(self) -> Tensor:
-        """C of every real token, scaled to length 1, (K, V, D): computed once for the edits in force.
+        """Give C of every real token, scaled to length 1, (K, V, D): computed once for the edits in force.
 
-        It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU
-        (tests/benchmark_senses.py). `forget` gives the memory back.
+        It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU.
+        `forget` gives the memory back.
         """
         if self._directions is None or self._directions[0] != self.model.edits:
             (V, D), K = self.embedding.shape, self.model.config.n_sense_vector
@@ -153,19 +173,20 @@ class Senses:
         self._directions = None
 
     def nearest(self, word: Text, k: int = 5, sense: int | Literal["all", "min"] = "all") -> Ranking:
-        """The k tokens whose sense has the largest cosine with the same sense of the word: a row for each
-        sense, for one of them, or for the least of all cosines ("min", eq. 14). A word of one token is
-        not its own neighbour."""
+        """List the k tokens whose sense has the highest cosine with the word's, ids and scores (R, k).
+
+        A row for each sense, for one of them, or for the least of all K cosines, as in
+        senses.nearest("king", sense="min") (eq. 14). A word of one token is not its own neighbour.
+        """
         return self.nearest_many([word], k, sense)[0]
 
     def nearest_many(
         self, words: Sequence[Text], k: int = 5, sense: int | Literal["all", "min"] = "all"
     ) -> list[Ranking]:
-        """`nearest` for N words. The table of all senses is read once for them together, which takes about
-        as long for 32 words as for 8."""
+        """Do `nearest` for N words; 32 take about as long as 8, since `directions` is read only once."""
         rows, labels = self._rows("all" if sense == "min" else sense)
         mine = F.normalize(self.many_senses(words)[:, rows], dim=2)  # (N, R, D)
-        # One product a sense: batched ones are slower on a CPU.
+        # One matrix product a sense: a batched one is slower on a CPU.
         pairs = zip(self.directions()[rows], mine.transpose(0, 1), strict=True)
         cosines = torch.stack([table @ c.T for table, c in pairs])  # (R, V, N)
         if sense == "min":
@@ -173,27 +194,27 @@ class Senses:
         found = []
         for word, scores in zip(words, cosines.unbind(dim=2), strict=True):  # (R, V)
             own = word_ids(self.tokenizer, word)
-            if len(own) == 1:
+            if len(own) == 1:  # leave the word itself out
                 scores[:, own[0]] = -torch.inf
             n = min(k, scores.size(1) - (len(own) == 1))
             found.append(self._rank(f"{word}, nearest", scores, n, labels=labels))
         return found
 
     def sense_bias(self, word: Text, first: Text, second: Text) -> PerSense:
-        """log softmax(E · s_l) at one token minus at another: which senses prefer which, a heuristic for
-        finding senses to change (a softmax over one sense is no probability of the model)."""
+        """Say which senses prefer which of two tokens: senses.sense_bias("nurse", "she", "he").ranked().
+
+        `values` (K) are log softmax(E · s_l) at one minus at the other. A heuristic for finding senses to
+        change: the model itself never takes the softmax of one sense.
+        """
         a, b = (token_id(self.tokenizer, t) for t in (first, second))
         scores = self.projection(word)  # (K, V)
         # The softmax cancels: log p(a) - log p(b) is the difference of the scores.
         return PerSense(title=f"{word}: {first} against {second}", values=scores[:, a] - scores[:, b])
 
-    # --- Prompts -------------------------------------------------------------------------------
+    # --- Prompts: why this next token? ---------------------------------------------------------
 
     def encode(self, prompt: Text) -> list[int]:
-        """The ids of a prompt, after BOS if it is asked for.
-
-        Raises: InputError for an empty prompt, one longer than block_size, or an unknown character.
-        """
+        """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
         ids = text_ids(self.tokenizer, prompt)
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
@@ -203,31 +224,37 @@ class Senses:
         return ids
 
     def next_probabilities(self, prompt: Text) -> Tensor:
-        """p of each real token as the next one, (V); padding takes part in the softmax."""
+        """Give p of each real token as the next one, (V); padding takes part in the softmax."""
         return self._logits(self.encode(prompt)).softmax(dim=0)[: len(self.embedding)]
 
     def next_tokens(self, prompt: Text, k: int = 10) -> Ranking:
-        """The k likeliest next tokens with their probabilities."""
+        """List the k likeliest next tokens; `scores` (1, k) are their probabilities."""
         p = self.next_probabilities(prompt)  # (V)
         return self._rank(f"after {prompt!r}", p[None], k, labels=["next"])
 
     def active_senses(self, prompt: Text) -> Weights:
-        """α at the last position: which senses of which tokens feed the next prediction."""
+        """Give α at the last position, `weights` (T, K), as in senses.active_senses("The nurse").table():
+        how much each sense of each token counts for the next one."""
         ids = self.encode(prompt)
         weights = self._last_weights([ids])[0].T  # (T, K)
         return Weights(title=f"α at the end of {prompt!r}", tokens=self._shown(ids), weights=weights)
 
-    def contributions(self, prompt: Text, next: Text, versus: Text | None = None) -> Contributions:
-        """The logit of the next token w as a sum over positions j and senses l, exactly:
-        α[l, last, j] · (E_w · C(x_j)_l). With `versus` the difference of two logits, which is the
-        logarithm of the ratio of their probabilities."""
+    def contributions(self, prompt: Text, token: Text, versus: Text | None = None) -> Contributions:
+        """Split the logit of the next token w exactly (direct logit attribution), or with `versus` the
+        difference of two logits, the logarithm of how many times likelier w is.
+
+        `contributions` (T, K), α[l, last, j] · (E_w · C(x_j)_l), sum to `logit`, which the model computes;
+        `weights` (T, K) are the α, `probability` has p(w) and p(versus).
+        """
         ids = self.encode(prompt)
-        pair = [token_id(self.tokenizer, t) for t in (next, versus) if t is not None]
-        weights = self._last_weights([ids])[0].T  # (T, K)
-        direction = self._direction(*pair)  # (D)
+        pair = [token_id(self.tokenizer, t) for t in (token, versus) if t is not None]
         logits = self._logits(ids)  # (V)
-        logit = logits[pair[0]] - (0 if versus is None else logits[pair[1]])
-        what = " minus ".join(f"logit of {token!r}" for token in self._shown(pair))
+        # Both are E_w and the logit of w, or their differences from those of versus.
+        direction, logit = self.embedding[pair[0]], logits[pair[0]]  # (D), scalar
+        if versus is not None:
+            direction, logit = direction - self.embedding[pair[1]], logit - logits[pair[1]]
+        weights = self._last_weights([ids])[0].T  # (T, K)
+        what = " minus ".join(f"logit of {shown!r}" for shown in self._shown(pair))
         return Contributions(
             title=f"{what} after {prompt!r}",
             tokens=self._shown(ids),
@@ -238,10 +265,11 @@ class Senses:
         )
 
     def contrast_senses(self, a: Text, i: int, b: Text, j: int) -> PerSense:
-        """α[l, last, i] in prompt a minus α[l, last, j] in prompt b: which senses of two tokens, perhaps the
-        same in two contexts, count differently. Positions count content tokens from 0; `find` gives them.
+        """Say which senses of two tokens count differently, perhaps of one token in two contexts, as in
+        senses.contrast_senses("by the river bank", 3, "he robbed a bank", 3).
 
-        Raises: InputError for a position outside its prompt.
+        `values` (K) are α[l, last, i] in prompt a minus α[l, last, j] in prompt b. Positions count without
+        BOS; `find` gives them.
         """
         values = []
         for prompt, at in ((a, i), (b, j)):
@@ -253,17 +281,21 @@ class Senses:
         return PerSense(title=f"{a!r}[{i}] against {b!r}[{j}]", values=values[0] - values[1])
 
     def localize(self, target: Text, prompts: Sequence[Text], k: int = 10) -> Located:
-        """Which senses of which tokens speak for `target` as the next token: contributions summed over
-        prompts and positions, by token and sense; the k highest."""
-        direction = self._direction(token_id(self.tokenizer, target))
+        """List the k (token, sense) that promote the next token `target` most over some prompts, as in
+        senses.localize("she", ["The nurse said that", "My aunt knew that"]).
+
+        `scores` (k) are contributions summed over prompts and positions, of `ids` (k) and `senses` (k).
+        """
+        direction = self.embedding[token_id(self.tokenizer, target)]  # (D)
         rows = [self.encode(prompt) for prompt in prompts]
         if not rows:
             raise InputError("no prompts: give at least one")
+        # Score each different token once, and add up the weight it gets at all of its positions.
         types, where = torch.tensor([i for row in rows for i in row]).unique(return_inverse=True)  # (U)
         scores = self.model.sense_vectors(types) @ direction  # (U, K)
         alpha = torch.cat(self._last_weights(rows), dim=1)  # (K, all positions)
         mass = torch.zeros_like(scores).index_add_(0, where.to(alpha.device), alpha.T)  # (U, K)
-        best = (mass * scores).flatten().topk(min(k, scores.numel()))  # (N)
+        best = (mass * scores).flatten().topk(min(k, scores.numel()))  # (k)
         row, sense = best.indices // scores.size(1), best.indices % scores.size(1)
         ids = types.to(row.device)[row]
         title = f"senses for {target!r} over {len(rows)} prompts"
@@ -272,15 +304,14 @@ class Senses:
         )
 
     def find(self, prompt: Text, word: Text) -> list[slice]:
-        """Where a word stands among the prompt's content tokens, each occurrence."""
+        """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
         return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
-        """How the tokens of a word share its weight at each position from its last token on:
-        α[l,i,j] / Σ over the word's j. Each occurrence in each sentence counts once; its `consistency`
-        says whether these shares depend on the context.
+        """Say how the W tokens of a word share its weight, and whether that depends on the context.
 
-        Raises: InputError for a word of one token, or one that no sentence holds.
+        `shares` has for each occurrence (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i from
+        the word's last token on. So has `mean` (K, W). See Composition for the rest.
         """
         ids = word_ids(self.tokenizer, word)
         if len(ids) < 2:
@@ -290,7 +321,8 @@ class Senses:
             found = [s for s in self.find(sentence, word) if s.stop - s.start == len(ids)]
             if not found:
                 continue
-            alpha = self._weights(self.encode(sentence))  # (K, T, T)
+            row = torch.tensor([self.encode(sentence)], device=self.embedding.device)  # (1, T)
+            alpha = self.model.contextualization(row)[0]  # (K, T, T)
             for span in found:
                 start, stop = span.start + skip, span.stop + skip
                 own = alpha[:, stop - 1 :, start:stop]  # (K, M, W)
@@ -305,7 +337,7 @@ class Senses:
     # --- What these share ----------------------------------------------------------------------
 
     def _rows(self, sense: int | Literal["all"]) -> tuple[slice, list[str]]:
-        """The rows of all senses or of one, and their labels. Raises: InputError for one there is not."""
+        """Select the rows of all senses, or of one, with their labels."""
         K = self.model.config.n_sense_vector
         if sense == "all":
             return slice(K), [f"sense {i}" for i in range(K)]
@@ -313,15 +345,8 @@ class Senses:
             raise InputError(f"sense={sense} is out of range: this model has senses 0 to {K - 1}")
         return slice(sense, sense + 1), [f"sense {sense}"]
 
-    def _weights(self, ids: list[int]) -> Tensor:
-        """α of one row of ids, (K, T, T)."""
-        return self.model.contextualization(torch.tensor([ids], device=self.embedding.device))[0]
-
     def _last_weights(self, rows: Sequence[list[int]]) -> list[Tensor]:
-        """α at the last position of each row of ids, (K, T) with the row's own T; computed in batches.
-
-        Raises: InputError for a row longer than block_size.
-        """
+        """Compute α at the last position of each row of ids, (K, T) with the row's own T, in batches."""
         T = max(map(len, rows))
         if (size := self.model.config.block_size) < T:
             raise InputError(f"{T} tokens are too many, this model reads block_size={size}: cut the text")
@@ -329,36 +354,30 @@ class Senses:
         found = []
         for start in range(0, len(rows), n):
             part = rows[start : start + n]
-            padded = [row + [0] * (T - len(row)) for row in part]  # on the right, where nothing looks
-            ids = torch.tensor(padded, device=self.embedding.device)  # (B, T)
-            alpha = self.model.contextualization(ids)  # (B, K, T, T)
+            # Each row is read at its own last token, which never looks at the padding after it.
+            alpha = self.model.contextualization(pad_right(part, self.embedding.device))  # (B, K, T, T)
             found += [a[:, len(row) - 1, : len(row)] for a, row in zip(alpha, part, strict=True)]
         return found
 
     def _logits(self, ids: list[int]) -> Tensor:
-        """The model's logits after one row of ids, padding included, (vocab_size)."""
+        """Compute the model's logits after one row of ids, padding included, (vocab_size)."""
         with reading(self.model):
             logits = self.model(torch.tensor([ids], device=self.embedding.device)).logits
         return logits[0, -1]
-
-    def _direction(self, token: int, minus: int | None = None) -> Tensor:
-        """E_w, or E_w - E_v, (D)."""
-        e = self.embedding[token]
-        return e if minus is None else e - self.embedding[minus]
 
     def _shown(self, ids: Sequence[int]) -> list[str]:
         return [self.tokenizer.token(i) for i in ids]
 
     def _rank(
-        self, title: str, scores: Tensor, k: int, bottom: bool = False, labels: list[str] | None = None
+        self, title: str, scores: Tensor, k: int, bottom: bool = False, labels: Sequence[str] = ()
     ) -> Ranking:
-        """The first k tokens of each row of scores (R, V)."""
+        """List the first k tokens of each row of scores (R, V)."""
         if k < 1:
             raise InputError(f"k={k} is out of range: list 1 token or more")
         best = scores.topk(min(k, scores.size(1)), dim=1, largest=not bottom)  # (R, k)
         return Ranking(
             title=title,
-            labels=labels or [f"sense {sense}" for sense in range(len(scores))],
+            labels=list(labels) or [f"sense {sense}" for sense in range(len(scores))],
             ids=best.indices,
             scores=best.values,
             tokens=[self._shown(row) for row in best.indices.tolist()],

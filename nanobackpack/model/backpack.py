@@ -1,28 +1,23 @@
-"""The parts both models are made of: causal attention, MLP, block, and the Transformer over them.
-
-Letters in shape comments: B batch, T time (positions), D width, H heads, L layers, S cached positions.
-
-
-GPT, the Transformer baseline: GPT-2's layout (Radford et al. 2019) with the blocks the Backpack uses.
-
-logits[b,i] = E · h[b,i]          h = context(E[x]),  E tied
-
-
-The Backpack language model (Hewitt et al. 2023, arXiv 2305.16765).
+"""The Backpack language model (Hewitt et al. 2023, arXiv 2305.16765) from top to bottom, and a GPT beside it.
 
     logits[b,i] = E · Σ_j≤i Σ_l  α[b,l,i,j] · C(x[b,j])[l]
 
-C, the sense network, gives each token K vectors that depend on the token alone. α, the contextualization
-weights, come from a Transformer that decides how much each sense of each earlier token counts. E is the
-embedding, tied to the input. The prediction is linear in the senses: that is what makes them readable.
+    C   the sense network: gives each token K vectors that depend on the token alone, never on its context
+    α   the contextualization weights: a Transformer decides how much each sense of each earlier token counts
+    E   the embedding, one matrix for input and output
 
-Letters: B batch, T time (positions), S cached positions, D width, K senses, V vocabulary, U unique ids.
+The prediction is linear in the senses. That is what makes them readable, and why an edit of a sense acts
+everywhere in the same way. In this order: attention, MLP and block (GPT-2's); the Transformer made of them;
+the two sense networks; α; what both models share; GPT; and BackpackLM, whose `forward` is the formula.
 
-Two sense networks exist. They differ in their residuals and norms, in the scale of α, and in whether the
-sense network counts as a layer:
-    nano   nanoBackpackLM: joint LayerNorm over a token's K senses; α = softmax(q·k), not scaled; no bias
-           on q and k; dropout on α; n_layer - 1 blocks
+The two sense networks differ in their residuals and norms, in the scale of α, and in whether the sense
+network counts as a layer:
+    nano   nanoBackpackLM: one LayerNorm over all K senses of a token together; α = softmax(q·k), not scaled,
+           no bias on q and k, dropout on α; n_layer - 1 Transformer blocks
     paper  backpack-gpt2: no norm at the end; α = softmax(q·k / sqrt(D/K)); n_layer blocks
+
+Letters in shape comments: B batch, T time (positions), D width, K senses, V vocabulary, H heads, U unique
+token ids, S cached positions.
 """
 
 from __future__ import annotations
@@ -37,28 +32,31 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.model.edits import Edit, EditLike, Edits
-from nanobackpack.model.generate import check_targets
-from nanobackpack.model.kernels import Linear, UniqueIds, cross_entropy, linear, linear_cross_entropy
+from nanobackpack.model.edits import Edit, EditLike, Edits, TextSoFar
+from nanobackpack.model.generate import Generators, KVCache, SenseMemory, check_ids, check_range, stream
+from nanobackpack.model.kernels import (
+    Linear,
+    UniqueIds,
+    causal_softmax,
+    cross_entropy,
+    each_position,
+    linear,
+    linear_cross_entropy,
+    sense_sum,
+    sense_sum_plain,
+    unique_ids,
+)
+from nanobackpack.runtime import reading
 
 if TYPE_CHECKING:
     from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.model.edits import TextSoFar
-from nanobackpack.model.generate import KVCache, SenseMemory, check_ids
-from nanobackpack.model.kernels import sense_sum, unique_ids
 
 
-class Dropping(nn.Module):
-    """A module with a dropout probability of its own."""
-
-    dropout: float
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+# --- The parts of a Transformer ---------------------------------------------------------------
 
 
-class Attention(Dropping):
-    """Causal multi-head self-attention, GPT-2 layout."""
+class Attention(nn.Module):
+    """Causal multi-head self-attention, as in GPT-2."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -67,9 +65,9 @@ class Attention(Dropping):
         self.scale = 1.0 / math.sqrt(D // config.n_head)
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= index + 1
-        self.c_attn = Linear(D, 3 * D, bias=config.bias)
-        self.c_attn.n_matrices = 3
-        self.c_proj = Linear(D, D, bias=config.bias)
+        self.c_attn = Linear(D, 3 * D, config.bias, n_matrices=3)  # queries, keys and values
+        self.c_proj = Linear(D, D, config.bias)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
@@ -79,25 +77,24 @@ class Attention(Dropping):
             kv = cache.append(self.slot, kv)  # (B, 2, H, S, D/H)
         k, v = kv.unbind(1)  # (B, H, S, D/H)
         dropout = self.dropout if self.training else 0.0
-        # A single query sees every cached key; several start from an empty cache and need the mask.
-        y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=k.size(2) == T, scale=self.scale
-        )
+        # A single query sees every cached key; several start from an empty cache and need the causal mask.
+        causal = k.size(2) == T
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, T, D)
         return self.drop(self.c_proj(y))
 
 
-class MLP(Dropping):
-    """Linear, GELU (tanh form, as GPT-2), linear, dropout. Also the building block of sense networks."""
+class MLP(nn.Module):
+    """Linear, GELU (tanh form, as GPT-2), linear, dropout. The sense networks are built of it too."""
 
-    def __init__(self, d_in: int, d_hidden: int, d_out: int, config: ModelConfig) -> None:
+    def __init__(self, d_in: int, d_out: int, config: ModelConfig, n_matrices: int = 1) -> None:
         super().__init__()
-        self.dropout = config.dropout
-        self.c_fc = Linear(d_in, d_hidden, bias=config.bias)
-        self.c_proj = Linear(d_hidden, d_out, bias=config.bias)
+        self.c_fc = Linear(d_in, 4 * d_in, config.bias)
+        self.c_proj = Linear(4 * d_in, d_out, config.bias, n_matrices)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., d_hidden)
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., 4·d_in)
         return self.drop(self.c_proj(x))  # (..., d_out)
 
 
@@ -110,15 +107,15 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(D, bias=config.bias)
         self.attn = Attention(config, index)
         self.ln_2 = nn.LayerNorm(D, bias=config.bias)
-        self.mlp = MLP(D, 4 * D, D, config)
+        self.mlp = MLP(D, D, config)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
-class Transformer(Dropping):
-    """Token embeddings in, contextual vectors out: positions, blocks and a last LayerNorm.
+class Transformer(nn.Module):
+    """Token embeddings in, contextual vectors out: positions, blocks, a last LayerNorm.
 
     With `recompute`, training keeps only the input of each block, and backward computes the block again.
     """
@@ -127,16 +124,15 @@ class Transformer(Dropping):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_block))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) token embeddings → (B, T, D); with a cache, x continues what the cache holds."""
         start = 0 if cache is None else cache.length
-        x = x + self.wpe.weight[start : start + x.size(1)]
-        x = self.drop(x)
+        x = self.drop(x + self.wpe.weight[start : start + x.size(1)])
         for block in self.h:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cache, use_reentrant=False)
@@ -145,170 +141,43 @@ class Transformer(Dropping):
         return self.ln_f(x)
 
 
-def init_weights(model: nn.Module, n_layer: int) -> None:
-    """GPT-2's initialisation: N(0, 0.02), zero biases, and N(0, 0.02 / sqrt(2 n_layer)) for each
-    projection that ends a residual branch, so that the residual stream keeps its variance."""
-    for name, p in model.named_parameters():
-        if name.endswith("c_proj.weight"):
-            nn.init.normal_(p, std=0.02 / math.sqrt(2 * n_layer))
-        elif p.dim() == 2:
-            nn.init.normal_(p, std=0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(p)
-
-
-class Output(NamedTuple):
-    """What a model returns: logits (B, T, V) float, and the mean loss in nats (scalar); None if not asked."""
-
-    logits: Tensor | None
-    loss: Tensor | None
-
-
-class LanguageModel(nn.Module):
-    """What every model here offers; GPT and BackpackLM fill in the network."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer: Tokenizer | None = None
-        self.edits: tuple[Edit, ...] = ()  # in force wherever the model is used; see control.applied
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # tied: input and output
-        self.context = Transformer(config)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        targets: Tensor | None = None,
-        types: UniqueIds | None = None,
-        loss_only: bool = False,
-        edits: EditLike = (),
-    ) -> Output:
-        """Logits (B, T, V) for input_ids (B, T); with targets (B, T), -1 ignored, also the loss.
-
-        `types`, if they are known already, are the different tokens of input_ids; loss_only spares the
-        logits, which are None then; `edits` (control.py) hold for this call.
-        Raises: ValueError for ids or targets of the wrong shape, type, length or range; InputError for
-        unfit edits.
-        """
-        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
-        if targets is not None:
-            check_targets(targets, input_ids, self.config.vocab_size)
-        active = self.edits_in_force(edits)
-        if loss_only and targets is not None and self.config.vocab_size > self.config.n_embd:
-            h = self.hidden(input_ids, types, active)  # (B, T, D)
-            return Output(None, linear_cross_entropy(h, self.wte.weight, targets))
-        logits = self.logits(input_ids, types, active).float()  # (B, T, V)
-        loss = None if targets is None else cross_entropy(logits, targets)
-        return Output(None if loss_only else logits, loss)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings (..., D) of ids. On a CPU their gradient stays sparse until it meets that of the tied
-        head: one pass over all V rows less (not in torch.compile, which cannot do it)."""
-        sparse = ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        return F.embedding(ids, self.wte.weight, sparse=sparse)
-
-    def edits_in_force(self, edits: EditLike = ()) -> Edits:
-        """The edits in force and these, as the seams take them. Raises: InputError if one does not fit."""
-        return Edits((self.edits, edits), self.config, self.wte.weight.device)
-
-    def hidden(self, input_ids: Tensor, types: UniqueIds | None = None, edits: Edits | None = None) -> Tensor:
-        """What the tied head reads, (B, T, D); without `edits`, under those in force."""
-        raise NotImplementedError
-
-    def logits(self, input_ids: Tensor, types: UniqueIds | None, edits: Edits) -> Tensor:
-        """logits[b,i] = E · hidden[b,i], (B, T, V)."""
-        return linear(self.hidden(input_ids, types, edits), self.wte.weight)
-
-    def new_cache(self, edits: EditLike = (), capacity: int | None = None) -> KVCache:
-        """An empty cache for one generation under the edits in force and these, with room for `capacity`
-        positions: block_size, unless less is known to do."""
-        return KVCache(
-            min(capacity or self.config.block_size, self.config.block_size), self.edits_in_force(edits)
-        )
-
-    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
-        raise NotImplementedError
-
-    def num_params(self, positions: bool = True) -> int:
-        """Number of weights, tied ones counted once; positions=False leaves out wpe, as nanoGPT."""
-        n = sum(p.numel() for p in self.parameters())
-        return n if positions else n - self.context.wpe.weight.numel()
-
-    def generate(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        *,
-        restart: bool = False,
-        edits: EditLike = (),
-    ) -> Tensor:
-        """Continue input_ids (B, T) by sampling; returns (B, T + max_new_tokens). See generate.py."""
-        from nanobackpack.model.generate import stream
-
-        new = stream(self, input_ids, max_new_tokens, temperature, top_k, top_p, generator, restart, edits)
-        return torch.cat([input_ids, *(t[:, None] for t in new)], dim=1)  # (B, T + new)
-
-
-class GPT(LanguageModel):
-    """A decoder-only Transformer with tied embeddings."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        init_weights(self, config.n_layer)
-
-    def hidden(self, input_ids: Tensor, types: UniqueIds | None = None, edits: Edits | None = None) -> Tensor:
-        """h (B, T, D), the contextual vectors; a Transformer has no use for `types`."""
-        edits = edits or self.edits_in_force()
-        return self.context(edits.inputs(input_ids, self.embed(input_ids)))
-
-    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
-        e = cache.edits.inputs(input_ids, self.wte(input_ids))  # (B, T, D)
-        h = self.context(e, cache)[:, -1]  # (B, D)
-        cache.length += input_ids.size(1)
-        return linear(h, self.wte.weight).float()  # (B, V)
+# --- C: the senses of a token -----------------------------------------------------------------
 
 
 class NanoSenses(nn.Module):
-    """C of nanoBackpackLM: two MLPs, then one LayerNorm over all K·D numbers of a token, so that a
+    """C of nanoBackpackLM: two MLPs, then one LayerNorm over all K·D numbers of a token together, so that a
     large sense shrinks its siblings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         D, K = config.n_embd, config.n_sense_vector
         self.n_sense = K
-        self.ff_1 = MLP(D, 4 * D, D, config)
+        self.ff_1 = MLP(D, D, config)
         self.ln_1 = nn.LayerNorm(D, bias=config.bias)
-        self.ff_2 = MLP(D, 4 * D, K * D, config)
-        self.ff_2.c_proj.n_matrices = K
+        self.ff_2 = MLP(D, K * D, config, n_matrices=K)
         self.ln_2 = nn.LayerNorm(K * D, bias=config.bias)
 
     def forward(self, e: Tensor) -> Tensor:
         """Embeddings (..., D) → senses (..., K, D)."""
-        u = self.ln_1(e + self.ff_1(e))
+        u = self.ln_1(e + self.ff_1(e))  # (..., D)
         w = self.ff_2(u).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
-        w = self.ln_2((w + u.unsqueeze(-2)).flatten(-2))  # (..., K·D)
+        w = self.ln_2((w + u.unsqueeze(-2)).flatten(-2))  # (..., K·D): u is added to every sense
         return w.unflatten(-1, (self.n_sense, -1))  # (..., K, D)
 
 
-class PaperSenses(Dropping):
-    """C of backpack-gpt2: a residual block, then an MLP to K·D without norm (paper, appendix A.1)."""
+class PaperSenses(nn.Module):
+    """C of backpack-gpt2: a residual block, then an MLP to K·D without a norm (paper, appendix A.1)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         D, K = config.n_embd, config.n_sense_vector
-        self.n_sense, self.dropout = K, config.dropout
+        self.n_sense = K
         self.ln_0 = nn.LayerNorm(D, bias=config.bias)
         self.ln_1 = nn.LayerNorm(D, bias=config.bias)
         self.ln_2 = nn.LayerNorm(D, bias=config.bias)
-        self.mlp = MLP(D, 4 * D, D, config)
-        self.final_mlp = MLP(D, 4 * D, K * D, config)
-        self.final_mlp.c_proj.n_matrices = K
+        self.mlp = MLP(D, D, config)
+        self.final_mlp = MLP(D, K * D, config, n_matrices=K)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, e: Tensor) -> Tensor:
         """Embeddings (..., D) → senses (..., K, D)."""
@@ -330,8 +199,11 @@ class SenseTable(nn.Module):
         return self.table[ids]
 
 
+# --- α: how much each sense counts ------------------------------------------------------------
+
+
 class SenseWeights(nn.Module):
-    """α: for each sense an attention pattern of its own, one softmax over the positions each."""
+    """α is attention without values: for each sense a pattern of its own, softmax over earlier positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -339,25 +211,153 @@ class SenseWeights(nn.Module):
         nano = config.sense_network == "nano"
         self.n_sense = K
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
-        self.dropout = config.dropout if nano else 0.0
-        self.c_attn = Linear(D, 2 * D, bias=config.bias and not nano)
-        self.c_attn.n_matrices = 2
+        self.dropout = config.dropout if nano else 0.0  # on α itself, in sense_sum
+        self.c_attn = Linear(D, 2 * D, config.bias and not nano, n_matrices=2)  # queries and keys
 
-    def queries_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Contextual vectors (B, T, D) → scaled queries and keys, each (B, K, T, D/K)."""
-        q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Contextual vectors (B, T, D) → scaled queries and keys (B, K, T, D/K): α = softmax(q · k)."""
+        q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)  # (B, K, T, D/K)
         return q if self.scale == 1 else q * self.scale, k
 
-    @staticmethod
-    def weights(q: Tensor, k: Tensor) -> Tensor:
-        """α (B, K, T, T): rows sum to 1, nothing above the diagonal. No dropout here."""
-        scores = (q @ k.transpose(2, 3)).float()  # (B, K, T, T)
-        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
-        return scores.masked_fill(future, -math.inf).softmax(dim=3).to(q.dtype)
+
+# --- What both models share -------------------------------------------------------------------
+
+
+class Output(NamedTuple):
+    """What a model returns: logits (B, T, V) float, and the mean loss in nats (scalar); None if not asked."""
+
+    logits: Tensor | None
+    loss: Tensor | None
+
+
+def predict(
+    o: Tensor, E: Tensor | None, targets: Tensor | None, loss_only: bool, at: tuple[Tensor, Tensor] | None
+) -> Output:
+    """The tied head: logits = E · o, and their loss. Without E, o is the logits already."""
+    if at is not None:
+        o = o[at]  # (N, D): only these positions are asked for
+    if E is not None and loss_only and targets is not None and len(E) > E.size(1):
+        return Output(None, linear_cross_entropy(o, E, targets))  # never makes all (B, T, V) logits
+    logits = (o if E is None else linear(o, E)).float()  # (B, T, V)
+    loss = None if targets is None else cross_entropy(logits, targets)
+    return Output(None if loss_only else logits, loss)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, context network, edits and generation: all that GPT and BackpackLM have in common."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.edits: tuple[Edit, ...] = ()  # in force wherever the model is used; see control.applied
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
+        self.context = Transformer(config)
+
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
+        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds. The edits
+        are those that the cache was made for."""
+        raise NotImplementedError
+
+    def check(self, input_ids: Tensor, targets: Tensor | None) -> None:
+        """Refuse what `forward` cannot take."""
+        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
+        if targets is None:
+            return
+        if targets.shape != input_ids.shape or targets.dtype != torch.int64:
+            wanted = f"targets must be {tuple(input_ids.shape)} int64"
+            raise ValueError(f"{wanted}, not {tuple(targets.shape)} {targets.dtype}")
+        check_range(targets, -1, self.config.vocab_size)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., D) of ids. On a CPU their gradient stays sparse until it meets that of the tied
+        head: one pass over all V rows less (not in torch.compile, which cannot do it)."""
+        sparse = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.wte.weight, sparse=sparse)
+
+    def edits_in_force(self, edits: EditLike | Edits = ()) -> Edits:
+        """The edits in force and these, checked against this model and sorted by what they act on."""
+        if isinstance(edits, Edits):  # they are already
+            return edits
+        return Edits((self.edits, edits), self.config, self.wte.weight.device)
+
+    def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
+        """An empty cache with room for `capacity` positions, by default and at most block_size."""
+        return KVCache(min(capacity or self.config.block_size, self.config.block_size))
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: Generators = None,
+        *,
+        restart: bool = False,
+        edits: EditLike = (),
+    ) -> Tensor:
+        """Continue input_ids (B, T) by sampling; return (B, T + max_new_tokens). generate.py says how."""
+        choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+        new = stream(self, input_ids, max_new_tokens, restart=restart, edits=edits, **choice)
+        return torch.cat([input_ids, *(t[:, None] for t in new)], dim=1)  # (B, T + new)
+
+    def num_params(self, positions: bool = True) -> int:
+        """Count the weights, tied ones once; positions=False leaves out wpe, as nanoGPT does."""
+        n = sum(p.numel() for p in self.parameters())
+        return n if positions else n - self.context.wpe.weight.numel()
+
+    @property
+    def shards(self) -> list[nn.Module]:
+        """The parts that are computed one after the other: what FSDP gathers at a time."""
+        return list(self.context.h)
+
+    def init_weights(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), zero biases, and N(0, 0.02 / sqrt(2 n_layer)) for each
+        projection that ends a residual branch, so that the residual stream keeps its variance."""
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+
+# --- The two models ---------------------------------------------------------------------------
+
+
+class GPT(LanguageModel):
+    """The Transformer baseline (GPT-2, Radford et al. 2019): logits = E · context(E[x])."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        tokens: UniqueIds | None = None,
+        loss_only: bool = False,
+        edits: EditLike = (),
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Output:
+        """As BackpackLM.forward; a Transformer has no use for `tokens`."""
+        self.check(input_ids, targets)
+        e = self.edits_in_force(edits).inputs(input_ids, self.embed(input_ids))  # (B, T, D)
+        h = self.context(e)  # (B, T, D)
+        return predict(h, self.wte.weight, targets, loss_only, at)
+
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
+        e = self.edits_in_force(edits).inputs(input_ids, self.wte(input_ids))  # (B, T, D)
+        h = self.context(e, cache)[:, -1]  # (B, D)
+        cache.length += input_ids.size(1)
+        return linear(h, self.wte.weight).float()  # (B, V)
 
 
 class BackpackLM(LanguageModel):
-    """Backpack language model: context network → α, sense network → C, weighted sum, tied head."""
+    """The Backpack: sense network → C, context network → α, weighted sum, tied head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -365,123 +365,118 @@ class BackpackLM(LanguageModel):
         nano = config.sense_network == "nano"
         network = SenseTable if config.sense_table else NanoSenses if nano else PaperSenses
         self.senses: nn.Module = network(config)
-        init_weights(self, config.n_layer)
+        self.init_weights()
 
-    def hidden(self, input_ids: Tensor, types: UniqueIds | None = None, edits: Edits | None = None) -> Tensor:
-        """o (B, T, D), the weighted sum of senses."""
-        edits = edits or self.edits_in_force()
-        q, k, table, rows = self._parts(input_ids, types, edits)
-        if not edits.on_weights:
-            return sense_sum(q, k, table, rows, self._alpha_dropout)
-        alpha, senses = self.alpha.weights(q, k), table[rows].transpose(1, 2)  # (B, K, T, T), (B, K, T, D)
-        alpha = F.dropout(alpha, self._alpha_dropout)
-        alpha = edits.weights(alpha, TextSoFar(input_ids, senses, self.wte.weight))
-        return (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, D)
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        tokens: UniqueIds | None = None,
+        loss_only: bool = False,
+        edits: EditLike = (),
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Output:
+        """Compute logits (B, T, V) of input_ids (B, T), and the loss of targets (B, T), where -1 is ignored.
 
-    def logits(self, input_ids: Tensor, types: UniqueIds | None, edits: Edits) -> Tensor:
-        """logits[b,i] = E · o[b,i], (B, T, V)."""
-        if not self.small_vocab or edits.on_weights:
-            return super().logits(input_ids, types, edits)
-        q, k, table, rows = self._parts(input_ids, types, edits)
-        return sense_sum(q, k, linear(table, self.wte.weight), rows, self._alpha_dropout)
+        loss_only spares the logits. `edits` (control.py) hold for this call. `at`, rows and positions (N)
+        each, asks for the logits (N, V) there alone. `tokens` are the unique ids of input_ids, if known.
+        Ids and targets of the wrong shape, type, length or range raise ValueError.
+        """
+        self.check(input_ids, targets)
+        steer = self.edits_in_force(edits)
+        E, dropout = self.wte.weight, self.alpha.dropout if self.training else 0.0
 
-    def _parts(
-        self, input_ids: Tensor, types: UniqueIds | None, edits: Edits
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a batch (B, T): queries and keys (B, K, T, D/K), C of its types (U, K, D), and rows (B, T)."""
+        # Senses depend on the token alone, so each different token is computed once. With dropout every
+        # position loses numbers of its own, and counts as a token of its own (sharing costs 0.004 nats).
         if self.training and self.config.dropout:
-            # Each position drops its own: make it a type of its own (docs/LOG.md: sharing costs 0.004 nats).
-            every = torch.arange(input_ids.numel(), device=input_ids.device)  # (U = B·T)
-            types = UniqueIds(input_ids.flatten(), every.view_as(input_ids))
-        types = types or unique_ids(input_ids, self.config.vocab_size)
-        e = self.embed(types.ids)  # (U, D)
-        q, k = self.alpha.queries_keys(self.context(F.embedding(types.index, e)))  # (B, K, T, D/K)
-        return q, k, self._senses(types.ids, e, edits), types.index
+            tokens = each_position(input_ids)
+        tokens = tokens or unique_ids(input_ids, len(E))
 
-    def _senses(self, ids: Tensor, e: Tensor, edits: Edits) -> Tensor:
+        e = self.embed(tokens.ids)  # (U, D)
+        h = self.context(F.embedding(tokens.inverse, e))  # (B, T, D)  what the context makes of the text
+        q, k = self.alpha(h)  # (B, K, T, D/K) each: α = softmax(q · k)
+        C = self.token_senses(tokens.ids, e, steer)  # (U, K, D)  what each token may contribute
+
+        if steer.on_weights:  # edits of α need α itself: the plain formula, with the edits in its middle
+            edited = lambda alpha, senses: steer.weights(alpha, TextSoFar(input_ids, senses, E))  # noqa: E731
+            o = sense_sum_plain(q, k, C, tokens.inverse, dropout, edited)  # (B, T, D)
+        elif self.small_vocab:  # E · Σ α C = Σ α (E · C), and E · C is shorter than C
+            logits = sense_sum(q, k, linear(C, E), tokens.inverse, dropout)  # (B, T, V)
+            return predict(logits, None, targets, loss_only, at)
+        else:
+            o = sense_sum(q, k, C, tokens.inverse, dropout)  # (B, T, D)  Σ_j Σ_l α C
+        return predict(o, E, targets, loss_only, at)  # logits = E · o
+
+    def token_senses(self, ids: Tensor, e: Tensor, steer: Edits) -> Tensor:
         """C of ids (U), whose embeddings are e (U, D), edited: (U, K, D)."""
-        return edits.senses(ids, self.senses(ids if self.config.sense_table else e))
+        return steer.senses(ids, self.senses(ids if self.config.sense_table else e))
 
     @property
     def small_vocab(self) -> bool:
-        """E · Σ α C = Σ α (E · C): with few tokens a sense is shorter as its logits than as a vector."""
+        """With few tokens, as characters are, a sense is shorter as its V logits than as its D numbers."""
         return self.config.vocab_size <= self.config.n_embd
 
     @property
-    def _alpha_dropout(self) -> float:
-        return self.alpha.dropout if self.training else 0.0
+    def shards(self) -> list[nn.Module]:
+        return [*super().shards, self.senses]
 
-    def new_cache(self, edits: EditLike = (), capacity: int | None = None) -> KVCache:
-        """As of every model; also the logits of all senses, or where these are many a memory for senses."""
-        cache = super().new_cache(edits, capacity)
-        if self.small_vocab and not cache.edits.on_weights:
-            ids = torch.arange(self.config.vocab_size, device=self.wte.weight.device)
-            table = linear(self._senses(ids, self.wte.weight, cache.edits), self.wte.weight)  # (V, K, V)
-            cache.table = table.transpose(0, 1).flatten(0, 1)  # (K·V, V)
+    def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
+        """An empty cache that also knows the senses of tokens under the edits: the logits of all senses where
+        there are few tokens, else a memory that fills as tokens come."""
+        cache, steer = super().new_cache(edits, capacity), self.edits_in_force(edits)
+        V, E = self.config.vocab_size, self.wte.weight
+        if self.small_vocab and not steer.on_weights:
+            C = self.token_senses(torch.arange(V, device=E.device), E, steer)  # (V, K, D)
+            cache.table = linear(C, E).transpose(0, 1).flatten(0, 1)  # (K·V, V)
         else:
-            cache.senses = SenseMemory(
-                self.config.vocab_size, lambda ids: self._senses(ids, self.wte(ids), cache.edits)
-            )
+            cache.senses = SenseMemory(V, lambda ids: self.token_senses(ids, self.wte(ids), steer))
         return cache
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
+    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
+        steer = self.edits_in_force(edits)
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
-        q, k = self.alpha.queries_keys(h)  # (B, K, T, D/K)
+        q, k = self.alpha(h)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
-        alpha = (q[:, :, -1:] @ k.transpose(2, 3)).float().softmax(dim=3)  # (B, K, 1, S)
         ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
-        if cache.table is not None:  # first sum α over the positions of the same token: they share senses
+        # Only the last position predicts, and it sees all S: no mask.
+        alpha = (q[:, :, -1:] @ k.mT).float().softmax(dim=3)  # (B, K, 1, S)
+        if cache.table is not None:
+            # Positions of the same token share its senses: add up their weights, then one product does.
             weight = alpha.new_zeros(*alpha.shape[:2], self.config.vocab_size)  # (B, K, V)
             weight.scatter_add_(2, ids[:, None].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
             logits = weight.flatten(1).to(h.dtype) @ cache.table  # (B, V)
         else:
+            assert cache.senses is not None
             senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
-            if cache.edits.on_weights:
-                alpha = cache.edits.weights(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
+            if steer.on_weights:
+                alpha = steer.weights(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
         return logits.float()
 
-    @torch.no_grad()
     def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:
         """C as a table, under the edits in force: (V, K, D), padded ids included, or (N, K, D) for N ids.
 
-        Raises: ValueError for ids outside the vocabulary. `chunk` bounds the memory used on the way.
+        Ids outside the vocabulary raise ValueError. `chunk` bounds the memory used on the way.
         """
-        edits = self.edits_in_force()
-        if ids is None:
-            ids = torch.arange(self.config.vocab_size)
-        ids = torch.as_tensor(ids, dtype=torch.int64)
+        ids = torch.arange(self.config.vocab_size) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
         if ids.dim() != 1 or ((ids < 0) | (ids >= self.config.vocab_size)).any():
             raise ValueError(f"ids must be a list of numbers from 0 to {self.config.vocab_size - 1}")
-        was_training = self.training
-        self.eval()
-        try:
-            chunks = ids.to(self.wte.weight.device).split(chunk)
-            parts = [self._senses(part, self.wte(part), edits) for part in chunks]
-        finally:
-            self.train(was_training)
-        return torch.cat(parts)  # (N, K, D)
+        steer, parts = self.edits_in_force(), ids.to(self.wte.weight.device).split(chunk)
+        with reading(self):
+            return torch.cat([self.token_senses(part, self.wte(part), steer) for part in parts])  # (N, K, D)
 
-    @torch.no_grad()
-    def contextualization(self, input_ids: Tensor, edits: Edits | None = None) -> Tensor:
-        """α (B, K, T, T) of input_ids (B, T): α[b,l,i,j] weighs sense l of token j at position i.
-
-        Under the edits in force, which may change it, or under `edits`. Raises: ValueError for unfit ids.
-        """
-        check_ids(input_ids, self.config.vocab_size, self.config.block_size)
-        edits = edits or self.edits_in_force()
-        was_training = self.training
-        self.eval()
-        try:
-            h = self.context(self.wte(input_ids))  # (B, T, D)
-            alpha = self.alpha.weights(*self.alpha.queries_keys(h))
-            if edits.on_weights:
-                flat = input_ids.flatten()
-                senses = self._senses(flat, self.wte(flat), edits).unflatten(0, input_ids.shape)
-                alpha = edits.weights(alpha, TextSoFar(input_ids, senses.transpose(1, 2), self.wte.weight))
+    def contextualization(self, input_ids: Tensor) -> Tensor:
+        """α (B, K, T, T) of input_ids (B, T) under the edits in force: α[b,l,i,j] weighs sense l of token j
+        at position i."""
+        self.check(input_ids, None)
+        steer = self.edits_in_force()
+        with reading(self):
+            q, k = self.alpha(self.context(self.wte(input_ids)))  # (B, K, T, D/K)
+            alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
+            if steer.on_weights:
+                ids = input_ids.flatten()
+                C = self.token_senses(ids, self.wte(ids), steer).unflatten(0, input_ids.shape)  # (B, T, K, D)
+                alpha = steer.weights(alpha, TextSoFar(input_ids, C.transpose(1, 2), self.wte.weight))
             return alpha
-        finally:
-            self.train(was_training)

@@ -1,19 +1,20 @@
-"""The three operations that take the time of a step, each as fast as we can make it. Nothing else is here.
+"""The three operations that take the time of a training step. Each stands below its plain formula.
 
     linear                 y = x Wᵀ + b
     sense_sum              o[b,i] = Σ_j≤i Σ_l  α[b,l,i,j] · C(x[b,j])[l]
                            α[b,l,i,:] = softmax_j≤i (q[b,l,i] · k[b,l,j])
     linear_cross_entropy   loss = mean_n  logsumexp_v (h_n · E_v) - h_n · E_{y_n}
 
-tests/oracle.py computes the same formulas plainly; these must equal them, gradients too.
+The plain formula says what is right; the fast form must equal it, gradients included (tests/test_kernels.py).
 
-Letters: B batch, T time (positions), S keys a block of queries sees, K senses, W width of a sense vector,
-U unique ids, N = B·T tokens, D width of the model, V vocabulary; b, n a part of B, N or T.
+Letters: B batch, T time (positions), S keys that a block of queries sees, K senses, W width of a sense
+vector, U unique token ids, N = B·T tokens, D width of the model, V vocabulary; b, n a part of B, N or T.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,11 @@ from torch.nn import functional as F
 
 
 def on_onednn(t: Tensor) -> bool:
-    """Whether products of t go to oneDNN. PyTorch sends float32 on x86 CPUs to MKL, which keeps its
-    AVX-512 code for Intel's; oneDNN uses it wherever it is, and was twice as fast on AMD (docs/LOG.md).
-    `torch.backends.mkldnn.flags(enabled=False)` switches it off."""
+    """Whether products of t go to oneDNN, which `torch.backends.mkldnn.flags(enabled=False)` switches off.
+
+    PyTorch sends float32 on x86 CPUs to MKL, whose AVX-512 code runs on Intel's processors only. oneDNN
+    uses AVX-512 wherever it is, and was twice as fast on AMD (docs/LOG.md).
+    """
     return (
         not torch.compiler.is_compiling()
         and t.device.type == "cpu"
@@ -60,8 +63,9 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) times weight (out, in), plus bias (out) → (..., out)."""
-    few = x.numel() <= 16 * x.size(-1) and weight.numel() < 1 << 20  # where calling oneDNN costs most
+    """x (..., in) times weight (out, in), plus bias (out) → (..., out): F.linear, on the faster library."""
+    # For a few rows of a small matrix, calling oneDNN costs more than it saves.
+    few = x.numel() <= 16 * x.size(-1) and weight.numel() < 1 << 20
     if few or not on_onednn(x):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
@@ -70,9 +74,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """torch's linear layer, by `linear`."""
+    """torch's linear layer, computed by `linear`.
 
-    n_matrices = 1  # the maps that its rows hold one after the other, as those of K senses (optim.Muon)
+    Its rows may hold several maps one after the other, such as queries, keys and values, or K senses.
+    `n_matrices` says how many: the optimizer Muon steps each as a matrix of its own.
+    """
+
+    def __init__(self, d_in: int, d_out: int, bias: bool, n_matrices: int = 1) -> None:
+        super().__init__(d_in, d_out, bias=bias)
+        self.n_matrices = n_matrices
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -82,44 +92,73 @@ class Linear(torch.nn.Linear):
 
 
 class UniqueIds(NamedTuple):
-    """A batch of ids as its different tokens: x[b,t] = ids[index[b,t]]."""
+    """A batch of token ids x (B, T) as its different ids: x[b,t] = ids[inverse[b,t]]."""
 
     ids: Tensor  # (U)
-    index: Tensor  # (B, T)
+    inverse: Tensor  # (B, T)
 
 
-def unique_ids(ids: Tensor, vocab_size: int, multiple: int = 1) -> UniqueIds:
-    """The different tokens of ids (B, T), or simply all V where these are few next to the batch.
+def unique_ids(x: Tensor, vocab_size: int, multiple: int = 1) -> UniqueIds:
+    """The different ids of x (B, T), or simply all V of them where V is small next to the batch.
 
-    On a GPU finding them would wait for the device, so it is done on the CPU with the batch; U is
-    rounded up to a `multiple` there, by repeating a token, so that compiled code meets few sizes.
+    With `multiple`, U is rounded up to a multiple of it by repeating an id, so that compiled code meets
+    few different sizes.
     """
-    if vocab_size <= min(ids.numel(), 4096):
-        return UniqueIds(torch.arange(vocab_size, device=ids.device), ids)
-    types, rows = ids.unique(return_inverse=True)
-    padding = -len(types) % multiple
-    return UniqueIds(torch.cat([types, types[:1].expand(padding)]), rows)
+    if vocab_size <= min(x.numel(), 4096):
+        return UniqueIds(torch.arange(vocab_size, device=x.device), x)
+    ids, index = x.unique(return_inverse=True)  # (U), (B, T)
+    padding = -len(ids) % multiple
+    return UniqueIds(torch.cat([ids, ids[:1].expand(padding)]), index)
 
 
-def sense_sum(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float = 0.0) -> Tensor:
-    """Queries and keys (B, K, T, D/K), sense vectors of U tokens (U, K, W), tokens (B, T) → o (B, T, W).
+def each_position(x: Tensor) -> UniqueIds:
+    """x (B, T) with every position as an id of its own: U = B·T."""
+    return UniqueIds(x.flatten(), torch.arange(x.numel(), device=x.device).view_as(x))
 
-    q is already scaled. Differentiable in q, k and table; runs in q's type, sums in float32. Each α
-    is zeroed with probability `dropout`, and scaled up to make up for it, as torch's CPU generator says.
 
-    How it is fast: C comes once for each *type* of token. Queries go in blocks that stop at their last
-    key, which skips most of what the causal mask would delete, and a block is one matrix product over
-    keys and senses at once. Neither α nor the senses of all positions of the batch ever exist, only
-    those of a block; backward computes α again from q and k, as FlashAttention does, which costs
-    little since these have width D/K where the senses have W. It is a torch custom operator, so that
-    torch.compile takes it as it is.
+def causal_softmax(scores: Tensor) -> Tensor:
+    """Softmax of scores (B, K, T, T) over the keys j ≤ i, in float32; the weights of later keys are 0."""
+    future = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)  # (T, T)
+    return scores.float().masked_fill(future, -math.inf).softmax(dim=3)
+
+
+def sense_sum_plain(
+    q: Tensor,
+    k: Tensor,
+    C: Tensor,
+    index: Tensor,
+    dropout: float = 0.0,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """o[b,i] = Σ_j≤i Σ_l α[b,l,i,j] · C(x[b,j])[l], (B, T, W), as the paper writes it.
+
+    q, k (B, K, T, D/K), q already scaled; C (U, K, W) of the unique ids; index (B, T) tells each token's.
+    `change`, where α is edited, maps α (B, K, T, T) and the senses (B, K, T, W) to a new α.
     """
+    alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
+    alpha = F.dropout(alpha, dropout)
+    senses = C[index].transpose(1, 2)  # (B, K, T, W)
+    if change is not None:
+        alpha = change(alpha, senses)
+    return (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, W)
+
+
+def sense_sum(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float = 0.0) -> Tensor:
+    """`sense_sum_plain`, fast. Differentiable in q, k and C; runs in q's type, sums in float32.
+
+    How it is fast: the senses come once for each *different* token. The queries go in blocks that stop at
+    their last key, which skips most of what the causal mask would delete. A block is one matrix product
+    over keys and senses at once. Neither α nor the senses of all positions ever exist, only those of a
+    block; backward computes α again from q and k, as FlashAttention does, which is cheap since these have
+    width D/K where the senses have W. It is a torch custom operator, so torch.compile takes it as it is.
+    """
+    # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
-    return _sense_sum(q, k, table.to(q.dtype), rows, dropout, seed)
+    return _sense_sum(q, k, C.to(q.dtype), index, dropout, seed)
 
 
 class _Block(NamedTuple):
-    """Some batch rows, and of these the queries from start to end, which see the keys before end."""
+    """Some rows of the batch, and of these the queries from start to end, which see the keys before end."""
 
     b: slice
     queries: slice
@@ -127,25 +166,26 @@ class _Block(NamedTuple):
 
     def alpha(self, q: Tensor, k: Tensor) -> Tensor:
         """α of the block, (b, K, n, S), float32."""
-        scores = (q[self.b, :, self.queries] @ k[self.b, :, self.keys].transpose(2, 3)).float()
+        scores = (q[self.b, :, self.queries] @ k[self.b, :, self.keys].mT).float()  # (b, K, n, S)
+        # Only the last n keys can lie in a query's future: the others come before the block.
         n = scores.size(2)
         scores[..., self.queries] += torch.full((n, n), -math.inf, device=q.device).triu(1)
-        return torch.softmax(scores, dim=3)  # (b, K, n, S)
+        return torch.softmax(scores, dim=3)
 
-    def dropped(self, alpha: Tensor, p: float, seed: Tensor) -> Tensor:
+    def dropout_mask(self, alpha: Tensor, p: float, seed: Tensor) -> Tensor:
         """What dropout multiplies α with, (b, K, n, S): the same for the same block and seed."""
         key = (int(seed) + self.b.start * 1_000_003 + self.queries.start) % (1 << 63)
         draw = torch.Generator(alpha.device).manual_seed(key)
         return torch.empty_like(alpha).bernoulli_(1 - p, generator=draw).div_(1 - p)
 
-    def rows(self, rows: Tensor, K: int, U: int) -> Tensor:
-        """Where the senses of the keys stand, (b, K, S), in a table (K·U, W) of one sense after the other."""
-        first = torch.arange(0, K * U, U, device=rows.device)[:, None]
-        return rows[self.b, None, self.keys] + first
+    def sense_rows(self, index: Tensor, K: int, U: int) -> Tensor:
+        """Where the senses of the block's keys stand, (b, K, S), in a table (K·U, W), sense after sense."""
+        first = torch.arange(0, K * U, U, device=index.device)[:, None]  # (K, 1): where each sense begins
+        return index[self.b, None, self.keys] + first
 
 
 def _blocks(q: Tensor) -> list[_Block]:
-    """All the work, in blocks whose α stays in the cache (CPU) or keeps a GPU busy."""
+    """All the work, in blocks whose α stays in the cache of a CPU or keeps a GPU busy."""
     B, K, T, _ = q.shape
     size, budget = (128, 1 << 20) if q.device.type == "cpu" else (512, 1 << 26)
     n_rows = max(1, budget // (K * min(size, T) * T))
@@ -167,59 +207,63 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("nanobackpack::sense_sum", mutates_args=())
-def _sense_sum(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    (B, K, T, _), (U, _, W) = q.shape, table.shape
-    senses = table.transpose(0, 1).reshape(K * U, W)
+def _sense_sum(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    (B, K, T, _), (U, _, W) = q.shape, C.shape
+    table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a block's senses are rows of it
     o = q.new_empty(B, T, W)
     for block in _blocks(q):
-        c = senses[block.rows(rows, K, U)].flatten(1, 2)  # (b, K·S, W)
+        senses = table[block.sense_rows(index, K, U)].flatten(1, 2)  # (b, K·S, W)
         alpha = block.alpha(q, k)  # (b, K, n, S)
         if dropout:
-            alpha *= block.dropped(alpha, dropout, seed)
-        a = alpha.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
-        o[block.b, block.queries] = _bmm(a, c)
+            alpha *= block.dropout_mask(alpha, dropout, seed)
+        # Σ over keys and senses at once: side by side they are one long row of weights.
+        weights = alpha.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
+        o[block.b, block.queries] = _bmm(weights, senses)  # (b, n, W)
     return o
 
 
 @torch.library.custom_op("nanobackpack::sense_sum_backward", mutates_args=())
 def _sense_sum_backward(
-    grad: Tensor, q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and table from that of o, (B, T, W)."""
-    K, (U, _, W) = q.size(1), table.shape
-    senses = table.transpose(0, 1).reshape(K * U, W)
+    """Gradients of q, k and C from that of o, (B, T, W)."""
+    K, (U, _, W) = q.size(1), C.shape
+    table = C.transpose(0, 1).reshape(K * U, W)
     dq, dk = q.new_empty(q.shape), torch.zeros(k.shape, device=k.device)
-    dsenses = torch.zeros(K * U, W, device=q.device)
+    dtable = torch.zeros(K * U, W, device=q.device)
     for block in _blocks(q):
-        at = block.rows(rows, K, U)  # (b, K, S)
-        c = senses[at].flatten(1, 2)  # (b, K·S, W)
-        g = grad[block.b, block.queries]  # (b, n, W)
+        # What the forward pass had of this block, computed again.
+        rows = block.sense_rows(index, K, U)  # (b, K, S)
+        senses = table[rows].flatten(1, 2)  # (b, K·S, W)
         alpha = block.alpha(q, k)  # (b, K, n, S)
-        dalpha = _bmm(g, c.transpose(1, 2)).float()  # (b, n, K·S)
+        g = grad[block.b, block.queries]  # (b, n, W)
+        # o = weights · senses, so dweights = g · sensesᵀ and dsenses = weightsᵀ · g.
+        dalpha = _bmm(g, senses.mT).float()  # (b, n, K·S)
         dalpha = dalpha.unflatten(2, (K, -1)).transpose(1, 2)  # (b, K, n, S)
-        a = alpha
+        dropped = alpha
         if dropout:
-            kept = block.dropped(alpha, dropout, seed)
-            dalpha, a = dalpha * kept, alpha * kept
-        a = a.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
-        dsenses.index_add_(0, at.flatten(), _bmm(a.transpose(1, 2), g).flatten(0, 1).float())
-        # Softmax: ds_j = α_j (dα_j - Σ_j' α_j' dα_j')
+            mask = block.dropout_mask(alpha, dropout, seed)
+            dalpha, dropped = dalpha * mask, alpha * mask
+        weights = dropped.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
+        dtable.index_add_(0, rows.flatten(), _bmm(weights.mT, g).flatten(0, 1).float())
+        # Through the softmax, ds_j = α_j (dα_j - Σ_j' α_j' dα_j'), to the scores q · k.
         ds = torch.ops.aten._softmax_backward_data(dalpha, alpha, 3, alpha.dtype).to(q.dtype)
         dq[block.b, :, block.queries] = ds @ k[block.b, :, block.keys]
-        dk[block.b, :, block.keys] += ds.transpose(2, 3) @ q[block.b, :, block.queries]
-    return dq, dk.to(k.dtype), dsenses.view(K, U, W).transpose(0, 1).to(table.dtype).contiguous()
+        dk[block.b, :, block.keys] += ds.mT @ q[block.b, :, block.queries]
+    dC = dtable.view(K, U, W).transpose(0, 1).to(C.dtype).contiguous()  # (U, K, W)
+    return dq, dk.to(k.dtype), dC
 
 
 @_sense_sum.register_fake
-def _(q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    return q.new_empty(q.size(0), q.size(2), table.size(2))
+def _(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return q.new_empty(q.size(0), q.size(2), C.size(2))
 
 
 @_sense_sum_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, table: Tensor, rows: Tensor, dropout: float, seed: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), table.new_empty(table.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), C.new_empty(C.shape)
 
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -245,15 +289,15 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
 
-def linear_cross_entropy(h: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
-    """cross_entropy of the logits h · E, from h (B, T, D), E (V, D) and targets (B, T).
+def linear_cross_entropy(h: Tensor, E: Tensor, targets: Tensor) -> Tensor:
+    """`cross_entropy(h @ E.T, targets)`, in less memory: h (B, T, D), E (V, D), targets (B, T).
 
     The (N, V) logits and their gradient are the largest tensors of a step: 50304 numbers a token. Here
     they exist for a few tokens at a time. Their gradient, softmax minus one at the target, is known as
     soon as they are, so it goes into the gradients of h and E at once; backward only scales those.
     """
-    need_grad = torch.is_grad_enabled() and (h.requires_grad or embedding.requires_grad)
-    return _loss(h.flatten(0, 1), embedding, targets.flatten(), need_grad)[0]
+    need_grad = torch.is_grad_enabled() and (h.requires_grad or E.requires_grad)
+    return _loss(h.flatten(0, 1), E, targets.flatten(), need_grad)[0]
 
 
 @torch.library.custom_op("nanobackpack::linear_cross_entropy", mutates_args=())
@@ -266,25 +310,26 @@ def _loss(h: Tensor, embedding: Tensor, targets: Tensor, need_grad: bool) -> tup
     total = torch.zeros((), device=h.device)
     dh = torch.empty_like(h) if need_grad else h.new_empty(0)
     dEt = None  # (D, V)
-    for part, y, w, out in zip(*(t.chunk(n_chunks) for t in (h, targets, share, dh)), strict=False):
-        losses, p = _softmax_loss(part, E, y.clamp(min=0)[:, None])
+    for part, y, w, dpart in zip(*(t.chunk(n_chunks) for t in (h, targets, share, dh)), strict=False):
+        # part (n, D), y (n), w (n, 1), dpart (n, D): some tokens, and where their gradient goes
+        losses, dlogits = _softmax_loss(part, E, y.clamp(min=0)[:, None])  # (n, 1), (n, V)
         total += (losses * w).sum()
         if need_grad:
-            torch.mul(_matmul(p, E), w, out=out)
-            new = _matmul((part * w).to(h.dtype).t(), p).float()
+            torch.mul(_matmul(dlogits, E), w, out=dpart)
+            new = _matmul((part * w).to(h.dtype).t(), dlogits).float()  # (D, V)
             dEt = new if dEt is None else dEt.add_(new)
-            del new
-        del p
+            del new  # before the next chunk asks for as much again
+        del dlogits
     dE = h.new_empty(0) if dEt is None else dEt.t().to(embedding.dtype).contiguous()
     return total, dh, dE
 
 
 def _softmax_loss(h: Tensor, E: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Of the logits h · E (n, V): the loss at the targets y (n, 1), and its gradient, (n, V) in h's type."""
-    p = _matmul(h, E.t()).float()  # (n, V), from here on in place
+    p = _matmul(h, E.t()).float()  # (n, V): the logits, from here on changed in place
     target, top = p.gather(1, y), p.amax(1, keepdim=True)  # (n, 1)
     torch.softmax(p, 1, out=p)
-    # logsumexp = top - log softmax(top), whose logarithm is never far from 0
+    # logsumexp = top - log softmax(top), a logarithm that is never far from 0.
     losses = top - p.amax(1, keepdim=True).log() - target  # (n, 1)
     return losses, p.scatter_add_(1, y, -torch.ones_like(y, dtype=p.dtype)).to(h.dtype)
 

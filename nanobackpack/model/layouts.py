@@ -1,11 +1,21 @@
-"""Checkpoints of other programs, in and out, always without unpickling code.
+"""Checkpoints of other programs, read and written, never by unpickling code.
 
-    nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or its GPT
-    backpack-gpt2    folder with config.json and pytorch_model.bin or model.safetensors
-    GPT-2            folder in Hugging Face layout
+    nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or nanoGPT's GPT
+    backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model
+    GPT-2            a folder in Hugging Face's layout
 
-Each layout is one function from our parameter name to its foreign name and a reordering of its numbers;
-reading and writing both go through it. Copies of a tied tensor must be equal, and nothing may be left over.
+The numbers are those of our models, under other names and partly in another order. Take the layer that ends
+the sense network, whose output is K senses of D numbers:
+
+    ours             senses.ff_2.c_proj.weight or senses.final_mlp.c_proj.weight, (K·D, 4·D): row l·D + i
+                     computes number i of sense l
+    nanoBackpackLM   backpack.sense_vector_layer.ff_2.c_proj.weight, interleaved: that row is number i·K + l.
+                     With K = 2, D = 3 and senses a, b: ours a0 a1 a2 b0 b1 b2, theirs a0 b0 a1 b1 a2 b2
+    backpack-gpt2    backpack.sense_network.final_mlp.c_proj.weight, transposed as all linear layers of GPT-2
+                     are: (4·D, K·D), input first, where torch has (output, input)
+
+A Layout says this for one program, and reading and writing both go through it. Tensors that are one here but
+stored more than once there (the tied embedding) must be equal, and nothing may be missing or left over.
 """
 
 from __future__ import annotations
@@ -23,148 +33,150 @@ from nanobackpack.errors import InputError, short_repr
 from nanobackpack.model.backpack import LanguageModel
 
 State = dict[str, Tensor]
-WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CONV1D = re.compile(r"(attn|mlp|final_mlp)\.c_(attn|fc|proj)\.weight$")  # stored (in, out) by GPT-2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a foreign program names and orders the numbers of a model."""
+    """How another program names and orders the numbers of a model; all patterns match our names."""
 
     title: str
-    prefixes: tuple[tuple[str, str], ...]  # (ours, theirs): the first that fits is exchanged
-    tied: tuple[str, ...]  # their further names of our wte.weight
-    transpose: bool = False  # linear weights stored (in, out), but for α's
-    interleave: bool = False  # sense fastest: number i of sense l at i·K + l instead of l·D + i
-    positions: tuple[str, ...] = ()  # their further names of our context.wpe.weight
+    prefixes: dict[str, str]  # our beginning of a name: theirs; the first that fits counts
+    copies: dict[str, tuple[str, ...]]  # our name: their further names of the same tensor
+    transposed: re.Pattern[str] | None = None  # weights stored (in, out)
+    interleaved: re.Pattern[str] | None = None  # number i of sense l stored at i·K + l instead of l·D + i
 
     def key(self, name: str) -> str:
-        for ours, theirs in self.prefixes:
-            if name.startswith(ours):
-                return theirs + name[len(ours) :]
-        raise KeyError(name)
+        """Their name of our parameter."""
+        ours = next(prefix for prefix in self.prefixes if name.startswith(prefix))
+        return self.prefixes[ours] + name.removeprefix(ours)
 
     def reorder(self, name: str, t: Tensor, config: ModelConfig, inward: bool) -> Tensor:
         """Their numbers in our order (inward), or ours in theirs."""
-        if self.transpose and not name.startswith("alpha.") and CONV1D.search(name):
+        if self.transposed and self.transposed.match(name):
             return t.t().contiguous()
-        if self.interleave and name.startswith(("senses.ff_2.c_proj.", "senses.ln_2.")):
+        if self.interleaved and self.interleaved.match(name):
             D, K = config.n_embd, config.n_sense_vector
             outer = (D, K) if inward else (K, D)
-            return t.unflatten(0, outer).transpose(0, 1).flatten(0, 1).contiguous()
+            return t.unflatten(0, outer).transpose(0, 1).flatten(0, 1).contiguous()  # (K·D, ...)
         return t
 
 
-OWN = Layout(title="nanobackpack", prefixes=(("", ""),), tied=())
-_NANO = "backpack.contextualization_layer."
+_NANO_ALPHA = "backpack.contextualization_layer."
 NANO = Layout(
     title="nanoBackpackLM",
-    prefixes=(
-        ("wte.", "wte."),
-        ("context.", _NANO + "transformer."),
-        ("alpha.", _NANO),
-        ("senses.", "backpack.sense_vector_layer."),
-    ),
-    tied=(
-        "backpack.logit_layer.lm_head.weight",
-        "backpack.sense_vector_layer.wte.weight",
-        _NANO + "transformer.wte.weight",
-    ),
-    interleave=True,
+    prefixes={
+        "wte.": "wte.",
+        "context.": _NANO_ALPHA + "transformer.",
+        "alpha.": _NANO_ALPHA,
+        "senses.": "backpack.sense_vector_layer.",
+    },
+    copies={
+        "wte.weight": (
+            "backpack.logit_layer.lm_head.weight",
+            "backpack.sense_vector_layer.wte.weight",
+            _NANO_ALPHA + "transformer.wte.weight",
+        )
+    },
+    interleaved=re.compile(r"senses\.(ff_2\.c_proj|ln_2)\."),
 )
 PAPER = Layout(
     title="backpack-gpt2",
-    prefixes=(
-        ("wte.", "backpack.gpt2_model.wte."),
-        ("context.", "backpack.gpt2_model."),
-        ("alpha.", "backpack.sense_weight_net."),
-        ("senses.ln_0.", "backpack.sense_network.ln."),
-        ("senses.final_mlp.", "backpack.sense_network.final_mlp."),
-        ("senses.", "backpack.sense_network.block."),
-    ),
-    tied=("backpack.word_embeddings.weight", "lm_head.weight"),
-    positions=("backpack.position_embeddings.weight",),
-    transpose=True,
+    prefixes={
+        "wte.": "backpack.gpt2_model.wte.",
+        "context.": "backpack.gpt2_model.",
+        "alpha.": "backpack.sense_weight_net.",
+        "senses.ln_0.": "backpack.sense_network.ln.",
+        "senses.final_mlp.": "backpack.sense_network.final_mlp.",
+        "senses.": "backpack.sense_network.block.",
+    },
+    copies={
+        "wte.weight": ("backpack.word_embeddings.weight", "lm_head.weight"),
+        "context.wpe.weight": ("backpack.position_embeddings.weight",),
+    },
+    transposed=re.compile(r"(context|senses)\..*\bc_(attn|fc|proj)\.weight$"),  # but not those of α
 )
 NANO_GPT = Layout(
     title="nanoGPT",
-    prefixes=(("wte.", "transformer.wte."), ("context.", "transformer.")),
-    tied=("lm_head.weight",),
+    prefixes={"wte.": "transformer.wte.", "context.": "transformer."},
+    copies={"wte.weight": ("lm_head.weight",)},
 )
-GPT2 = Layout(
-    title="GPT-2",
-    prefixes=NANO_GPT.prefixes,
-    tied=NANO_GPT.tied,
-    transpose=True,
-)
+GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
+
 # Buffers that hold the causal mask. The leading dot matters: `attn.c_attn.bias` is a real parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
-
+# What weights may be stored as.
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 
 
-def import_state(model: LanguageModel, state: State, layout: Layout, source: str) -> None:
-    """Fill model with foreign tensors.
-
-    Raises: InputError naming the tensor that is missing, left over, misshapen, of the wrong type, not
-    finite, or tied to another value.
-    """
-    state = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not k.endswith(BUFFERS)}
-    for key, t in state.items():
-        if t.dtype not in WEIGHTS:
-            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in WEIGHTS)
-            raise InputError(f"{source}: {key[:99]} ({t.dtype}) is of no type that weights have: {allowed}")
-    ours: State = {}
-    for name, p in model.named_parameters():
-        key = layout.key(name)
-        if key not in state:
-            raise InputError(f"{source}: no tensor {key} for a {layout.title} model")
-        t, wanted = state.pop(key), layout.reorder(name, p.detach().to("meta"), model.config, inward=False)
-        if t.shape != wanted.shape:
-            raise InputError(f"{source}: {key} has shape {tuple(t.shape)}, it must be {tuple(wanted.shape)}")
-        if not t.isfinite().all():
-            raise InputError(f"{source}: {key} ({t.dtype}) holds other things than finite numbers")
-        ours[name] = layout.reorder(name, t, model.config, inward=True)
-    for name, copies in (("wte.weight", layout.tied), ("context.wpe.weight", layout.positions)):
-        for key in copies:
-            if key in state and not torch.equal(state.pop(key), ours[name]):
-                raise InputError(f"{source}: {key} differs from {layout.key(name)}, but they must be tied")
-    if state:
-        raise InputError(f"{source}: unknown tensor {next(iter(state))[:99]} ({len(state)} in all)")
-    model.load_state_dict(ours)
-
-
-def export_state(model: LanguageModel, layout: Layout) -> State:
-    """The model's tensors under the foreign names and in the foreign order; tied copies share memory.
-
-    Raises: InputError for a model whose senses are a table, which no foreign layout can hold.
-    """
-    if model.config.sense_table:
-        raise InputError(
-            f"senses baked into a table do not fit the layout of {layout.title}: export the model it was "
-            "baked from, and keep this one as a checkpoint of nanobackpack (checkpoint.save_model)"
-        )
-    state: State = {}
-    for name, p in model.named_parameters():
-        t = layout.reorder(name, p.detach(), model.config, inward=False)
-        state[layout.key(name)] = t
-        copies = {"wte.weight": layout.tied, "context.wpe.weight": layout.positions}.get(name, ())
-        state |= dict.fromkeys(copies, t)
-    return state
-
-
 def check_tensors(state: dict[Any, Any], source: str) -> None:
-    """Raises InputError unless state maps names to tensors."""
+    """Refuse what does not map names to tensors."""
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{source}: these are no weights, which would map names to tensors")
 
 
-def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, State, Layout]:
-    """A nanoBackpackLM (or nanoGPT) ckpt.pt as loaded: what it is, and its tensors.
+def import_state(model: LanguageModel, state: State, layout: Layout | None, source: str) -> None:
+    """Fill a model with the tensors of a file: in a foreign layout, or (None) under our own names.
 
-    Raises: InputError if keys or values are missing or make no sense.
+    An error names the tensor that is missing, left over, misshapen, of the wrong type, not finite, or
+    different from the one that it is tied to.
     """
+    # torch.compile puts a prefix before every name; masks are no weights.
+    weights = {k.removeprefix("_orig_mod."): t for k, t in state.items() if not k.endswith(BUFFERS)}
+    for key, t in weights.items():
+        if t.dtype not in WEIGHT_TYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
+            raise InputError(f"{source}: {key[:99]} ({t.dtype}) is of no type that weights have: {allowed}")
+    ours = weights if layout is None else _translate(model, weights, layout, source)
+    try:
+        model.load_state_dict(ours)
+    except RuntimeError as error:  # torch lists all that is wrong, one thing a line
+        raise InputError(f"{source}: {str(error).splitlines()[-1].strip()[:200]}") from None
+    # Last, when nothing can be larger than the model: a file's tensors may claim any size.
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            key = layout.key(name) if layout else name
+            raise InputError(f"{source}: {key} holds other things than finite numbers")
+
+
+def _translate(model: LanguageModel, weights: State, layout: Layout, source: str) -> State:
+    """Foreign tensors under our names and in our order."""
+    left, ours = dict(weights), {}
+    for name, p in model.named_parameters():
+        key = layout.key(name)
+        if key not in left:
+            raise InputError(f"{source}: no tensor {key} for a {layout.title} model")
+        # Ask for the shape that our parameter has in their order.
+        t, wanted = left.pop(key), layout.reorder(name, p.detach().to("meta"), model.config, inward=False)
+        if t.shape != wanted.shape:
+            raise InputError(f"{source}: {key} has shape {tuple(t.shape)}, it must be {tuple(wanted.shape)}")
+        ours[name] = layout.reorder(name, t, model.config, inward=True)
+    for name, keys in layout.copies.items():
+        for key in keys:
+            if key in left and not torch.equal(left.pop(key), ours[name]):
+                raise InputError(f"{source}: {key} differs from {layout.key(name)}, but they must be tied")
+    if left:
+        raise InputError(f"{source}: unknown tensor {next(iter(left))[:99]} ({len(left)} in all)")
+    return ours
+
+
+def export_state(model: LanguageModel, layout: Layout) -> State:
+    """The model's tensors under the foreign names and in the foreign order; tied copies share memory."""
+    if model.config.sense_table:
+        raise InputError(
+            f"senses baked into a table do not fit the layout of {layout.title}: export the model they were "
+            "baked from; this one is kept whole by checkpoint.save_model, and load_model opens it"
+        )
+    state: State = {}
+    for name, p in model.named_parameters():
+        t = layout.reorder(name, p.detach(), model.config, inward=False)
+        state |= dict.fromkeys((layout.key(name), *layout.copies.get(name, ())), t)
+    return state
+
+
+def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, State, Layout]:
+    """A ckpt.pt of nanoBackpackLM or nanoGPT, as loaded: its settings, its tensors, and which it is."""
     state, args = checkpoint.get("model"), checkpoint.get("model_args")
     if not isinstance(state, dict) or not isinstance(args, dict):
         raise InputError(
@@ -172,44 +184,30 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
         )
     check_tensors(state, source)
     backpack = any("sense_vector_layer." in k for k in state)
-    names = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
-    names += ["n_sense_vector"] * backpack
-    if missing := [n for n in names if n not in args]:
+    needed = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
+    needed += ["n_sense_vector"] * backpack
+    if missing := [name for name in needed if name not in args]:
         raise InputError(f"{source}: model_args has no {missing[0]}")
-    kind = {"model_name": "backpack-lm" if backpack else "gpt2"}
-    config = model_config(kind | {n: args[n] for n in names}, source)
-    return _unpadded(config), state, NANO if backpack else NANO_GPT
+    settings = {"model_name": "backpack-lm" if backpack else "gpt2"} | {name: args[name] for name in needed}
+    return _with_padding(model_config(settings, source)), state, NANO if backpack else NANO_GPT
 
 
-def model_config(args: dict[str, Any], source: str) -> ModelConfig:
-    """The settings a file gives. Raises: InputError, naming the file, if they are no model's."""
-    if unknown := args.keys() - {f.name for f in dataclasses.fields(ModelConfig)}:
-        raise InputError(f"{source}: model_args are not those of this version ({short_repr(unknown.pop())})")
-    try:
-        return ModelConfig(**args)
-    except InputError as e:
-        raise InputError(f"{source}: {e}") from None
+def read_hugging_face(
+    settings: dict[str, Any], state: State, source: str
+) -> tuple[ModelConfig, State, Layout]:
+    """The config.json and tensors of a folder in Hugging Face's layout, as read_nano gives them.
 
-
-def _unpadded(config: ModelConfig) -> ModelConfig:
-    """The settings with padded ids told apart, where the size of the vocabulary is a known one."""
-    return dataclasses.replace(config, vocab_used=PADDED.get(config.vocab_size, 0))
-
-
-def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
-    """A folder in Hugging Face layout: backpack-gpt2, or GPT-2 with its language-model head.
-
-    Raises: InputError if it is another kind of model or has a setting we do not implement.
+    It holds backpack-gpt2, or GPT-2 with its head or without; other settings than we compute are refused.
     """
     check_tensors(state, source)
     backpack = any(k.startswith("backpack.") for k in state)
-    if not backpack and config.get("model_type") != "gpt2":
+    if not backpack and settings.get("model_type") != "gpt2":
         raise InputError(
-            f"{source}: model_type {short_repr(config.get('model_type'))} is not supported: "
+            f"{source}: model_type {short_repr(settings.get('model_type'))} is not supported: "
             "gpt2 and backpack-gpt2 are"
         )
-    width = config.get("n_embd")
-    wanted = {
+    width = settings.get("n_embd")
+    supported = {
         "activation_function": ("gelu_new",),
         "layer_norm_epsilon": (1e-5,),
         "n_inner": (None, 4 * width if isinstance(width, int) else None),
@@ -217,25 +215,39 @@ def read_hugging_face(config: dict[str, Any], state: State, source: str) -> tupl
         "sense_intermediate_scale": (4,),
         "tie_word_embeddings": (True,),
     }
-    for name, allowed in wanted.items():
-        if name in config and config[name] not in allowed:
+    for name, allowed in supported.items():
+        if name in settings and settings[name] not in allowed:
             raise InputError(
-                f"{source}: {name}={short_repr(config[name])} is not supported, only {allowed[0]!r}"
+                f"{source}: {name}={short_repr(settings[name])} is not supported, only {allowed[0]!r}"
             )
-    names = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size") + ("num_senses",) * backpack
-    if missing := [n for n in names if n not in config]:
-        raise InputError(f"{source}: config.json has no {missing[0]}")
-    kind: dict[str, Any] = {"model_name": "gpt2"}
-    if backpack:
-        kind = {
-            "model_name": "backpack-lm",
-            "sense_network": "paper",
-            "n_sense_vector": config["num_senses"],
-        }
-    elif not any(k.startswith("transformer.") for k in state):  # saved from GPT2Model: no prefix, no head
-        state = {"transformer." + k: v for k, v in state.items()}
-    kind |= {name: config[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    kind |= {"block_size": config["n_positions"], "bias": True, "dropout": config.get("resid_pdrop", 0.0)}
     inverse = "scale_attn_by_inverse_layer_idx"
-    kind[inverse] = config.get(inverse, False)
-    return _unpadded(model_config(kind, source)), state, PAPER if backpack else GPT2
+    same_name = ("n_layer", "n_head", "n_embd", "vocab_size")
+    if missing := [n for n in (*same_name, "n_positions", *["num_senses"] * backpack) if n not in settings]:
+        raise InputError(f"{source}: config.json has no {missing[0]}")
+    ours = {name: settings[name] for name in same_name} | {
+        "model_name": "backpack-lm" if backpack else "gpt2",
+        "block_size": settings["n_positions"],
+        "bias": True,
+        "dropout": settings.get("resid_pdrop", 0.0),
+        inverse: settings.get(inverse, False),
+    }
+    if backpack:
+        ours |= {"sense_network": "paper", "n_sense_vector": settings["num_senses"]}
+    elif not any(k.startswith("transformer.") for k in state):  # saved from GPT2Model: no prefix, no head
+        state = {"transformer." + k: t for k, t in state.items()}
+    return _with_padding(model_config(ours, source)), state, PAPER if backpack else GPT2
+
+
+def model_config(settings: dict[str, Any], source: str) -> ModelConfig:
+    """The model a file describes; an error names the file."""
+    if unknown := settings.keys() - {f.name for f in dataclasses.fields(ModelConfig)}:
+        raise InputError(f"{source}: model_args are not those of this version ({short_repr(unknown.pop())})")
+    try:
+        return ModelConfig(**settings)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _with_padding(config: ModelConfig) -> ModelConfig:
+    """The settings with padded ids told apart, where the size of the vocabulary is a known one."""
+    return dataclasses.replace(config, vocab_used=PADDED.get(config.vocab_size, 0))

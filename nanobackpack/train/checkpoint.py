@@ -40,11 +40,12 @@ from nanobackpack.config import LoadConfig, ModelConfig
 from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model import layouts
 from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
-from nanobackpack.runtime import pick_compile, pick_device
+from nanobackpack.runtime import pick_device
 from nanobackpack.safe import download
 from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
 from nanobackpack.safe.untrusted import load_untrusted
-from nanobackpack.text.data import Splits, read_tokenizer
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer, in_folder, resolve
 
 FORMAT = "nanobackpack 1"
@@ -294,7 +295,6 @@ def _training_command(name: str) -> str:
 def open_model(config: LoadConfig) -> BackpackLM | GPT:
     """Open the model that settings name, on their device."""
     device = pick_device(config.device)
-    pick_compile(config.compile, device)  # reading is not compiled; a wrong setting is still refused
     return load_model(config.model_path, config.tokenizer_name).to(device)
 
 
@@ -310,7 +310,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if not isinstance(state, dict) or not isinstance(text, str | None):
         raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
     tokenizer = Tokenizer.from_json(text, f"the tokenizer in {source}") if text else None
-    return _fill(stored_config(checkpoint, source), state, layouts.OWN, tokenizer, str(source))
+    return _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
@@ -324,7 +324,7 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
 def _fill(
     config: ModelConfig,
     state: layouts.State,
-    layout: layouts.Layout,
+    layout: layouts.Layout | None,
     tokenizer: Tokenizer | None,
     source: str,
 ) -> BackpackLM | GPT:
@@ -380,7 +380,7 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     return _fill(config, state, layout, in_folder(folder), str(weights))
 
 
-def check_vocabulary(model: LanguageModel, name: str, data: Splits) -> None:
+def check_vocabulary(model: LanguageModel, name: str, data: TokenData) -> None:
     """Refuse data whose ids mean other tokens than the model's.
 
     Data without a tokenizer is trusted as long as its ids are below the model's number of tokens.

@@ -21,7 +21,7 @@ from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.safe.files import remove_stale, replacing
-from nanobackpack.text.data import Splits
+from nanobackpack.text.data import TokenData
 from nanobackpack.train.parallel import Processes
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
@@ -86,7 +86,7 @@ class Log:
     def introduce(
         self,
         model: LanguageModel,
-        data: Splits,
+        data: TokenData,
         processes: Processes,
         dtype: torch.dtype,
         tokens_per_step: int,

@@ -26,7 +26,7 @@ from nanobackpack.config import Architecture, ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.data import Splits
+from nanobackpack.text.data import TokenData
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.optim import averages_of
@@ -45,7 +45,7 @@ class Initial:
     notes: list[str] = field(default_factory=list)  # lines on what is not as one might expect
 
 
-def initial_model(config: TrainConfig, data: Splits) -> Initial:
+def initial_model(config: TrainConfig, data: TokenData) -> Initial:
     """Make the model that config.init_from asks for, with the vocabulary of `data`."""
     if config.init_from == "resume":
         return resume(config, data)
@@ -64,7 +64,7 @@ def initial_model(config: TrainConfig, data: Splits) -> Initial:
 # --- Going on with a run ----------------------------------------------------------------------
 
 
-def resume(config: TrainConfig, data: Splits) -> Initial:
+def resume(config: TrainConfig, data: TokenData) -> Initial:
     """Go on with the newest checkpoint in out_dir that is not damaged."""
     state, source, fallback = checkpoint.last_good_checkpoint(Path(config.out_dir))
     if state.get("format") != checkpoint.FORMAT:
@@ -116,7 +116,7 @@ def check_state(state: dict[str, Any], source: Path) -> None:
 
 
 def check_same_run(
-    state: dict[str, Any], stored: ModelConfig, config: TrainConfig, data: Splits, source: Path
+    state: dict[str, Any], stored: ModelConfig, config: TrainConfig, data: TokenData, source: Path
 ) -> None:
     """Refuse to go on with another architecture, vocabulary, optimizer or text; list old and new values."""
     # The settings on which the saved tensors depend.

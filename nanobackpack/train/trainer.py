@@ -39,7 +39,8 @@ from nanobackpack.runtime import (
 )
 from nanobackpack.safe.files import display_path
 from nanobackpack.safe.run import Stopped, StopSignals, guard_run, report_bad_step
-from nanobackpack.text.data import SPLITS, open_data
+from nanobackpack.text.data import open_data
+from nanobackpack.text.meta import SPLITS
 from nanobackpack.train.checkpoint import BEST, LAST, BackgroundWriter
 from nanobackpack.train.log import Log, duration, model_flops_utilisation
 from nanobackpack.train.optim import learning_rate, make_optimizer
@@ -206,7 +207,7 @@ class Trainer:
         """Return the mean loss of a batch that is on the CPU, by the model or what was compiled of it."""
         unique = self.unique_ids(x)
         with autocast(self.device, self.dtype):
-            out = model(self.to_device(x), self.to_device(y), types=unique, loss_only=True)
+            out = model(self.to_device(x), self.to_device(y), tokens=unique, loss_only=True)
         assert out.loss is not None
         return out.loss
 
@@ -219,7 +220,7 @@ class Trainer:
         if self.device.type == "cpu" and not self.is_compiled:
             return None
         unique = unique_ids(x, self.model.config.vocab_size, 1 if self.device.type == "cpu" else 1024)
-        return UniqueIds(self.to_device(unique.ids), self.to_device(unique.index))
+        return UniqueIds(self.to_device(unique.ids), self.to_device(unique.inverse))
 
     def to_device(self, t: Tensor) -> Tensor:
         """Move a tensor to the device; from pinned memory it is copied to a GPU while that computes."""

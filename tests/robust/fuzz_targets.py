@@ -22,11 +22,13 @@ import tokenizers as hf
 import torch
 
 from nanobackpack import cli
-from nanobackpack.config import ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import GPT, BackpackLM
 from nanobackpack.model.generate import choose
-from nanobackpack.text.data import SPLITS, TokenData, read_legacy_meta
+from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import SPLITS, read_legacy_meta
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint

@@ -1,6 +1,6 @@
 """Runs that are killed, hindered, or run for long; and the parts that make them survive it.
 
-The faults are in faults.py, the parts that take hours in stress_training.py: here each once, in small.
+The faults are in faults.py, the parts that take hours in stress.py: here each once, in small.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from conftest import tiny_model
 from faults import FAULTS
 from jobs import World
-from stress_training import kill, load, save
+from stress import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
 
@@ -31,7 +31,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
 from nanobackpack.safe.run import less_memory, locked, within_memory
 from nanobackpack.text import data
-from nanobackpack.text.data import Meta, Mixture, TokenData
+from nanobackpack.text.data import Mixture, TokenData
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import deal_shards
 from nanobackpack.text.tokenizer import Tokenizer

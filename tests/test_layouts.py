@@ -27,7 +27,7 @@ from nanobackpack.model.layouts import (
     read_hugging_face,
     read_nano,
 )
-from nanobackpack.text.data import read_legacy_meta
+from nanobackpack.text.meta import read_legacy_meta
 from nanobackpack.train.checkpoint import build_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -310,6 +310,9 @@ def test_gpt2_config_refused(tmp_path: Path, text: str, message: str):
 # --- backpack-gpt2 ----------------------------------------------------------------------------
 
 
+COPIES = [key for keys in PAPER.copies.values() for key in keys]
+
+
 def paper_folder(folder: Path, state: dict[str, Tensor], weights: str, **changes: Any) -> Path:
     settings = json.loads((GOLDEN / "backpack_gpt2" / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | changes))
@@ -333,7 +336,7 @@ def test_paper_folder(tmp_path: Path, weights: str, copies: bool):
         state |= {f"backpack.gpt2_model.h.{i}.attn.bias": mask() for i in range(2)}
         state |= {f"backpack.gpt2_model.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     else:
-        for key in (*PAPER.tied, *PAPER.positions):
+        for key in COPIES:
             del state[key]
     model = load_model(paper_folder(tmp_path, state, weights))
     assert golden_error(model, "backpack_gpt2") < 1e-5
@@ -349,7 +352,7 @@ def test_file_of_an_old_torch(tmp_path: Path):
     assert golden_error(load_model(folder), "backpack_gpt2") < 1e-5
 
 
-@pytest.mark.parametrize("key", [*PAPER.tied, *PAPER.positions])
+@pytest.mark.parametrize("key", COPIES)
 def test_paper_tied_copies_must_agree(tmp_path: Path, key: str):
     """A copy of the embedding or the positions that differs in one number is refused by name."""
     state = paper()
@@ -417,8 +420,8 @@ def test_export_then_import_is_exact(settings: dict[str, Any], layout: Layout):
     assert not same_weights(copy, model)
     import_state(copy, state, layout, "test")
     assert same_weights(copy, model)
-    for key in layout.tied:
-        assert state[key].data_ptr() == state[layout.key("wte.weight")].data_ptr()
+    for name, copies in layout.copies.items():
+        assert {state[key].data_ptr() for key in copies} == {state[layout.key(name)].data_ptr()}
 
 
 @pytest.mark.parametrize("name", ["nano_checkpoint", "nano_checkpoint_bias", "backpack_gpt2"])

@@ -1,6 +1,6 @@
 """Faults that strike a run: each does one to a run in a `World` and returns what was lost, "" for nothing.
 
-test_reliability.py does each once, `python -m tests.stress faults` many times.
+test_reliability.py does each once, `python -m tests.robust.stress faults` many times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from test_trainer import TEXT, identical, saved, temporary
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.text.corpus import from_text
-from nanobackpack.text.data import Meta
+from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import split_tail
 from nanobackpack.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nanobackpack.text import data
+from nanobackpack.text.meta import SPLITS
 
 from .registry import PROOF, beast, good
 
@@ -49,7 +49,7 @@ def deep(depth: int) -> bytes:
 
 def legacy(folder: Path, meta: object) -> None:
     """A data set as nanoBackpackLM makes them; `meta` may be a pickle already."""
-    for split_name in data.SPLITS:
+    for split_name in SPLITS:
         (folder / f"{split_name}.bin").write_bytes(bytes(200))
     (folder / "meta.pkl").write_bytes(meta if isinstance(meta, bytes) else pickle.dumps(meta))
 

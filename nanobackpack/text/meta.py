@@ -1,0 +1,151 @@
+"""What a data set says about itself: meta.json beside its .bin files, nanoBackpackLM's meta.pkl, or nothing.
+
+meta = Meta.load(folder / "meta.json")     # sizes, type of the ids, where the text came from, checksums
+tokenizer = read_tokenizer(folder)         # None if the folder has none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+
+from nanobackpack.config import matches_type
+from nanobackpack.errors import InputError, short_repr
+from nanobackpack.safe.files import (
+    MEGABYTE,
+    display_path,
+    plain_name,
+    read_json,
+    replacing,
+    verify,
+)
+from nanobackpack.safe.untrusted import load_plain_pickle
+from nanobackpack.text.tokenizer import Tokenizer
+
+SPLITS = ("train", "val")
+HELD_OUT = "evaluation"  # the split no run looks at; not every data set has one
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+# The data sets that `nanobackpack prepare NAME` makes.
+KNOWN = (
+    "shakespeare_char", "shakespeare", "pydocs_char", "openwebtext", "clue_small", "tigerbot", "common_crawl"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The content of a meta.json."""
+
+    vocab_size: int
+    dtype: Literal["uint16", "uint32"]  # of the ids in the .bin files
+    tokens: dict[str, int]  # of each split
+    chars: dict[str, int]  # of each split, in Unicode characters
+    tokenizer: str  # file name, in the same folder
+    source: str  # where the text came from, for people
+    sha256: dict[str, str]  # of each .bin file and of the tokenizer, in hex
+    languages: list[str] = dataclasses.field(default_factory=list)
+    """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
+
+    @classmethod
+    def load(cls, path: Path) -> Meta:
+        """Read a meta.json, and refuse one that is damaged or of another kind."""
+        try:
+            values = read_json(path)
+            checksum = values.pop("checksum", None) if isinstance(values, dict) else None
+            problem = _problem(values)
+            if not problem and checksum not in (None, _checksum(values)):
+                problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
+            if not problem:
+                return cls(**values)
+            problem = f"{display_path(path)} {problem}"
+        except OSError as error:
+            problem = f"{display_path(path)} cannot be read ({error.strerror})"
+        except InputError as error:
+            problem = str(error)
+        raise InputError(f"{problem}: {prepare_command(path.parent)}")
+
+    def to_json(self) -> bytes:
+        """The content of a meta.json, with its checksum."""
+        values = dataclasses.asdict(self)
+        return (json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n").encode()
+
+    def save(self, path: Path) -> None:
+        """Write a meta.json, whole or not at all."""
+        with replacing(path) as file:
+            file.write(self.to_json())
+
+
+def _problem(values: Any) -> str:
+    """What is wrong with the content of a meta.json, "" if nothing is."""
+    if not isinstance(values, dict):
+        return "is not a JSON object"
+    types = get_type_hints(Meta)
+    values = {"languages": [], **values}
+    if unknown := sorted(values.keys() - types.keys()):
+        return f"has an unknown entry {short_repr(unknown[0])}"
+    if missing := sorted(types.keys() - values.keys()):
+        return f"has no entry {missing[0]!r}"
+    # Each entry must have its type, and some a sensible value besides.
+    wrong = [name for name, hint in types.items() if not matches_type(values[name], hint)]
+    if not wrong:
+        needed = () if values["languages"] else SPLITS
+        for name in ("tokens", "chars"):
+            counts = values[name]
+            if any(split not in counts for split in needed) or any(n < 0 for n in counts.values()):
+                wrong.append(name)
+        if values["vocab_size"] <= 0:
+            wrong.append("vocab_size")
+        if not values["tokenizer"] or not plain_name(values["tokenizer"]):
+            wrong.append("tokenizer")
+    return f"has a wrong {wrong[0]!r}" if wrong else ""
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """A checksum of all other entries of a meta.json, whatever their order and layout."""
+    return hashlib.sha256(json.dumps({"languages": [], **values}, sort_keys=True).encode()).hexdigest()
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a data set, None if the folder is not there or does not have one."""
+    if (folder / "meta.json").exists():
+        meta = Meta.load(folder / "meta.json")
+        path = folder / meta.tokenizer
+        if path.is_file() and path.name in meta.sha256:
+            verify(path, meta.sha256[path.name], prepare_command(folder))
+        try:
+            return Tokenizer.load(path)
+        except InputError as error:
+            raise InputError(f"{error}: {prepare_command(folder)}") from None
+    path = folder / "meta.pkl"
+    if not path.exists():
+        return None
+    legacy = read_legacy_meta(path)
+    symbols = [legacy["itos"][i] for i in range(len(legacy["itos"]))]
+    if legacy.get("vocab_size") != len(symbols):
+        size = short_repr(legacy.get("vocab_size"))
+        raise InputError(f"{display_path(path)} says vocab_size {size}, but names {len(symbols)} characters")
+    return Tokenizer.from_symbols(symbols)
+
+
+def read_legacy_meta(path: Path) -> dict[str, Any]:
+    """Read nanoBackpackLM's meta.pkl: {"vocab_size": int, "itos": {id: character}, ...}."""
+    meta = load_plain_pickle(path, 4 * MEGABYTE)
+    itos = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(itos, dict) or not itos or itos.keys() != set(range(len(itos))):
+        raise InputError(f"{path}: not a table of characters (itos)")
+    if not all(isinstance(c, str) and len(c) == 1 for c in itos.values()):
+        raise InputError(f"{path}: itos must map each id to one character")
+    return meta
+
+
+def prepare_command(folder: Path) -> str:
+    """What to run to make the data set in `folder`, for messages."""
+    if (folder / "prepare.py").is_file():
+        return f"make it with `python {display_path(folder)}/prepare.py`"
+    name = folder.resolve().name
+    return f"make it with `nanobackpack prepare {name if name in KNOWN else f'FILE --name={name}'}`"
