@@ -160,22 +160,9 @@ def test_half_a_character_is_refused():
 # --- Made by others: tiny files of each layout ---------------------------------------------------
 
 PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "hello",
-    "world",
-    "##s",
-    "你",
-    "好",
-    "，",
-    ",",
-    "a",
-    "[",
-    "]",
-]
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "你", "好", "，",
+    ",", "a", "[", "]",
+]  # fmt: skip
 
 
 def bert(path: Path, **config: object) -> Tokenizer:
