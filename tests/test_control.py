@@ -656,7 +656,7 @@ def test_sample_under_a_file(
     config = SampleConfig(
         **common, num_samples=3, max_new_tokens=20, edits=str(tmp_path / "edits.safetensors")
     )
-    sample.sample(config)
+    sample.main(config)
     printed = capsys.readouterr().out
     prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
 
@@ -667,7 +667,7 @@ def test_sample_under_a_file(
     assert printed == "".join(speller.tokenizer.decode(row.tolist()) + "\n" + "-" * 15 + "\n" for row in rows)
     assert not torch.equal(rows, speller.generate(prompt, 20, 2.0, 200, 1.0, draws()))
     with pytest.raises(InputError, match="no file"):
-        sample.sample(dataclasses.replace(config, edits="missing"))
+        sample.main(dataclasses.replace(config, edits="missing"))
 
 
 # --- Baked in -----------------------------------------------------------------------------------
