@@ -10,7 +10,6 @@ log_interval = 100
 always_save_checkpoint = False
 
 dataset = "shakespeare_char"
-batch_size = 12
 block_size = 64
 
 n_layer = 4
@@ -20,8 +19,7 @@ n_sense_vector = 4
 
 optimizer = "muon"  # --optimizer=adamw: nanoBackpackLM's recipe, with the same rates
 learning_rate = 1e-3
-max_iters = 4000
-lr_decay_iters = 4000
+max_iters = lr_decay_iters = 4000
 min_lr = 1e-4
 beta2 = 0.99
 warmup_iters = 100

@@ -6,9 +6,7 @@ python train.py config/eval_gpt2_large.py
 out_dir = "eval-gpt2-large"
 init_from = "gpt2-large"
 model_name = "gpt2"
-dataset = "openwebtext"
 
 eval_only = True
 batch_size = 8
 eval_iters = 500  # more than in training, for a good estimate
-wandb_log = False

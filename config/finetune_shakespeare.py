@@ -24,6 +24,5 @@ eval_interval = 5
 eval_iters = 40
 always_save_checkpoint = False
 
-wandb_log = False
 wandb_project = "shakespeare"
 wandb_run_name = "ft-shakespeare"

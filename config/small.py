@@ -14,12 +14,10 @@ block_size = 128
 n_layer = 4
 n_head = 4
 n_embd = 192
-n_sense_vector = 16
 
 optimizer = "muon"
 learning_rate = 1e-3
-max_iters = 1500
-lr_decay_iters = 1500
+max_iters = lr_decay_iters = 1500
 min_lr = 1e-4
 beta2 = 0.99
 warmup_iters = 50

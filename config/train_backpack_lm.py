@@ -6,21 +6,9 @@ python sample.py --init_from=backpack-small
 """
 
 out_dir = "backpack-small"
-dataset = "openwebtext"
-
-batch_size = 12
-block_size = 1024
-gradient_accumulation_steps = 5  # per process: 12 × 1024 × 5 × 8 processes = 491,520 tokens per step
-
-max_iters = 600000
-lr_decay_iters = 600000
-
-eval_interval = 1000
-eval_iters = 200
-log_interval = 10
-
-weight_decay = 0.1
-
 wandb_log = True
-wandb_project = "owt"
 wandb_run_name = "backpack-small"
+
+gradient_accumulation_steps = 5  # per process: 12 × 1024 × 5 × 8 processes = 491,520 tokens per step
+eval_interval = 1000
+log_interval = 10

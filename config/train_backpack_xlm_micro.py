@@ -10,25 +10,14 @@ out_dir = "backpack_xlm"
 dataset = "common_crawl"
 tokenizer_name = "xlm-250k"
 data_bin_dtype = "uint32"
-xlm_alpha = 0.3  # rare languages more often than their share
+wandb_log = True
+wandb_run_name = "backpack-xlm-micro"
 
 n_layer = 6
 n_head = 6
 n_embd = 384
 
-batch_size = 12
-block_size = 1024
 gradient_accumulation_steps = 5  # per process: 12 × 1024 × 5 × 8 processes = 491,520 tokens per step
-
-max_iters = 200000
-lr_decay_iters = 200000
-
+max_iters = lr_decay_iters = 200000
 eval_interval = 1000
-eval_iters = 200
 log_interval = 10
-
-weight_decay = 0.1
-
-wandb_log = True
-wandb_project = "owt"
-wandb_run_name = "backpack-xlm-micro"

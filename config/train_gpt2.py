@@ -3,23 +3,11 @@
 torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 """
 
-out_dir = "out"
-dataset = "openwebtext"
 model_name = "gpt2"
-
-batch_size = 12
-block_size = 1024
-gradient_accumulation_steps = 5  # per process: 12 × 1024 × 5 × 8 processes = 491,520 tokens per step
-
-max_iters = 500000
-lr_decay_iters = 500000
-
-eval_interval = 1000
-eval_iters = 200
-log_interval = 10
-
-weight_decay = 0.1
-
 wandb_log = True
-wandb_project = "owt"
 wandb_run_name = "gpt2-124M"
+
+gradient_accumulation_steps = 5  # per process: 12 × 1024 × 5 × 8 processes = 491,520 tokens per step
+max_iters = lr_decay_iters = 500000
+eval_interval = 1000
+log_interval = 10

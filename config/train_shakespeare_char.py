@@ -6,7 +6,6 @@ python train.py config/train_shakespeare_char.py
 
 out_dir = "out-shakespeare-char"
 eval_interval = 250  # often: it overfits
-eval_iters = 200
 log_interval = 10
 always_save_checkpoint = False  # out-shakespeare-char stands for its best state
 
@@ -22,8 +21,7 @@ dropout = 0.2
 
 optimizer = "muon"  # --optimizer=adamw: nanoBackpackLM's recipe, with the same rates
 learning_rate = 1e-3  # small networks can go faster
-max_iters = 5000
-lr_decay_iters = 5000
+max_iters = lr_decay_iters = 5000
 min_lr = 1e-4
 beta2 = 0.99  # few tokens per step, so a longer memory
 warmup_iters = 100

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobackpack import __version__, cli, commands
-from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -305,32 +306,6 @@ def test_a_config_file_value_of_the_wrong_type_is_an_error(
 ) -> None:
     message = exit_of([str(file(tmp_path, text))], capsys)
     assert re.search("n_layer|seed|bias|dropout|dtype|out_dir", message)
-
-
-def test_shakespeare_config_has_the_promised_values() -> None:
-    promised = {
-        "out_dir": "out-shakespeare-char",
-        "dataset": "shakespeare_char",
-        "eval_interval": 250,
-        "eval_iters": 200,
-        "log_interval": 10,
-        "always_save_checkpoint": False,
-        "batch_size": 64,
-        "block_size": 256,
-        "n_layer": 6,
-        "n_head": 6,
-        "n_embd": 384,
-        "dropout": 0.2,
-        "n_sense_vector": 4,
-        "optimizer": "muon",
-        "learning_rate": 1e-3,
-        "min_lr": 1e-4,
-        "max_iters": 5000,
-        "lr_decay_iters": 5000,
-        "beta2": 0.99,
-        "warmup_iters": 100,
-    }
-    assert train(ROOT / "config" / "train_shakespeare_char.py") == TrainConfig(**promised)
 
 
 def test_the_laptop_command_parses() -> None:

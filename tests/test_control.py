@@ -585,7 +585,7 @@ def test_sample_under_a_file(tmp_path: Path, speller: BackpackLM, capsys: pytest
         out_dir=str(tmp_path), device="cpu", start="bad", temperature=2.0, num_samples=3, max_new_tokens=20,
         edits=str(tmp_path / "edits.safetensors"),
     )  # fmt: skip
-    sample.sample(config)
+    sample.main(config)
     prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
     seeds = [seed_of(config.seed, i) for i in range(3)]
     rows, plain = (
@@ -595,7 +595,7 @@ def test_sample_under_a_file(tmp_path: Path, speller: BackpackLM, capsys: pytest
     assert capsys.readouterr().out == "".join(text + "\n" + "-" * 15 + "\n" for text in texts)
     assert not torch.equal(rows, plain)
     with pytest.raises(InputError, match="no file"):
-        sample.sample(dataclasses.replace(config, edits="missing"))
+        sample.main(dataclasses.replace(config, edits="missing"))
 
 
 # --- Baked in -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from nanobackpack.errors import InputError
+from nanobackpack.safe.download import download
 from nanobackpack.safe.files import read_text
 from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files
@@ -78,12 +79,12 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def test_download(server: str, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "www" / name).write_bytes(CONTENT)
     path = tmp_path / "new" / "input.txt"
-    prepare.download(f"{server}/{name}", path, SHA256, len(CONTENT))
+    download(f"{server}/{name}", path, SHA256, len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert [p.name for p in path.parent.iterdir()] == ["input.txt"]
     assert capfd.readouterr() == ("", "")  # no progress bar outside a terminal
     (tmp_path / "www" / name).unlink()
-    prepare.download(f"{server}/{name}", path, SHA256, len(CONTENT))  # what is there is reused
+    download(f"{server}/{name}", path, SHA256, len(CONTENT))  # what is there is reused
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_download(server: str, tmp_path: Path, name: str, capfd: pytest.CaptureF
 def test_download_of_another_file(server: str, tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "www" / "file").write_bytes(content)
     with pytest.raises(InputError) as error:
-        prepare.download(f"{server}/file", tmp_path / "input.txt", SHA256, len(CONTENT))
+        download(f"{server}/file", tmp_path / "input.txt", SHA256, len(CONTENT))
     assert reason in message(error)
     assert "--input FILE" in str(error.value)
     assert not list(tmp_path.glob("*input.txt*"))
@@ -102,7 +103,7 @@ def test_download_of_another_file(server: str, tmp_path: Path, content: bytes, r
 def test_download_fails(server: str, tmp_path: Path):
     for url in (f"{server}/nothing", "http://127.0.0.1:1/x", (tmp_path / "none").as_uri()):
         with pytest.raises(InputError) as error:
-            prepare.download(url, tmp_path / "input.txt", SHA256, len(CONTENT))
+            download(url, tmp_path / "input.txt", SHA256, len(CONTENT))
         assert url in message(error)
         assert "--input FILE" in str(error.value)
     assert QuietHandler.requests == 2
@@ -112,7 +113,7 @@ def test_download_never_overwrites_a_text_of_the_user(tmp_path: Path):
     path = tmp_path / "input.txt"
     path.write_text("my own")
     with pytest.raises(InputError) as error:
-        prepare.download("http://127.0.0.1:1/x", path, SHA256, len(CONTENT))
+        download("http://127.0.0.1:1/x", path, SHA256, len(CONTENT))
     assert "input.txt is not the file" in message(error)
     assert path.read_text() == "my own"
 
@@ -161,13 +162,6 @@ def test_write_dataset(tmp_path: Path):
     assert "198 tokens" in report
     assert "22 tokens" in report
     assert len({line.rindex(" tokens") for line in report.splitlines() if "tokens" in line}) == 1
-
-
-def test_write_dataset_takes_parts(tmp_path: Path):
-    meta = prepare.write_dataset(
-        tmp_path, iter([TEXT, TEXT]), make_tokenizer("char", TEXT), val_fraction=0.5, source=""
-    )
-    assert meta.chars == {"train": len(TEXT), "val": len(TEXT)}
 
 
 @pytest.mark.parametrize(("n", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
@@ -519,7 +513,7 @@ def test_openwebtext(script: Script, tmp_path: Path):
         "openwebtext", "--input", tmp_path / "one.txt", *args[2:], "--out", tmp_path / "none"
     )
     assert "only 1 documents" in error
-    assert "textfiles" in error
+    assert "prepare FILE" in error
     assert not (tmp_path / "none").exists()
 
 
@@ -555,7 +549,7 @@ def test_textfiles(script: Script, tmp_path: Path):
     args = ("--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
     out = script("textfiles", tmp_path, *args)
     command = f"--dataset={made.as_posix()} --out_dir=out-mine"
-    assert f"python train.py config/train_shakespeare_char.py {command}" in out
+    assert f"nanobackpack train shakespeare_char {command}" in out
     data = TokenData(made)
     assert data.tokenizer is not None
     ids = np.concatenate([data.splits["train"], data.splits["val"]]).tolist()
@@ -566,8 +560,9 @@ def test_textfiles(script: Script, tmp_path: Path):
 
 def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     written = []
-    monkeypatch.setattr(prepare, "write_tokens", lambda out, *args, **named: written.append(out))
-    monkeypatch.setattr(prepare, "summary", lambda meta, out: "done")
+    home = "nanobackpack.commands.prepare"
+    monkeypatch.setattr(f"{home}.write_tokens", lambda out, *args, **named: written.append(out))
+    monkeypatch.setattr(f"{home}.summary", lambda meta, out: "done")
     (tmp_path / "a.txt").write_text("first")
     out = script("textfiles", tmp_path / "a.txt", "--name=my_notes")
     assert written == [ROOT / "data" / "my_notes"]
@@ -580,7 +575,7 @@ def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatc
         ([], "no text given"),
         (["a.txt", "--name=../up"], "not a plain folder name"),
         (["a.txt", "--name=.hidden"], "not a plain folder name"),
-        (["a.txt", "--name=textfiles"], "own prepare.py"),
+        (["a.txt", "--name=textfiles"], "known data set"),
         (["a.txt", "--tokenizer=bpe:x"], "tokenizer='bpe:x'"),
         (["a.txt", "--num_proc=-1"], "num_proc=-1"),
         (["none.txt"], "none.txt"),

@@ -34,7 +34,7 @@ import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, Senses
 from nanobackpack.analysis import control
 from nanobackpack.analysis.results import Ranking, Result
-from nanobackpack.config import SenseConfig
+from nanobackpack.commands.senses import SenseConfig
 from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
 from nanobackpack.train.checkpoint import save_checkpoint
 

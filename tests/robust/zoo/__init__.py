@@ -1,7 +1,7 @@
 """A zoo of hostile files, each in a folder of its own: what strangers could send.
 
-Each beast names the loaders it is fed to and why it is hostile. tests/test_zoo.py opens them in a process
-that watches what they do (keeper.py). Nothing harmful comes of the files themselves: what they try to call
+Each beast names the loaders it is fed to and why it is hostile. test_zoo.py opens them in a process that
+watches what they do (keeper.py). Nothing harmful comes of the files themselves: what they try to call
 is `os.mkdir`, on a folder named PROOF in the current one.
 """
 

@@ -1,6 +1,6 @@
 """Feed beasts of the zoo to their loaders, in this process, and watch what it does. Used by test_zoo.py.
 
-    python -m tests.zoo.keeper DIR BEAST:LOADER...
+    python -m tests.robust.zoo.keeper DIR BEAST:LOADER...
 
 The beasts lie in folders of DIR. Prints one JSON line for each: what came of it, and whatever the process
 did that opening a file does not need. A beast that takes longer than TIMEOUT_S ends it with SIGALRM.

@@ -1,6 +1,6 @@
 """Runs that are killed, hindered, or run for long; and the parts that make them survive it.
 
-The faults are in faults.py, the parts that take hours in stress_training.py: here each once, in small.
+The faults are in faults.py, the parts that take hours in stress.py: here each once, in small.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from conftest import tiny_model
 from faults import FAULTS
 from jobs import World
-from stress_training import kill, load, save
+from stress import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings
 

@@ -1,6 +1,6 @@
 """Faults that strike a run: each does one to a run in a `World` and returns what was lost, "" for nothing.
 
-test_reliability.py does each once, `python -m tests.stress faults` many times.
+test_reliability.py does each once, `python -m tests.robust.stress faults` many times.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from zoo import BEASTS, LOADERS, write
 from zoo.registry import PROOF
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the keeper asks Linux for its peak memory")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MAX_MB, MAX_S = 100, 10  # more than any beast takes, far less than what they ask for
 
 
@@ -25,7 +25,7 @@ def fed(folder: Path, meals: list[str]) -> dict[str, dict[str, Any]]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
     while left := [m for m in meals if m not in results]:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.zoo.keeper", folder, *left],
+            [sys.executable, "-m", "tests.robust.zoo.keeper", folder, *left],
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"meal"')]

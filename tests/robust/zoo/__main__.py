@@ -1,4 +1,4 @@
-"""Write all of the zoo: python -m tests.zoo DIR"""
+"""Write all of the zoo: python -m tests.robust.zoo DIR"""
 
 import sys
 from pathlib import Path
