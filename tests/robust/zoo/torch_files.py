@@ -279,7 +279,7 @@ def changed(folder: Path, change: Callable[[State], object], old: bool = False) 
 
 for name, (change, why) in CHANGES.items():
     beast(f"ckpt-{name}", functools.partial(changed, change=change), why, "model resume")
-for name in IN_NANO:
+for name in NANO_TOO:
     change, why = CHANGES[name]
     make = functools.partial(changed, change=change, old=True)
     beast(f"nano-{name}", make, f"{why}, in nanoBackpackLM's layout", "model", name == "args-unknown")
