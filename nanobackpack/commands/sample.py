@@ -30,7 +30,7 @@ def main(settings: SampleConfig) -> None:
 
     from nanobackpack.analysis import control
     from nanobackpack.model.generate import stream
-    from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_dtype, seed_of
+    from nanobackpack.runtime import autocast, keep_memory, pick_dtype, seed_of
     from nanobackpack.train.checkpoint import load_model
     from nanobackpack.train.parallel import joined
 
@@ -39,7 +39,6 @@ def main(settings: SampleConfig) -> None:
         # Open the model; read the prompt and the edits.
         device = processes.device
         dtype = pick_dtype(settings.dtype, device)
-        pick_compile(settings.compile, device)  # decoding is not compiled; a wrong setting is still refused
         model = load_model(settings.model_path, settings.tokenizer_name).to(device)
         tokenizer = model.tokenizer
         if tokenizer is None:
