@@ -1,4 +1,4 @@
-"""The code of docs/tutorial.md runs from top to bottom, and what it asserts is true; only the training is shorter."""
+"""The code of docs/tutorial.md runs from top to bottom; only its training is shorter."""
 
 from __future__ import annotations
 
