@@ -65,7 +65,7 @@ def edits(request: pytest.FixtureRequest) -> Callable[[BackpackLM], tuple[Edit, 
 
 # Every kind of model under all edits at once, and each edit alone on models of either way to decode.
 PAIRS = [(model, "all") for model in BACKPACKS]
-PAIRS += [(model, name) for model in ("nano", "paper-few") for name in EDITS if name != "all"]
+PAIRS += [(model, name) for model in ("nano", "paper-k1-few") for name in EDITS if name != "all"]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)

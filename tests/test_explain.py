@@ -23,7 +23,7 @@ LETTERS = "abcdefg\n"
 BOS = 7  # g, which is to begin documents
 
 
-@pytest.fixture(params=["nano", "nano-bias", "nano-1-layer", "paper", "nano-k1", "nano-few"])
+@pytest.fixture(params=BACKPACKS)
 def senses(request: pytest.FixtureRequest) -> Senses:
     model = tiny_model(**BACKPACKS[request.param] | {"vocab_size": 11, "vocab_used": 8})
     model.tokenizer = Tokenizer.char(LETTERS)

@@ -107,10 +107,7 @@ def test_senses_errors(speller: BackpackLM):
 # --- Words: each definition of the analysis table against a direct computation ----------------
 
 
-KINDS = ["nano", "paper", "nano-k1", "paper-k16", "nano-few"]
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=BACKPACKS)
 def senses(request: pytest.FixtureRequest) -> Senses:
     """Tiny Backpacks of each kind that know 8 characters."""
     model = tiny_model(**BACKPACKS[request.param] | {"vocab_size": 11, "vocab_used": 8})
