@@ -1,21 +1,31 @@
+# make setup   what a user needs, in .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch for CPUs
 # make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
+# make dev     setup, and the tools for changing nanobackpack
 # make test    every check: lint, format, types, tests
 # make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
-# make setup   the environment alone, in .venv
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Where to take PyTorch from; empty: PyPI, whose build for Linux brings 3 GB of CUDA.
+TORCH_INDEX ?=
 # A copy of Tiny Shakespeare beside the repository saves the download.
 SHAKESPEARE := $(wildcard ../shared/data/tinyshakespeare/input.txt)
 
-.PHONY: setup demo test lint types bench clean
+.PHONY: setup dev demo test lint types bench clean
 
 setup: $(VENV)/installed
+dev: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
+	$(PIP) -e '.[data,analysis]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: setup
@@ -30,14 +40,14 @@ demo: setup
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
 	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
-test: lint types
+test: dev lint types
 	$(BIN)/python -m pytest -n 2
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup
+types: dev
 	$(BIN)/mypy
 
 bench: setup

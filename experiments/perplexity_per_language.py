@@ -1,16 +1,8 @@
-"""The perplexity of a model on each language of a mixture, and on all of them.
+"""Perplexity on each language, and on all: the same as `nanobackpack perplexity --per_language`."""
 
-python experiments/perplexity_per_language.py --out_dir=backpack_xlm
-python experiments/perplexity_per_language.py --out_dir=backpack_xlm --dataset=common_crawl --json=xlm.json
-"""
+import sys
 
-from nanobackpack import cli, config
-from nanobackpack.evaluate import perplexity
-
-
-def main(settings: config.PerplexityConfig) -> None:
-    perplexity.report(settings, each_part=True)
-
+from nanobackpack.commands import run
 
 if __name__ == "__main__":
-    cli.run(main, config.PerplexityConfig)
+    run("perplexity", ["--per_language=True", *sys.argv[1:]])

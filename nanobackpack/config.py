@@ -282,49 +282,6 @@ class AnalysisConfig(ReadConfig):
     """Type of the matrix products; analysis is in float32, whatever the device."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SenseConfig(AnalysisConfig):
-    """What the senses of some words predict: for each sense the tokens it scores highest and lowest."""
-
-    words: tuple[str, ...] = ("a", "e", "c", "s", "t")
-    """Words to look at."""
-    k: int = 5
-    """Tokens to list for each sense."""
-    sense: int = -1
-    """Only this sense, counted from 0 (-1: all)."""
-    neighbours: bool = False
-    """List instead the tokens whose senses point the same way as the word's (cosine, not E · C)."""
-    plot: str = ""
-    """Also draw the first word's table to this PNG; the colour is the score."""
-    strict: bool = True
-    """Accepted for nanoBackpackLM's command; unknown weights are refused either way."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.words:
-            raise InputError("words is empty: give at least one, as in --words a e c")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityConfig(LoadConfig):
-    """The perplexity of a model."""
-
-    dataset: str = ""
-    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
-    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
-    split: str = "auto"
-    """train, val, evaluation, of one language de_val, ...; auto: evaluation if there is one, else val."""
-    batch_size: int = 12
-    """Windows computed in one go."""
-    batches: int = 0
-    """Random batches that stand for the split, drawn with seed (0: all of the split)."""
-    edits: str = ""
-    """A file of edits to measure the model under: what they cost."""
-    json: str = ""
-    """File for the result."""
-
-
 # --- Checks: each raises one clear line -------------------------------------------------------
 
 

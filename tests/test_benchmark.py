@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import benchmark
 import pytest
 import torch
-from benchmark import Bench, BenchConfig, Case, Setup, generate, steps
 from conftest import PAPER, TINY
 
+from nanobackpack.bench import BenchConfig, cases, main, workers
+from nanobackpack.bench.cases import Case
+from nanobackpack.bench.workers import Bench, Setup, Text
 from nanobackpack.config import ModelConfig
 from nanobackpack.train.log import flops_per_step, peak_flops
 
@@ -21,14 +24,10 @@ MANY = SMALL._replace(V=64)  # more tokens than the model is wide
 KEYS = {"what", "config", "unit", "ours", "plain", "gpt", "compares", "ratio", "target", "met", "note"}
 
 
-def constant(**numbers: float) -> Any:
-    return lambda bench, setup: numbers
-
-
 @pytest.mark.parametrize("settings", [{}, {"bias": True}, PAPER, {"model_name": "gpt2"}])
 def test_flops_are_those_torch_counts_on_the_plain_formula(settings: dict[str, Any]) -> None:
     config = ModelConfig(**TINY | settings)
-    assert flops_per_step(config, 3) == pytest.approx(benchmark.counted_flops(config, 3), rel=0.01)
+    assert flops_per_step(config, 3) == pytest.approx(cases.counted_flops(config, 3), rel=0.01)
     assert flops_per_step(config, 3, length=5) < flops_per_step(config, 3)
 
 
@@ -58,15 +57,15 @@ def test_the_peak_is_known_for_some_gpus_only(monkeypatch: pytest.MonkeyPatch) -
 def test_a_row_compares_the_numbers_it_names(
     compares: str, low: float, high: float, ratio: float | None, target: str, met: bool | None
 ) -> None:
-    case = Case("x", SMALL, "ms", compares, low, high, constant(ours=5.0, plain=15.0, gpt=4.0))
-    row = case.run(Bench("cpu", quick=True))
+    numbers = {"ours": 5.0, "plain": 15.0, "gpt": 4.0}
+    row = Case("x", SMALL, "ms", compares, low, high, lambda *_: numbers).run(Bench("cpu", quick=True))
     assert row.keys() == KEYS
     assert row["ratio"] == (None if ratio is None else pytest.approx(ratio))
     assert (row["target"], row["met"]) == (target, met)
 
 
 def test_what_is_left_out_is_not_measured() -> None:
-    for case in benchmark.cases(quick=True, cuda=True):
+    for case in cases.cases(quick=True, cuda=True):
         if case.skip:
             row = case.run(Bench("cpu", quick=True))
             assert row["met"] is None
@@ -77,22 +76,28 @@ def test_what_is_left_out_is_not_measured() -> None:
 def test_the_measures_end_in_a_table_and_a_file(
     rows: slice, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "SECONDS", (0.0, 0.0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the processes of the variants
-    three, inf = steps("plain", "ours", "gpt"), math.inf
+    monkeypatch.setattr(workers, "SECONDS", (0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the processes of the programs
+    inf, decoded, named = math.inf, MANY._replace(T=32), SMALL._replace(V=200)
+    slides, restarts = (partial(cases.generate_on, n=20, restart=restart) for restart in (False, True))
+    ten = partial(cases.generate, n=8, samples=10, some=2)
     table = [
-        Case("step", SMALL, "ms", "plain/ours", 2, inf, three),
-        Case("slides", SMALL, "tokens/s", "ours/plain", 2, inf, generate(20, temperature=0)),
-        Case("step", MANY, "ms", "ours/gpt", 0, 1.15, three),
-        Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, generate(8, 10, some=2)),
-        Case("restarts", SMALL, "tokens/s", "ours/plain", 2, inf, generate(20, temperature=0, restart=True)),
-        Case("decode", MANY._replace(T=32), "ms", "ours/gpt", 0, 1.15, benchmark.decode),
-        Case("batch", SMALL, "ms", "ours/step", 0, 0.02, benchmark.assembly),
-        Case("memory", MANY, "MB", "ours/plain", 0, 1 / 3, benchmark.memory("ours recompute")),
+        Case("step", SMALL, "ms", "plain/ours", 2, inf, cases.steps),
+        Case("slides", SMALL, "tokens/s", "ours/plain", 2, inf, slides),
+        Case("step", MANY, "ms", "ours/gpt", 0, 1.15, cases.steps),
+        Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, ten),
+        Case("restarts", SMALL, "tokens/s", "ours/plain", 2, inf, restarts),
+        Case("decode", decoded, "ms", "ours/gpt", 0, 1.15, cases.decode),
+        Case("topic", decoded, "ms", "ours/free", 0, 1.3, partial(cases.topic, position=16, samples=2)),
+        Case("nearest", named, "ms", "plain/ours", 100, inf, partial(cases.nearest, words=3)),
+        Case("batch", SMALL, "ms", "ours/step", 0, 0.02, cases.batch_from_disk),
+        Case("prepare", Text(1, "bpe:300"), "MB/s", "ours/plain", 0.8, inf, cases.prepare),
+        Case("peak", Text(1, "char"), "MB", "ours/limit", 0, 1, partial(cases.prepare, peak=True)),
+        Case("memory", MANY, "MB", "ours/plain", 0, 1 / 3, partial(cases.memory, ours="ours recompute")),
     ][rows]
     bench = Bench("cpu", quick=True)
     try:
-        benchmark.measure(bench, table, str(tmp_path / "bench.json"))
+        cases.table(bench, table, str(tmp_path / "bench.json"))
     finally:
         bench.close()
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -100,6 +105,7 @@ def test_the_measures_end_in_a_table_and_a_file(
     assert [row["what"] for row in result["rows"]] == [case.what for case in table]
     for row in result["rows"]:
         assert row.keys() == KEYS
+        assert row["ratio"] > 0, row
         above, below = (row.get(name) for name in row["compares"].split("/"))
         if below is not None:
             assert row["ratio"] == pytest.approx(above / below)
@@ -110,7 +116,16 @@ def test_the_measures_end_in_a_table_and_a_file(
     assert lines[2].startswith(table[0].what)
 
 
+def test_a_process_that_died_is_a_note_in_its_row() -> None:
+    def dies(bench: Bench, setup: Setup) -> dict[str, Any]:
+        raise BrokenProcessPool
+
+    row = Case("x", SMALL, "ms", "ours/plain", 0, 1, dies).run(Bench("cpu", quick=True))
+    assert (row["ours"], row["met"]) == (None, None)
+    assert "died" in row["note"]
+
+
 def test_only_chooses_rows_by_name(tmp_path: Path) -> None:
-    benchmark.main(BenchConfig(device="cpu", only="flop", json=str(tmp_path / "flops.json")))
+    main(BenchConfig(device="cpu", only="flop", json=str(tmp_path / "flops.json")))
     rows = json.loads((tmp_path / "flops.json").read_text())["rows"]
     assert [row["met"] for row in rows] == [True, True]

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobackpack import __version__, cli, commands
-from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

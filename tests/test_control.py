@@ -16,12 +16,11 @@ import pytest
 import tokenizers as hf
 import torch
 from conftest import BACKPACKS, tiny_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import plain_alpha, plain_edited_logits, plain_generate, plain_logits, plain_senses
+from oracle import plain_edited_logits, plain_generate, plain_logits, plain_senses
 from safetensors.torch import load_file, save_file
 from test_models import SELF_CHECK_IDS, filled_paper
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, ModelConfig, SampleConfig
@@ -40,6 +39,10 @@ EVERY = tuple(range(23))
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draws(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 SCALES = (0.5, -1.0, 1.5, 2.0, *[0.7] * 12)
@@ -64,15 +67,16 @@ def edits(request: pytest.FixtureRequest) -> Callable[[BackpackLM], tuple[Edit, 
 
 
 # Every kind of model under all edits at once, and each edit alone on models of either way to decode.
-PAIRS = [(model, "all") for model in BACKPACKS]
-PAIRS += [(model, name) for model in ("nano", "paper-k1-few") for name in EDITS if name != "all"]
+MODELS = BACKPACKS | {"few": {"n_embd": 32, "bias": True, "sense_network": "paper", "n_layer": 2}}
+PAIRS = [(model, "all") for model in MODELS]
+PAIRS += [(model, name) for model in ("nano", "few") for name in EDITS if name != "all"]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
 def edited(request: pytest.FixtureRequest) -> tuple[BackpackLM, tuple[Edit, ...]]:
     """A model and edits for it."""
     kind, name = request.param
-    model = tiny_model(**BACKPACKS[kind])
+    model = tiny_model(**MODELS[kind])
     return model, EDITS[name](model)
 
 
@@ -174,8 +178,9 @@ def test_copy_senses():
         (lambda m, gpt: control.nullspace(gpt, [1], 2, 99), "token 99 is outside"),
         (lambda m, gpt: control.topic(m, [1], deltas=(0, 0, 0, 0), f_mode="paper"), "one above 0"),
         (lambda m, gpt: control.topic(m, [1], f_mode="book"), "f_mode='book'"),
-        (lambda m, gpt: control.topic(m, []), "the bag is empty"),
-        (lambda m, gpt: control.topic(m, [99]), "token 99 is outside"),
+        (lambda m, gpt: control.topic_scores(m, []), "the bag is empty"),
+        (lambda m, gpt: control.topic_scores(m, [99]), "token 99 is outside"),
+        (lambda m, gpt: control.topic(m, [1], deltas=(1, 2, 3)), "give 4"),
         (lambda m, gpt: control.topic(m, [1], 4), "strength=4"),
     ],
 )
@@ -215,12 +220,6 @@ def test_topic_scores_leave_out_what_is_no_text():
         scores = control.topic_scores(model, [3])
     assert scores[5, 1] == 0
     assert scores.isfinite().all()
-    with pytest.raises(InputError, match="bag"):
-        control.topic_scores(model, [])
-    with pytest.raises(InputError, match="23"):
-        control.topic_scores(model, [23])
-    with pytest.raises(InputError, match="strength=4"):
-        control.topic(model, [3], 4)
 
 
 # --- The definitions ----------------------------------------------------------------------------
@@ -247,33 +246,22 @@ def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]
 def test_cached_generation_equals_uncached(edited: tuple[BackpackLM, tuple[Edit, ...]], restart: bool):
     """Token for token, for a prompt longer than half the window, on past its end, window sliding or cut."""
     model, some = edited
-    draws = [torch.Generator().manual_seed(7) for _ in range(2)]
-    ours = model.generate(TEXT[:, :8], 12, 5.0, 9, generator=draws[0], restart=restart, edits=some)
-    plain = plain_generate(model, TEXT[:, :8], 12, 5.0, 9, draws[1], restart, some)
-    assert torch.equal(ours, plain)
-
-
-def test_edits_change_the_text(edits: Callable[..., tuple[Edit, ...]]):
-    """What is compared above differs from the text without edits."""
-    model, draws = tiny_model(), [torch.Generator().manual_seed(7) for _ in range(2)]
-    prompts = TEXT[:, :8].repeat(20, 1)
-    plain = model.generate(prompts, 12, 5.0, generator=draws[0])
-    assert not torch.equal(plain, model.generate(prompts, 12, 5.0, generator=draws[1], edits=edits(model)))
+    ours = model.generate(TEXT[:, :8], 12, 5.0, 9, generator=draws(), restart=restart, edits=some)
+    assert torch.equal(ours, plain_generate(model, TEXT[:, :8], 12, 5.0, 9, draws(), restart, some))
 
 
 def test_rows_and_samples_do_not_mix(edits: Callable[..., tuple[Edit, ...]]):
-    """A row continues as it does alone, and one prompt for all as copies of it do."""
+    """Edits change the text; a row continues as it does alone, and one prompt for all as copies of it do."""
     model = tiny_model()
-    some = edits(model)
+    some, prompts = edits(model), TEXT[:, :8].repeat(20, 1)
+    plain = model.generate(prompts, 12, 5.0, generator=draws())
+    assert not torch.equal(plain, model.generate(prompts, 12, 5.0, generator=draws(), edits=some))
     together = model.generate(TEXT[:, :5], 15, temperature=0, edits=some)
     for row, prompt in zip(together, TEXT[:, :5], strict=True):
         assert torch.equal(model.generate(prompt[None], 15, temperature=0, edits=some)[0], row)
     one = TEXT[:1, :5]
-    expanded, copies = (
-        model.generate(p, 15, 2.0, edits=some, generator=torch.Generator().manual_seed(3))
-        for p in (one.expand(4, -1), one.repeat(4, 1))
-    )
-    assert torch.equal(expanded, copies)
+    expanded = model.generate(one.expand(4, -1), 15, 2.0, generator=draws(3), edits=some)
+    assert torch.equal(expanded, model.generate(one.repeat(4, 1), 15, 2.0, generator=draws(3), edits=some))
     assert len({tuple(row) for row in expanded.tolist()}) > 1
 
 
@@ -281,15 +269,16 @@ def test_loss_and_training_forward_see_edits():
     """The loss is that of the edited logits, in its fast form too; dropout drops edited weights alike."""
     model = tiny_model()
     some = EDITS["all"](model)
-    targets = TEXT[:, 1:13]
-    out = model(TEXT[:, :12], targets, edits=some)
-    assert model(TEXT[:, :12], targets, loss_only=True, edits=some).loss.item() == pytest.approx(
-        out.loss.item(), abs=1e-5
-    )
+    ids, targets = TEXT[:, :12], TEXT[:, 1:13]
+    out = model(ids, targets, edits=some)
+    expected = cross_entropy(out.logits.flatten(0, 1), targets.flatten())
+    assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    fast = model(ids, targets, loss_only=True, edits=some)
+    assert fast.loss.item() == pytest.approx(expected.item(), abs=1e-5)
     dropping = tiny_model(dropout=0.5).train()
     torch.manual_seed(0)
-    first = dropping(TEXT[:, :12], edits=EDITS["topic"](dropping)).logits
-    assert not torch.equal(first, dropping(TEXT[:, :12], edits=EDITS["topic"](dropping)).logits)
+    topic = EDITS["topic"](dropping)
+    assert not torch.equal(dropping(ids, edits=topic).logits, dropping(ids, edits=topic).logits)
 
 
 # --- Invariants ---------------------------------------------------------------------------------
@@ -320,23 +309,6 @@ def test_nothing_asked_nothing_changed(backpack: BackpackLM, ids: Tensor):
     with control.applied(backpack, some):
         inside = backpack.sense_vectors()
     assert torch.equal(inside, backpack.sense_vectors())
-
-
-def test_removing_all_gives_zero(backpack: BackpackLM, ids: Tensor):
-    """Without any senses there are no logits left, nor any with a weight of 0 for all of them."""
-    with torch.no_grad():
-        assert not backpack(ids, edits=ScaleSense(EVERY, 0.0)).logits.any()
-        none = ScaleSense(EVERY, 0.0)
-        assert not backpack.next_logits(ids, backpack.new_cache(none), none).any()
-
-
-def test_scaling_senses_is_scaling_weights(backpack: BackpackLM, ids: Tensor):
-    """p on C(x)_l equals p on α[b,l,i,j] wherever x[b,j] = x."""
-    alpha = plain_alpha(backpack, ids)
-    alpha[:, 0] *= 1 - 0.7 * (ids == ids[0, 2])[:, None]
-    expected = (alpha @ plain_senses(backpack, ids)).sum(dim=1) @ backpack.wte.weight.T
-    got = backpack(ids, edits=ScaleSense((int(ids[0, 2]),), 0.3, sense=0)).logits
-    assert (got - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
 
 
 def test_amplification_keeps_sums(backpack: BackpackLM):
@@ -425,7 +397,6 @@ def test_streams_keep_their_edits(ids: Tensor):
 def test_nullspace(ids: Tensor):
     """A GPT reads the tokens without the direction, wholly or in part; its head keeps the original rows."""
     gpt = tiny_model(model_name="gpt2")
-    assert isinstance(gpt, nb.GPT)
     for factor in (0.0, 0.3):
         edit = control.nullspace(gpt, [2, 7, 9], 3, 5, factor)
         with torch.no_grad():
@@ -433,11 +404,8 @@ def test_nullspace(ids: Tensor):
             expected = [plain_edited_logits(gpt, TEXT[:, : i + 1], [edit]) for i in range(12)]
         assert torch.allclose(got, torch.stack(expected, dim=1), atol=1e-4)
         assert not torch.allclose(got, plain_logits(gpt, TEXT[:, :12]), atol=1e-2)
-        ours, plain = (
-            f(gpt, TEXT[:, :8], 12, 3.0, edits=[edit], generator=torch.Generator().manual_seed(1))
-            for f in (nb.GPT.generate, plain_generate)
-        )
-        assert torch.equal(ours, plain)
+        ours = gpt.generate(TEXT[:, :8], 12, 3.0, generator=draws(), edits=[edit])
+        assert torch.equal(ours, plain_generate(gpt, TEXT[:, :8], 12, 3.0, generator=draws(), edits=[edit]))
     e, edit = gpt.wte(torch.tensor([7, 8])), control.nullspace(gpt, [7], 3, 5)
     projected = edit.inputs(torch.tensor([7, 8]), e)
     assert abs((projected[0] @ edit.direction).item()) < 1e-5
@@ -501,44 +469,29 @@ def test_edits_must_make_sense(make: Callable[[], Edit], message: str):
 
 # --- Files --------------------------------------------------------------------------------------
 
-numbers = st.floats(-100, 100, width=32)
-tokens = st.lists(st.integers(0, 22), max_size=5, unique=True).map(tuple)
-
-
-def tensors(*shape: int) -> st.SearchStrategy[Tensor]:
-    return st.integers(0, 1 << 30).map(lambda seed: draw(*shape, seed=seed))
-
-
-some_edit = st.one_of(
-    st.builds(ScaleSense, tokens, numbers, st.none() | st.integers(0, 3)),
-    st.builds(ScaleSense, tokens, st.tuples(*[numbers] * 4)),
-    tokens.flatmap(lambda t: st.builds(ReplaceSenses, st.just(t), tensors(len(t), 4, 16))),
-    st.builds(TopicControl, tensors(23, 4), numbers),
-    st.lists(st.tuples(st.integers(0, 22), st.floats(0.1, 9)), min_size=1, max_size=4).flatmap(
-        lambda pairs: st.builds(
-            AmplifyInWord,
-            st.just(tuple(p[0] for p in pairs)),
-            st.just(tuple(p[1] for p in pairs)),
-        )
-    ),
-)
-
 
 def contents(edit: Edit) -> dict[str, Any]:
     fields = {f.name: getattr(edit, f.name) for f in dataclasses.fields(edit)}
     return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in fields.items()}
 
 
-@given(st.lists(some_edit, max_size=4))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_file_round_trip(tmp_path_factory: pytest.TempPathFactory, some: list[Edit]):
+def test_file_round_trip(tmp_path: Path):
     """What is loaded is what was saved, number for number, and fits the model it was made for."""
-    path = tmp_path_factory.mktemp("edits") / "some.safetensors"
-    control.save(some, path)
-    got = control.load(path, tiny_model())
-    assert [type(edit) for edit in got] == [type(edit) for edit in some]
-    assert [contents(edit) for edit in got] == [contents(edit) for edit in some]
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    table, path = draw(3, 4, 16), tmp_path / "some.safetensors"
+    some = [
+        *EDITS["all"](tiny_model()),
+        ScaleSense((3,), (1e-45, -3.4e38, 1 / 3, -0.0)),
+        ScaleSense((), 2**0.5, sense=3),
+        ReplaceSenses((), torch.empty(0, 4, 16)),
+        *(ReplaceSenses((n,), table[1:2]) for n in (3, 4)),  # which share memory
+        ReplaceSenses((1, 2), table[:2]),
+    ]
+    for model in (None, tiny_model()):
+        control.save(iter(some), path, model)
+        got = control.load(path, tiny_model())
+        assert [type(edit) for edit in got] == [type(edit) for edit in some]
+        assert [contents(edit) for edit in got] == [contents(edit) for edit in some]
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_file_knows_its_tokenizer(tmp_path: Path, speller: BackpackLM):
@@ -555,18 +508,6 @@ def test_a_file_knows_its_tokenizer(tmp_path: Path, speller: BackpackLM):
     assert control.load(path, other) == (edit,)
 
 
-def test_edits_may_share_tensors(tmp_path: Path):
-    """Two edits with parts of one tensor are kept as two."""
-    table = draw(3, 4, 16)
-    some = [
-        ReplaceSenses((1, 2), table[:2]),
-        ReplaceSenses((3,), table[1:2]),
-        ReplaceSenses((4,), table[1:2]),
-    ]
-    control.save(iter(some), tmp_path / "e")
-    assert [contents(edit) for edit in control.load(tmp_path / "e")] == [contents(edit) for edit in some]
-
-
 def write(path: Path, records: object, tensors: dict[str, Tensor] | None = None, **content: object) -> None:
     content = {"format": "nanobackpack edits 1", "edits": records} | content
     save_file(tensors or {}, path, {"edits": json.dumps(content)})
@@ -580,31 +521,23 @@ REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
     ("records", "tensors", "message"),
     [
         ([SCALE | {"kind": "Exec"}], {}, "unknown kind 'Exec'"),
-        ([{"tokens": [4]}], {}, "unknown kind None"),
-        ([SCALE | {"code": "print()"}], {}, "fields"),
         ([{"kind": "ScaleSense", "tokens": [4]}], {}, "fields"),
         ([SCALE | {"tokens": [99]}], {}, "token 99"),
         ([SCALE | {"tokens": "4"}], {}, "tokens"),
-        ([SCALE | {"tokens": [[4]]}], {}, "tokens"),
-        ([SCALE | {"tokens": None}], {}, "tokens"),
-        ([SCALE | {"factor": float("nan")}], {}, "finite"),
-        ([SCALE | {"factor": 10**50}], {}, "finite"),
         ([SCALE | {"factor": True}], {}, "factor"),
         ([SCALE | {"sense": 4}], {}, "senses 0 to 3"),
         ([SCALE | {"sense": "tensor"}], {"0.sense": torch.ones(1)}, "sense"),
         ([REPLACE], {}, "table"),
         ([REPLACE], {"0.table": torch.zeros(1, 4, 15)}, r"\(1, 4, 15\)"),
-        ([REPLACE], {"0.table": torch.zeros(1, 4, 16, dtype=torch.float16)}, "float32"),
         ([REPLACE], {"0.table": torch.full((1, 4, 16), torch.nan)}, "finite"),
-        ([REPLACE | {"table": [1.0]}], {}, "table"),
         ([SCALE], {"0.table": torch.zeros(1)}, "belongs to no edit"),
         ([SCALE, 3], {}, "list of objects"),
-        ({"0": SCALE}, {}, "list of objects"),
         (None, {}, "list of objects"),
     ],
 )
 def test_hostile_files(tmp_path: Path, records: object, tensors: dict[str, Tensor], message: str):
-    """A file that says anything but edits of this model is refused in one line that names it."""
+    """A file that says anything but edits of this model is refused in one line that names it. More such
+    files are in robust/zoo/texts.py; their fields are checked as those of any edit."""
     path = tmp_path / "hostile.safetensors"
     write(path, records, tensors)
     with pytest.raises(InputError, match=message) as error:
@@ -643,31 +576,26 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path):
     assert load_file(path) == {}
 
 
-@pytest.mark.parametrize("kind", ["remove", "topic"])
-def test_sample_under_a_file(
-    tmp_path: Path, speller: BackpackLM, capsys: pytest.CaptureFixture[str], kind: str
-):
+def test_sample_under_a_file(tmp_path: Path, speller: BackpackLM, capsys: pytest.CaptureFixture[str]):
     """sample.py --edits FILE prints what the edited model generates."""
     save_model(speller, tmp_path / "ckpt.pt")
-    edits = control.topic(speller, [3], 3) if kind == "topic" else ScaleSense((1, 2), -3.0)
-    file = tmp_path / "edits.safetensors"
-    control.save(edits, file)
-    common: dict[str, Any] = {"out_dir": str(tmp_path), "device": "cpu", "start": "bad", "temperature": 2.0}
+    edits = [control.topic(speller, [3], 3), ScaleSense((1, 2), -3.0)]
+    control.save(edits, tmp_path / "edits.safetensors", speller)
     config = SampleConfig(
-        **common, num_samples=3, max_new_tokens=20, edits=str(tmp_path / "edits.safetensors")
-    )
-    sample.sample(config)
-    printed = capsys.readouterr().out
+        out_dir=str(tmp_path), device="cpu", start="bad", temperature=2.0, num_samples=3, max_new_tokens=20,
+        edits=str(tmp_path / "edits.safetensors"),
+    )  # fmt: skip
+    sample.main(config)
     prompt = torch.tensor([speller.tokenizer.encode("bad")]).expand(3, -1)
-
-    def draws() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed_of(config.seed, i)) for i in range(3)]
-
-    rows = speller.generate(prompt, 20, 2.0, 200, 1.0, draws(), edits=edits)
-    assert printed == "".join(speller.tokenizer.decode(row.tolist()) + "\n" + "-" * 15 + "\n" for row in rows)
-    assert not torch.equal(rows, speller.generate(prompt, 20, 2.0, 200, 1.0, draws()))
+    seeds = [seed_of(config.seed, i) for i in range(3)]
+    rows, plain = (
+        speller.generate(prompt, 20, 2.0, 200, 1.0, list(map(draws, seeds)), edits=e) for e in (edits, ())
+    )
+    texts = [speller.tokenizer.decode(row.tolist()) for row in rows]
+    assert capsys.readouterr().out == "".join(text + "\n" + "-" * 15 + "\n" for text in texts)
+    assert not torch.equal(rows, plain)
     with pytest.raises(InputError, match="no file"):
-        sample.sample(dataclasses.replace(config, edits="missing"))
+        sample.main(dataclasses.replace(config, edits="missing"))
 
 
 # --- Baked in -----------------------------------------------------------------------------------
@@ -685,11 +613,10 @@ def test_baked_equals_edited(backpack: BackpackLM, ids: Tensor, tmp_path: Path):
     with control.applied(backpack, some):
         assert torch.equal(loaded.sense_vectors(), backpack.sense_vectors())
         expected = backpack(ids).logits
-        texts = backpack.generate(ids[:, :5], 20, 3.0, generator=torch.Generator().manual_seed(1))
+        texts = backpack.generate(ids[:, :5], 20, 3.0, generator=draws())
     for model in (baked, loaded):
         assert (model(ids).logits - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
-        got = model.generate(ids[:, :5], 20, 3.0, generator=torch.Generator().manual_seed(1))
-        assert torch.equal(got, texts)
+        assert torch.equal(model.generate(ids[:, :5], 20, 3.0, generator=draws()), texts)
     names = {name for name in loaded.state_dict() if name.startswith("senses.")}
     assert names == {"senses.table"}
 

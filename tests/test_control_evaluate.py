@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nanobackpack.analysis import control
 from nanobackpack.analysis.control import ScaleSense
 from nanobackpack.analysis.effect import effect
 from nanobackpack.evaluate import bias, topic
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.evaluate.topic import TopicConfig
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import seed_of
 from nanobackpack.text.tokenizer import Tokenizer, first_ids
@@ -45,7 +48,7 @@ def worded(**settings: Any) -> Any:
 def test_sets_are_complete():
     """As many topics, nouns and prompts as the papers have, each prompt with a place for its noun; no sense
     is chosen and no factor fitted on a prompt that then measures them."""
-    sets = topic.control_sets()
+    sets = control_sets()
     assert len(sets["topics"]) == 17
     assert sum(map(len, sets["topics"].values())) == 33
     english, chinese = sets["bias"]["en"], sets["bias"]["zh"]
@@ -85,7 +88,7 @@ def test_bias_ratio(kind: dict[str, Any]):
 
 
 def prompts(which: str, noun: str) -> list[list[int]]:
-    texts = topic.control_sets()["bias"]["en"][which]
+    texts = control_sets()["bias"]["en"][which]
     return [word_tokenizer().encode(text.format(noun)) for text in texts]
 
 
@@ -95,7 +98,7 @@ def test_gender_bias():
     model = worded()
     nouns = ["developer", "CEO", "nurse"]  # the set's order; the other nouns are unknown
     tokens = {"developer": (4,), "CEO": (5,), "nurse": (3,)}
-    found = bias.gender_bias(model, "en", max_iter=25)
+    found = bias.bias(model, "en", max_iter=25)
     assert found.nouns == nouns
     assert list(found.ratios) == ["unmodified", "removed", "optimised"]
     removed = [
@@ -121,19 +124,19 @@ def test_gender_bias():
     assert found.reduction("removed") == pytest.approx(100 * share)
     assert found.reduction("unmodified") == 0
     assert model.edits == ()
-    assert bias.gender_bias(model, "en", 2, max_iter=1).sense == 2
+    assert bias.bias(model, "en", 2, max_iter=1).sense == 2
     with pytest.raises(InputError, match="senses 0 to 3"):
-        bias.gender_bias(model, "en", 4)
+        bias.bias(model, "en", 4)
 
 
 def test_gender_bias_of_a_gpt():
     """For a GPT she - he is projected out of what it reads of the noun."""
     model = worded(model_name="gpt2")
     with pytest.raises(InputError, match="sense=2: this model is a GPT"):
-        bias.gender_bias(model, sense=2)
+        bias.bias(model, sense=2)
     with torch.no_grad():
         model.wte.weight.mul_(8)  # so sure of itself that it pays to change it
-    found = bias.gender_bias(model, max_iter=5)
+    found = bias.bias(model, max_iter=5)
     assert found.sense is None
     assert list(found.ratios) == ["unmodified", "projected", "optimised"]
     edit = control.nullspace(model, [3], 2, 1)
@@ -181,11 +184,12 @@ def test_gender_bias_in_chinese(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_controlled_texts():
     """Texts are what the model generates from the start under the edit; the shares are counted by hand."""
     model = worded()
+    settings = TopicConfig(strength=3, num_samples=4, length=60, seed=5)
     with pytest.raises(InputError, match="begin a text"):
-        next(topic.controlled(model, {"mine": ["nurse"]}, 2, 3))
+        next(topic.topic(model, {"mine": ["nurse"]}, TopicConfig()))
     model.tokenizer = Tokenizer.char("abcdefghijklm\n")
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
-        ((result, edit),) = topic.controlled(model, {"mine": ["ab", "c"]}, 3, 4, length=60, seed=5)
+        ((result, edit),) = topic.topic(model, {"mine": ["ab", "c"]}, settings)
     start = torch.tensor([model.tokenizer.encode("\n")]).expand(4, -1)
     draws = [torch.Generator().manual_seed(seed_of(5, i)) for i in range(4)]
     rows = model.generate(start, 59, edits=edit, generator=draws)[:, 1:]
@@ -196,19 +200,19 @@ def test_controlled_texts():
     words = [word for text in result.texts for word in text.split("\n") if word]
     assert result.bag_words == pytest.approx(100 * sum(word in ("ab", "c") for word in words) / len(words))
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
-        ((again, _),) = topic.controlled(model, {"mine": ["ab", "c"]}, 3, 4, length=60, seed=5, batch_size=3)
+        ((again, _),) = topic.topic(model, {"mine": ["ab", "c"]}, replace(settings, batch_size=3))
     assert again.texts == result.texts
-    ((plain, nothing),) = topic.controlled(model, {"mine": ["a"]}, 0, 4, length=60, seed=5)
+    ((plain, nothing),) = topic.topic(model, {"mine": ["a"]}, replace(settings, strength=0))
     assert nothing.inert
     assert plain.texts != result.texts
 
 
 def test_word_share():
     """Words are counted as such, in Chinese by the characters they have in the text."""
-    assert topic._word_share(["Film, film and TV!", "a filmy tv"], ["film", "TV"]) == 4 / 7
-    assert topic._word_share(["却说曹操大骂，操贼曹操曹操。", "abc曹操"], ["曹操"]) == 8 / (12 + 3)
-    assert topic._word_share(["曹操曹操曹"], ["操曹"]) == 4 / 5
-    assert topic._word_share([""], ["a"]) == 0
+    assert topic.word_share(["Film, film and TV!", "a filmy tv"], ["film", "TV"]) == 4 / 7
+    assert topic.word_share(["却说曹操大骂，操贼曹操曹操。", "abc曹操"], ["曹操"]) == 8 / (12 + 3)
+    assert topic.word_share(["曹操曹操曹"], ["操曹"]) == 4 / 5
+    assert topic.word_share([""], ["a"]) == 0
 
 
 def test_sentiment():
@@ -216,7 +220,9 @@ def test_sentiment():
     model = tiny_model(vocab_size=16, vocab_used=16, block_size=32)
     model.tokenizer = Tokenizer.char("\nhlkgapyovendrsu")
     with pytest.warns(UserWarning, match="stands for it"):
-        ((result, edit),) = topic.controlled(model, {"sentiment": ["happy", "love"]}, 2, 2, length=5)
+        ((result, edit),) = topic.topic(
+            model, {"sentiment": ["happy", "love"]}, TopicConfig(num_samples=2, length=5)
+        )
     assert result.words == ["happy", "love"]
     assert topic.bags("sentiment") == {"sentiment": ["happy", "love", "kind", "generous"]}
     first = [model.tokenizer.id(letter) for letter in "hl"]
@@ -224,7 +230,7 @@ def test_sentiment():
     assert torch.equal(edit.delta, expected.delta)
     assert edit.f == pytest.approx(2.4 / 12.5)
     with pytest.raises(InputError, match="strength=3 is out of range: of sentiment it is 0 to 2"):
-        next(topic.controlled(model, {"sentiment": ["h"]}, 3, 2, length=5))
+        next(topic.topic(model, {"sentiment": ["h"]}, TopicConfig(strength=3)))
 
 
 def test_bags():

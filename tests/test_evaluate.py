@@ -18,8 +18,14 @@ from torch import Tensor
 
 from nanobackpack import GPT, BackpackLM, InputError, load_model
 from nanobackpack.evaluate import blimp, lambada, wcpc
-from nanobackpack.evaluate.lexical_similarity import lexical_similarity, spearman
-from nanobackpack.evaluate.scoring import FORMATS, Pair, Row, read_json_lines, read_pairs, score
+from nanobackpack.evaluate.lexical_similarity import (
+    FORMATS,
+    WordPair,
+    lexical_similarity,
+    read_pairs,
+    spearman,
+)
+from nanobackpack.evaluate.scoring import TextToScore, read_json_lines, score_texts
 from nanobackpack.model.generate import beam_search
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -49,7 +55,7 @@ def test_score(model: BackpackLM | GPT):
     draw = torch.Generator().manual_seed(2)
     rows = []
     for T, start in ((2, 1), (13, 1), (5, 4), (12, 6), (30, 20), (7, 3)):
-        rows.append(Row(torch.randint(12, (T,), generator=draw).tolist(), start))
+        rows.append(TextToScore(torch.randint(12, (T,), generator=draw).tolist(), start))
     expected = []
     for ids, start in rows:
         kept = ids[-13:]  # 12 positions predict the last 12 tokens
@@ -57,22 +63,22 @@ def test_score(model: BackpackLM | GPT):
         wanted = range(first, len(kept))
         expected.append(sum(p[i - 1, kept[i]].item() for i in wanted))
         exact = all(p[i - 1, :9].argmax().item() == kept[i] for i in wanted)
-        assert score(model, [Row(ids, start)])[0].exact == exact
+        assert score_texts(model, [TextToScore(ids, start)])[0].exact == exact
     for batch_size in (1, 2, 16):
-        assert [s.log_p for s in score(model, rows, batch_size)] == pytest.approx(expected, abs=1e-4)
+        assert [s.log_p for s in score_texts(model, rows, batch_size)] == pytest.approx(expected, abs=1e-4)
     with pytest.raises(ValueError, match="cannot score"):
-        score(model, [Row([1, 2], 0)])
+        score_texts(model, [TextToScore([1, 2], 0)])
     with pytest.raises(ValueError, match="cannot score"):
-        score(model, [Row([1] * 14, 1)])
+        score_texts(model, [TextToScore([1] * 14, 1)])
 
 
 def test_exact_means_every_token(model: BackpackLM | GPT):
     """A row that continues greedily is exact; changing one token of it is not."""
     ids = model.generate(torch.tensor([[3, 1]]), 6, temperature=0)[0].tolist()
-    assert score(model, [Row(ids, 2)])[0].exact
+    assert score_texts(model, [TextToScore(ids, 2)])[0].exact
     for i in range(2, 8):
         changed = [*ids[:i], (ids[i] + 1) % 9, *ids[i + 1 :]]
-        assert not score(model, [Row(changed, 2)])[0].exact
+        assert not score_texts(model, [TextToScore(changed, 2)])[0].exact
 
 
 # --- Beams ----------------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def test_split_last(text: str):
 def test_last_word(model: BackpackLM | GPT):
     """exp of the mean negative log-likelihood of words; what cannot be spelled is left out and counted."""
     passages = ["ab cd", "fa ce bad", "abc xyz", "a gab gag bad beef cab", "ab cdefgabcdefga"]
-    got = lambada.last_word(model, passages, batch_size=2)
+    got = lambada.lambada(model, passages, batch_size=2)
     total, exact = 0.0, 0
     for passage, word in ((passages[0], " cd"), (passages[1], " bad"), (passages[3], " cab")):
         ids = model.tokenizer.encode(passage)[-13:]
@@ -155,7 +161,7 @@ def test_last_word(model: BackpackLM | GPT):
     assert got.accuracy == exact / 3
     assert (got.n, got.left_out) == (3, 2)
     with pytest.raises(InputError, match="no passage"):
-        lambada.last_word(model, ["x y"])
+        lambada.lambada(model, ["x y"])
 
 
 # --- BLiMP ----------------------------------------------------------------------------------------
@@ -177,14 +183,14 @@ def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
 
     right = sum(plain(good) > plain(bad) for good, bad in pairs)
     sets = {"one": [*pairs, ("ab", "ab"), ("az", "ab"), ("a" * 14, "a")], "two": pairs[:7]}
-    got = blimp.sentence_pairs(model, sets, bos, batch_size=7)
+    got = blimp.blimp(model, sets, bos, batch_size=7)
     assert got.names == ["one", "two"]
     assert got.accuracy[0] == pytest.approx(right / 31)
     assert got.accuracy[1] == pytest.approx(sum(plain(g) > plain(b) for g, b in pairs[:7]) / 7)
     assert (got.n, got.left_out) == ([31, 7], [2, 0])
     assert got.mean == pytest.approx(sum(got.accuracy) / 2)
     with pytest.raises(InputError, match="bad set: no pair"):
-        blimp.sentence_pairs(model, {"bad set": [("xy", "yx")]}, bos)
+        blimp.blimp(model, {"bad set": [("xy", "yx")]}, bos)
 
 
 # --- WPLC -----------------------------------------------------------------------------------------
@@ -193,10 +199,10 @@ def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
 def test_word_prediction(model: BackpackLM | GPT):
     """v1 takes 3 beams by the text before the masks; v2 ranks 10 by the text after them as well."""
     items = [
-        wcpc.Item("abc", 2, "fa.", "de"),
-        wcpc.Item("abcdefabcdef", 1, "", "a"),
-        wcpc.Item("xyz", 1, "", "a"),
-        wcpc.Item("a", 2, "bcdefgabcdefg", "fg"),
+        wcpc.MaskedText("abc", 2, "fa.", "de"),
+        wcpc.MaskedText("abcdefabcdef", 1, "", "a"),
+        wcpc.MaskedText("xyz", 1, "", "a"),
+        wcpc.MaskedText("a", 2, "bcdefgabcdefg", "fg"),
     ]
     period = model.tokenizer.id(".")
     for protocol in ("v1", "v2"):
@@ -206,7 +212,7 @@ def test_word_prediction(model: BackpackLM | GPT):
             after = model.tokenizer.encode(item.after)[:6]
             width = 3 if protocol == "v1" else 10
             ids, sums = beam_search(
-                model, torch.tensor([before]), item.n, width, wcpc.banned_ids(model.tokenizer)
+                model, torch.tensor([before]), item.n_masks, width, wcpc.banned_ids(model.tokenizer)
             )
             ranked = []
             for new, total in zip(ids.tolist(), sums.tolist(), strict=True):
@@ -216,7 +222,7 @@ def test_word_prediction(model: BackpackLM | GPT):
                     total += sum(p[i - 1, row[i]].item() for i in range(len(row) - len(after), len(row)))
                 ranked.append((total, model.tokenizer.decode(new).replace(" ", "")))
             expected.append([word for _, word in sorted(ranked, reverse=True)[:3]])
-        got = wcpc.word_prediction(model, items, protocol)  # type: ignore[arg-type]
+        got = wcpc.wcpc(model, items, protocol)  # type: ignore[arg-type]
         assert got.guesses == expected
         assert (got.n, got.left_out) == (3, 1)
         pairs = list(zip(("de", "a", "fg"), expected, strict=True))
@@ -227,10 +233,10 @@ def test_word_prediction(model: BackpackLM | GPT):
 
 def test_right_words_are_counted(model: BackpackLM | GPT):
     """The first guess, the third and none of them: 1/3 and 2/3."""
-    guesses = wcpc.word_prediction(model, [wcpc.Item("abc", 1, "", "a")]).guesses[0]
+    guesses = wcpc.wcpc(model, [wcpc.MaskedText("abc", 1, "", "a")]).guesses[0]
     fourth = next(c for c in LETTERS if c.strip() and c not in guesses)
-    items = [wcpc.Item("abc", 1, "", word) for word in (guesses[0], guesses[2], fourth)]
-    got = wcpc.word_prediction(model, items)
+    items = [wcpc.MaskedText("abc", 1, "", word) for word in (guesses[0], guesses[2], fourth)]
+    got = wcpc.wcpc(model, items)
     assert (got.top1, got.top3) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
 
 
@@ -254,13 +260,13 @@ def plain_spearman(x: list[float], y: list[float]) -> float:
 
 
 WORDS = ["ab", "cab", "fade", "bad", "gag", "face", "a", "beg"]
-PAIRS = [Pair(x, y, float((7 * i) % 11)) for i, (x, y) in enumerate(itertools.combinations(WORDS, 2))]
+PAIRS = [WordPair(x, y, float((7 * i) % 11)) for i, (x, y) in enumerate(itertools.combinations(WORDS, 2))]
 
 
 def test_lexical_similarity(model: BackpackLM | GPT):
     """Spearman's ρ of cosines with scores: E, flat, every sense and min, for means and first tokens."""
     pytest.importorskip("scipy")
-    unknown = [Pair("ab", "xyz", 3.0)]
+    unknown = [WordPair("ab", "xyz", 3.0)]
     got = lexical_similarity(model, {"simlex": PAIRS + unknown, "rg65": PAIRS[:9]})
     assert (got.n, got.coverage) == ([28, 9], [28 / 29, 1.0])
     K = 0 if isinstance(model, GPT) else model.config.n_sense_vector
@@ -317,7 +323,7 @@ def test_spearman():
 
 def test_lexical_errors(model: BackpackLM | GPT):
     with pytest.raises(InputError, match="0 of 2 pairs"):
-        lexical_similarity(model, {"simlex": [Pair("x", "y", 1.0), Pair("z", "y", 1.0)]})
+        lexical_similarity(model, {"simlex": [WordPair("x", "y", 1.0), WordPair("z", "y", 1.0)]})
     with pytest.raises(InputError, match="pooling='mean'"):
         lexical_similarity(model, {"simlex": PAIRS}, ["mean"])  # type: ignore[list-item]
     model.tokenizer = None
@@ -334,11 +340,11 @@ NUMBER = st.floats(-100, 100).map(lambda x: round(x, 4))
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
-    pairs=st.lists(st.builds(Pair, WORD, WORD, NUMBER), min_size=2, max_size=5),
+    pairs=st.lists(st.builds(WordPair, WORD, WORD, NUMBER), min_size=2, max_size=5),
     end=st.sampled_from(["\n", "\r\n", " \n"]),
 )
 def test_pairs_survive_a_file(
-    name: str, pairs: list[Pair], end: str, tmp_path_factory: pytest.TempPathFactory
+    name: str, pairs: list[WordPair], end: str, tmp_path_factory: pytest.TempPathFactory
 ):
     """Every format gives back what was written, with either line end, blank lines, and none at the end."""
     separator, column, header = FORMATS[name]
@@ -399,9 +405,9 @@ def test_malformed_json_lines_name_their_line(line: str, message: str, tmp_path:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "a b\u2028c"}}\n\n{line}\n', encoding="utf-8")
     with pytest.raises(InputError, match=f"a.jsonl, line 3:? .*{message}"):
-        lambada.read(path)
+        lambada.read_passages(path)
     path.write_text('\ufeff{"text": "a b\u2028c", "more": 1}\r\n', encoding="utf-8")
-    assert lambada.read(path) == ["a b\u2028c"]
+    assert lambada.read_passages(path) == ["a b\u2028c"]
 
 
 @pytest.mark.parametrize(
@@ -412,13 +418,13 @@ def test_malformed_masks_name_their_line(text: str, message: str, tmp_path: Path
     path = tmp_path / "dev.json"
     path.write_text(json.dumps({"masked_text": text, "correct_word": "a"}), encoding="utf-8")
     with pytest.raises(InputError, match=f"dev.json, line 1: .*{message}"):
-        wcpc.read(path)
+        wcpc.read_masked_texts(path)
 
 
 def test_masked_texts(tmp_path: Path):
     path = tmp_path / "dev.json"
     path.write_text(json.dumps({"masked_text": "ab<mask><mask>c", "correct_word": "de"}), encoding="utf-8")
-    assert wcpc.read(path) == [wcpc.Item("ab", 2, "c", "de")]
+    assert wcpc.read_masked_texts(path) == [wcpc.MaskedText("ab", 2, "c", "de")]
 
 
 @with_data
@@ -444,9 +450,9 @@ def test_real_pairs(name: str, file: str, n: int, last: float | None):
 
 @with_data
 def test_real_texts():
-    assert len(lambada.read(DATA / "lambada" / "lambada_test.jsonl")) == 5153
+    assert len(lambada.read_passages(DATA / "lambada" / "lambada_test.jsonl")) == 5153
     for path in sorted((DATA / "blimp").glob("*.jsonl")):
-        assert len(blimp.read(path)) == 1000
+        assert len(blimp.read_sentence_pairs(path)) == 1000
 
 
 # --- The programs ---------------------------------------------------------------------------------
@@ -470,15 +476,15 @@ def test_programs(folder: Path, capsys: pytest.CaptureFixture[str]):
     """Each prints the table of what its function gives, and writes it as JSON."""
     pytest.importorskip("scipy")
     model = load_model(folder)
-    items = wcpc.read(folder / "dev.json")
-    passages = lambada.read(folder / "last.jsonl")
-    sets = {"order": blimp.read(folder / "order.jsonl")}
+    items = wcpc.read_masked_texts(folder / "dev.json")
+    passages = lambada.read_passages(folder / "last.jsonl")
+    sets = {"order": blimp.read_sentence_pairs(folder / "order.jsonl")}
     for name, data, more, result in (
-        ("lambada", "last.jsonl", [], lambada.last_word(model, passages)),
-        ("lambada", "last.jsonl", ["--limit=1"], lambada.last_word(model, passages[:1])),
-        ("blimp", "order.jsonl", [], blimp.sentence_pairs(model, sets)),
-        ("wcpc", "dev.json", [], wcpc.word_prediction(model, items)),
-        ("wcpc", "dev.json", ["--protocol=v2"], wcpc.word_prediction(model, items, "v2")),
+        ("lambada", "last.jsonl", [], lambada.lambada(model, passages)),
+        ("lambada", "last.jsonl", ["--limit=1"], lambada.lambada(model, passages[:1])),
+        ("blimp", "order.jsonl", [], blimp.blimp(model, sets)),
+        ("wcpc", "dev.json", [], wcpc.wcpc(model, items)),
+        ("wcpc", "dev.json", ["--protocol=v2"], wcpc.wcpc(model, items, "v2")),
     ):
         path = folder / "result.json"
         out, err = run_program(name, folder, capsys, f"--data={folder / data}", f"--json={path}", *more)
@@ -491,7 +497,7 @@ def test_programs(folder: Path, capsys: pytest.CaptureFixture[str]):
         shutil.copy(folder / "order.jsonl", folder / "sets" / f"{name}.jsonl")
     out, _ = run_program("blimp", folder, capsys, f"--data={folder / 'sets'}")
     both = {"again": sets["order"], "order": sets["order"]}
-    assert out == blimp.sentence_pairs(model, both).table() + "\n"
+    assert out == blimp.blimp(model, both).table() + "\n"
     out, _ = run_program("lexical_similarity", folder, capsys, "--data", f"rg65={folder / 'rg.csv'}")
     assert out == lexical_similarity(model, {"rg65": PAIRS}).table() + "\n"
 
@@ -502,18 +508,24 @@ def test_programs(folder: Path, capsys: pytest.CaptureFixture[str]):
     [
         ([], "--data"),
         (["--data", "rg65=missing.txt"], "missing.txt"),
-        (["--data", "rg65=missing.txt", "--json", "nowhere/a.json"], "no folder nowhere"),
         (["--data", "rg65=missing.txt", "--device=tpu"], "missing.txt"),
     ],
 )
 def test_program_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], message: str
 ):
-    """No data, a missing file and a place that does not exist: one line, before a model is opened."""
+    """No data, or a file that is missing: one line, before a model is opened."""
     out, err = run_program(name, tmp_path, capsys, *arguments, status=2)
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ")
     assert message in err
+
+
+def test_paths_are_checked_before_a_model_is_opened(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for name, data in (("lambada", "last.jsonl"), ("blimp", "order.jsonl"), ("wcpc", "dev.json")):
+        arguments = [f"--data={folder / data}", "--json=nowhere/a.json"]
+        _, err = run_program(name, folder / "missing", capsys, *arguments, status=2)
+        assert "no folder nowhere" in err
 
 
 @pytest.mark.parametrize("item", ["men=a.txt", "rg65", "rg65=", "=a.txt"])

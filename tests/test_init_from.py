@@ -305,7 +305,7 @@ def test_gpt2_from_the_hub(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert model.tokenizer.decode(reference.encode(text).ids) == text
     start = "What is the answer to life, the universe, and everything?"
     config = SampleConfig(init_from="gpt2", start=start, num_samples=2, max_new_tokens=3, device="cpu")
-    sample.sample(config)
+    sample.main(config)
     assert capsys.readouterr().out.count(start) == 2
 
 
@@ -349,7 +349,7 @@ def test_the_page_s_command_on_backpack_small(
     def sampled(folder: Path) -> tuple[str, str]:
         monkeypatch.chdir(folder)
         with pytest.raises(SystemExit):
-            cli.run(sample.sample, SampleConfig, flags)
+            cli.run(sample.main, SampleConfig, flags)
         out, err = capsys.readouterr()
         return out, err
 

@@ -36,7 +36,7 @@ def test_every_test_named_is_there(file: str, name: str) -> None:
 
 def run(kind: type, *flags: str) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.run(train if kind is TrainConfig else sample.sample, kind, flags)
+        cli.run(train if kind is TrainConfig else sample.main, kind, flags)
     return int(stop.value.code or 0)
 
 

@@ -16,10 +16,18 @@ from conftest import save_gpt2, tiny_model
 from torch import Tensor
 
 from nanobackpack.analysis import control
-from nanobackpack.config import ModelConfig, PerplexityConfig, TrainConfig
+from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.perplexity import Perplexity, loss_of, open_stream, perplexity, report
-from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.evaluate.perplexity import (
+    PerplexityConfig,
+    loss_of,
+    main,
+    mean,
+    open_stream,
+    perplexity,
+    with_bits,
+)
+from nanobackpack.model.backpack import LanguageModel, Output
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
 from nanobackpack.text.tokenizer import Tokenizer
@@ -45,8 +53,9 @@ class Unigram(LanguageModel):
         )
         self.p = p
 
-    def logits(self, input_ids: Tensor, types: object, edits: object) -> Tensor:
-        return torch.tensor(self.p).log().expand(*input_ids.shape, 3)
+    def forward(self, input_ids: Tensor, targets: Tensor, loss_only: bool) -> Output:
+        log_p = torch.tensor(self.p).log()
+        return Output(None, -log_p[targets].mean())
 
 
 def direct(model: LanguageModel, ids: np.ndarray, block_size: int) -> list[float]:
@@ -104,13 +113,13 @@ def test_a_random_sample_is_repeatable(tmp_path: Path) -> None:
 
 
 def test_bits() -> None:
-    row = Perplexity("val", 10, 2 * math.log(2), 4.0)
+    row = with_bits("val", 10, 2 * math.log(2), 4.0)
     assert (row.perplexity, row.bits_per_token, row.bits_per_char) == pytest.approx((4.0, 2.0, 0.5))
-    assert Perplexity("val", 10, 1.0).bits_per_char is None
-    assert Perplexity("val", 10, 1e4).perplexity == math.inf
-    both = Perplexity.mean("all", [Perplexity("a", 30, 1.0, 2.0), Perplexity("b", 10, 3.0, 6.0)])
-    assert both == Perplexity("all", 40, 1.5, 3.0)
-    assert Perplexity.mean("all", [row, Perplexity("b", 10, 3.0)]).bits_per_char is None
+    assert with_bits("val", 10, 1.0).bits_per_char is None
+    assert with_bits("val", 10, 1e4).perplexity == math.inf
+    both = mean("all", [with_bits("a", 30, 1.0, 2.0), with_bits("b", 10, 3.0, 6.0)])
+    assert both == with_bits("all", 40, 1.5, 3.0)
+    assert mean("all", [row, with_bits("b", 10, 3.0)]).bits_per_char is None
 
 
 # --- The programs -----------------------------------------------------------------------------
@@ -239,7 +248,7 @@ def test_a_hugging_face_gpt2_on_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     stream(tmp_path, name="de_evaluation")
     file = tmp_path / "de_evaluation.bin"
     config = PerplexityConfig(init_from=str(tmp_path / "gpt"), dataset=str(file), device="cpu")
-    report(config)
+    main(config)
     expected = np.mean(direct(model, STREAM, T))
     line = capsys.readouterr().out.splitlines()[-1].split()
     assert line == ["de_evaluation", "63", f"{expected:.4f}", f"{math.exp(expected):,.2f}", "-"]

@@ -105,18 +105,3 @@ def test_make_demo(copy: Path) -> None:
     result = run(copy, "make", "demo", "-o", "setup", f"VENV={venv}", "SHAKESPEARE=shakespeare.txt", flags)
     assert (result.returncode, result.stderr) == (0, "")
     assert "data/shakespeare_char" in result.stdout
-
-
-def test_the_package_needs_only_its_core_dependencies() -> None:
-    """What pip installs without extras is enough to import everything and to train."""
-    blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
-    code = f"""
-import sys
-for name in {blocked!r}:
-    sys.modules[name] = None
-import importlib, pkgutil, nanobackpack
-for module in pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack."):
-    importlib.import_module(module.name)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (result.returncode, result.stderr) == (0, "")

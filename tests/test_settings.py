@@ -17,7 +17,8 @@ import torch
 
 from nanobackpack import cli
 from nanobackpack.commands import sample
-from nanobackpack.config import ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint, trainer
@@ -189,7 +190,7 @@ def test_a_sample_that_cannot_start(
     ]
     for flag, message in cases:
         argv = ["--device=cpu", f"--out_dir={tmp_path}", flag]
-        assert message in line_of(SampleConfig, sample.sample, argv, capsys)
+        assert message in line_of(SampleConfig, sample.main, argv, capsys)
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from test_trainer import TEXT, identical, learned, tiny
 
 from nanobackpack import Senses, load_model
-from nanobackpack.commands.sample import sample
+from nanobackpack.commands.sample import main as sample
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.text.corpus import from_files

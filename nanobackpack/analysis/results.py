@@ -49,7 +49,7 @@ class Result:
 # --- The runner ---------------------------------------------------------------------------------
 
 
-Found = TypeVar("Found", "Result", "Sequence[Any]")
+Found = TypeVar("Found")
 
 
 def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:

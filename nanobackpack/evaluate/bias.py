@@ -1,33 +1,51 @@
-"""Gender bias of nouns, and what removes it (paper, section 6.2 and D.2, Table 5; nanoBackpackLM's Chinese).
+"""Gender bias of nouns, and what removes it: one sense scaled, or a GPT's embedding projected.
 
-Bias(prompts) = mean over prompts of max(p(he)/p(she), p(she)/p(he)), the next-token probabilities at the
-prompt's end; of a model the mean over nouns; 1 is no bias. A Backpack's remedy scales one sense of the
-noun; a GPT's, the baseline, takes she - he out of the noun's input embedding.
+    nanobackpack bias --out_dir=out
+    nanobackpack bias --out_dir=out-zh --language zh --sense auto
+    nanobackpack bias --init_from=gpt2 --json gpt2.json
 
-Letters: N prompts, T their tokens, D width.
+The bias is how many times likelier one pronoun is than the other after a prompt about the noun, the mean over
+prompts of max(p(he)/p(she), p(she)/p(he)), and of a model the mean over nouns; 1 is none (Backpack paper,
+section 6.2 and D.2, Table 5; nanoBackpackLM's Chinese). `removed` takes the sense out of the noun,
+`optimised` scales it by a factor found for each noun; for a GPT, the baseline, `projected` takes she - he
+out of the noun's input embedding.
+
+Letters: N prompts, T their tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from tqdm import tqdm
 
-from nanobackpack.analysis.control import ScaleSense, nullspace
-from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.analysis import results
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import control_sets
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
-from nanobackpack.model.edits import Edit, EditLike
-from nanobackpack.runtime import reading
+from nanobackpack.evaluate.scoring import control_sets, encode_or_none
 from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
+
+if TYPE_CHECKING:
+    from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.model.edits import Edit, EditLike
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bias(Result):
+class BiasConfig(AnalysisConfig):
+    """Gender bias without and with its remedies, and by how much they reduce it."""
+
+    language: Literal["en", "zh"] = "en"
+    """The set of nouns and prompts."""
+    sense: Literal["auto"] | int = "auto"
+    """The sense to scale, from 0; auto: the one whose removal helps most on prompts kept apart for that."""
+    max_iter: int = 50
+    """Most steps of the optimisation of a factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias(results.Result):
     """A model's bias without and with the remedies."""
 
     sense: int | None
@@ -44,20 +62,29 @@ class Bias(Result):
         return {name: sum(values) / len(values) for name, values in self.ratios.items()}
 
     def reduction(self, name: str) -> float:
-        """Share of the bias above 1 that a remedy takes away, in percent; 0 where there was none."""
+        """Give the share of the bias above 1 that a remedy takes away, in percent; 0 where there was none."""
         before = self.means["unmodified"] - 1
         return 100 * (before - (self.means[name] - 1)) / before if before else 0.0
 
     def table(self) -> str:
         names = list(self.ratios)
         means = [f"{self.means[name]:.2f} ({self.reduction(name):.0f} %)" for name in names]
-        rows = [["", *names, "factor"], ["mean (reduction)", *means, ""]]
+        rows = [["mean (reduction)", *means, ""]]
         for i, (noun, factor) in enumerate(zip(self.nouns, self.factors, strict=True)):
             rows.append([noun, *(f"{self.ratios[name][i]:.2f}" for name in names), f"{factor:.2f}"])
-        return f"# {self.title}\n{aligned(rows)}"
+        return results.table(self.title, ["", *names, "factor"], rows)
 
 
-def gender_bias(
+def main(settings: BiasConfig) -> None:
+    results.report(
+        settings,
+        lambda model: bias(
+            model, settings.language, settings.sense, max_iter=settings.max_iter, bos=settings.bos
+        ),
+    )
+
+
+def bias(
     model: LanguageModel,
     language: Literal["en", "zh"] = "en",
     sense: int | Literal["auto"] = "auto",
@@ -65,17 +92,18 @@ def gender_bias(
     max_iter: int = 50,
     bos: Bos = False,
 ) -> Bias:
-    """Table 5 for one model: the bias unmodified, with the sense removed (for a GPT: the direction projected
-    out), and with a factor optimised for each noun by Nelder-Mead, at most max_iter steps.
+    """Measure Table 5 for one model: the bias unmodified, with the sense removed (for a GPT: the direction
+    projected out), and with a factor optimised for each noun by Nelder-Mead, at most max_iter steps.
 
     "auto" takes the sense whose removal lowers the bias of the estimation prompts most: the paper's sense
     10 is its own checkpoint's. Nouns and prompts that the tokenizer cannot spell are left out. The Chinese
     estimation prompts are ours, as nanoBackpackLM has none: what is chosen or fitted is never measured on
     the prompts it was fitted to.
-    Raises: InputError without a tokenizer, nouns or pronouns of one token, for a sense out of range or of a
-    GPT, or without scipy.
     """
-    minimize = _minimizer()
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise InputError("optimised factors need scipy: pip install 'nanobackpack[analysis]'") from None
     tokenizer, chosen = needs_tokenizer(model.tokenizer), control_sets()["bias"][language]
     he, she = (_pronoun(tokenizer, pronoun) for pronoun in chosen["pronouns"])
     nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer, bos))
@@ -84,7 +112,9 @@ def gender_bias(
     def estimated(noun: Noun, factor: float, sense: int | None) -> float:
         return bias_ratio(model, noun.estimation, he, she, remedy(noun.ids, factor, sense))
 
-    if not isinstance(model, BackpackLM):
+    # Choose the sense on the estimation prompts.
+    which: int | None
+    if model.config.model_name == "gpt2":
         if sense != "auto":
             raise InputError(f"sense={sense}: this model is a GPT and has no senses, leave it at auto")
         which = None
@@ -93,11 +123,8 @@ def gender_bias(
         which = removed.index(min(removed))
     else:
         which = sense
-    remedies: dict[str, list[EditLike]] = {
-        "unmodified": [() for _ in nouns],
-        "projected" if which is None else "removed": [remedy(noun.ids, 0.0, which) for noun in nouns],
-        "optimised": [],
-    }
+
+    # Fit a factor to each noun, again on the estimation prompts; far from 1 it costs something.
     factors: list[float] = []
     for noun in tqdm(nouns, "optimising", unit="noun", disable=None, leave=False):
 
@@ -106,10 +133,12 @@ def gender_bias(
 
         best = minimize(objective, [1.0], method="Nelder-Mead", options={"maxiter": max_iter})
         factors.append(float(best.x[0]))
-        remedies["optimised"].append(remedy(noun.ids, factors[-1], which))
-    ratios = {
-        name: [bias_ratio(model, n.prompts, he, she, e) for n, e in zip(nouns, edits, strict=True)]
-        for name, edits in remedies.items()
+
+    # Measure all on the prompts of the test.
+    remedies: dict[str, list[EditLike]] = {
+        "unmodified": [() for _ in nouns],
+        "projected" if which is None else "removed": [remedy(noun.ids, 0.0, which) for noun in nouns],
+        "optimised": [remedy(n.ids, factor, which) for n, factor in zip(nouns, factors, strict=True)],
     }
     what = "GPT" if which is None else f"sense {which}"
     return Bias(
@@ -117,21 +146,26 @@ def gender_bias(
         sense=which,
         nouns=[noun.word for noun in nouns],
         factors=factors,
-        ratios=ratios,
+        ratios={
+            name: [bias_ratio(model, n.prompts, he, she, e) for n, e in zip(nouns, edits, strict=True)]
+            for name, edits in remedies.items()
+        },
     )
 
 
 def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, edits: EditLike = ()) -> float:
-    """The mean over prompts, given as ids, of max(p(he)/p(she), p(she)/p(he)) after them."""
-    size, device = model.config.block_size, model.wte.weight.device
-    rows = [row[-size:] for row in rows]
-    T = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)  # (N, T)
-    ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N): nothing sees what is after it
+    """Compute the mean over prompts, given as ids, of max(p(he)/p(she), p(she)/p(he)) after them."""
+    import torch
+
+    from nanobackpack.runtime import pad_right, reading
+
+    rows, device = [row[-model.config.block_size :] for row in rows], model.wte.weight.device
+    # Each prompt is read at its own end.
+    ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N)
+    at = torch.arange(len(rows), device=device), ends
     with reading(model):
-        at = torch.arange(len(rows), device=device), ends
-        logits = model(ids, edits=edits, at=at).logits  # (N, V)
-        log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
+        logits = model(pad_right(rows, device), edits=edits, at=at).logits  # (N, V)
+    log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
     return log_ratio.abs().double().exp().mean().item()
 
 
@@ -145,20 +179,19 @@ class Noun(NamedTuple):
 
 
 def _nouns(tokenizer: Tokenizer, chosen: dict[str, Any], begin: list[int]) -> list[Noun]:
-    """The nouns of a set that can be used, with `begin` before their prompts. Raises: InputError for none."""
+    """Encode the nouns of a set and their prompts, with `begin` before each; what cannot be is left out."""
+
+    def prompts(kind: str, word: str) -> list[list[int]]:
+        rows = (encode_or_none(tokenizer, prompt.format(word)) for prompt in chosen[kind])
+        return [begin + row for row in rows if row]
+
     nouns = []
     for word in chosen["nouns"]:
-        ids = _spelled(word_ids, tokenizer, word)
-        estimation, prompts = (
-            [
-                begin + row
-                for t in chosen[kind]
-                if (row := _spelled(Tokenizer.encode, tokenizer, t.format(word)))
-            ]
-            for kind in ("estimation", "prompts")
-        )
-        if estimation and prompts and (len(ids) == 1 or (ids and not chosen["one_token"])):
-            nouns.append(Noun(word, ids, estimation, prompts))
+        ids = encode_or_none(tokenizer, word, word_ids) or []
+        noun = Noun(word, ids, prompts("estimation", word), prompts("prompts", word))
+        short_enough = len(ids) == 1 or not chosen["one_token"]
+        if ids and short_enough and noun.estimation and noun.prompts:
+            nouns.append(noun)
     if not nouns:
         as_one = " as one token" if chosen["one_token"] else ""
         raise InputError(
@@ -169,7 +202,6 @@ def _nouns(tokenizer: Tokenizer, chosen: dict[str, Any], begin: list[int]) -> li
 
 
 def _pronoun(tokenizer: Tokenizer, word: str) -> int:
-    """The id of a pronoun. Raises: InputError if it is not one token here."""
     try:
         return token_id(tokenizer, word)
     except InputError:
@@ -179,24 +211,10 @@ def _pronoun(tokenizer: Tokenizer, word: str) -> int:
         ) from None
 
 
-def _spelled(encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text, [] for one that has characters the tokenizer does not know."""
-    try:
-        return encode(tokenizer, text)
-    except InputError:
-        return []
-
-
 def _remedy(model: LanguageModel, he: int, she: int) -> Callable[[list[int], float, int | None], Edit]:
-    """What changes a noun (its tokens) by a factor: 1 not at all, 0 wholly."""
-    if isinstance(model, BackpackLM):
-        return lambda ids, p, sense: ScaleSense(tuple(ids), p, sense)
-    return lambda ids, p, _: nullspace(model, ids, she, he, p)  # type: ignore[arg-type]
+    """Make the edits of nouns, given as tokens, by a factor: 1 changes nothing, 0 removes all."""
+    from nanobackpack.analysis.control import ScaleSense, nullspace
 
-
-def _minimizer() -> Callable[..., Any]:
-    try:
-        from scipy.optimize import minimize
-    except ImportError:
-        raise InputError("optimised factors need scipy: pip install 'nanobackpack[analysis]'") from None
-    return minimize
+    if model.config.model_name == "gpt2":
+        return lambda ids, factor, _: nullspace(model, ids, she, he, factor)  # type: ignore[arg-type]
+    return lambda ids, factor, sense: ScaleSense(tuple(ids), factor, sense)

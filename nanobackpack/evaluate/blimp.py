@@ -1,7 +1,11 @@
-"""BLiMP (Warstadt et al. 2020): of two sentences that differ in one point, the grammatical one should be
-likelier. Files hold JSON lines with `sentence_good` and `sentence_bad`, one phenomenon a file.
+"""BLiMP (Warstadt et al. 2020): of two sentences that differ in one point, is the grammatical one likelier?
 
-The whole sentence is scored. Its first token needs something before it: BOS, with `bos`; without, both
+    nanobackpack blimp --out_dir=out --data blimp/
+    nanobackpack blimp --out_dir=out --data anaphor_gender_agreement.jsonl --limit 100
+
+A folder stands for its .jsonl files, one phenomenon each: JSON lines with `sentence_good` and `sentence_bad`.
+Backpacks and GPTs alike (Table 2 of the Backpack paper). The whole sentence is scored. Its first token needs
+something before it: `--bos` begins each sentence with the token that begins a document. Without it both
 sentences are scored from their second token on, and pairs that differ in the first lose that difference.
 """
 
@@ -9,18 +13,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import Row, read_json_lines, score
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, text_ids, unknown_id
+from nanobackpack.evaluate.scoring import (
+    TestSetConfig,
+    TextToScore,
+    encode_or_none,
+    read_json_lines,
+    score_texts,
+)
+from nanobackpack.safe.files import display_path
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
+
+if TYPE_CHECKING:
+    from nanobackpack.model.backpack import LanguageModel
 
 Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePairs(Result):
+class BlimpConfig(TestSetConfig):
+    """How often a model prefers the grammatical one of two sentences."""
+
+    data: tuple[str, ...] = ()
+    """Files of JSON lines, one test set each, or folders of them."""
+    batch_size: int = 32
+    """Sentences at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blimp(results.Result):
     """How often the grammatical sentence is the likelier one, for each of S test sets."""
 
     names: list[str]
@@ -38,56 +62,59 @@ class SentencePairs(Result):
         return sum(self.accuracy) / len(self.accuracy)
 
     def table(self) -> str:
-        rows = [["test set", "accuracy", "pairs", "left out"]]
-        for name, accuracy, n, left_out in zip(self.names, self.accuracy, self.n, self.left_out, strict=True):
-            rows.append([name, f"{100 * accuracy:.1f} %", str(n), str(left_out)])
-        rows.append(["mean", f"{100 * self.mean:.1f} %", str(sum(self.n)), str(sum(self.left_out))])
-        return f"# {self.title}\n{aligned(rows)}"
+        columns = (
+            [*self.names, "mean"],
+            [f"{100 * accuracy:.1f} %" for accuracy in (*self.accuracy, self.mean)],
+            [str(n) for n in (*self.n, sum(self.n))],
+            [str(n) for n in (*self.left_out, sum(self.left_out))],
+        )
+        head = ["test set", "accuracy", "pairs", "left out"]
+        return results.table(self.title, head, list(zip(*columns, strict=True)))
 
 
-def read(path: str | Path) -> Pairs:
-    """(good, bad) for each line. Raises: InputError naming the line that is wrong."""
+def main(settings: BlimpConfig) -> None:
+    files = files_in(settings.data)
+    sets = {file.stem: read_sentence_pairs(file)[: settings.limit or None] for file in files}
+    results.report(settings, lambda model: blimp(model, sets, settings.bos, settings.batch_size))
+
+
+def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16) -> Blimp:
+    """Score named sets of (good, bad) sentences."""
+    accuracy, n = [], []
+    for name, pairs in sets.items():
+        # A pair is scored only if both of its sentences can be.
+        both = [[_to_score(model, sentence, bos) for sentence in pair] for pair in pairs]
+        texts = [text for pair in both if None not in pair for text in pair if text]
+        if not texts:
+            raise InputError(f"{name}: no pair can be scored, this tokenizer does not know their characters")
+        scores = [score.log_p for score in score_texts(model, texts, batch_size, name)]
+        correct = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
+        accuracy.append(sum(correct) / len(correct))
+        n.append(len(correct))
+    left_out = [len(pairs) - scored for pairs, scored in zip(sets.values(), n, strict=True)]
+    return Blimp(title="sentence pairs", names=list(sets), accuracy=accuracy, n=n, left_out=left_out)
+
+
+def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> TextToScore | None:
+    """Prepare a sentence; None if it cannot be scored: whole sentences are compared, so none is cut."""
+    tokenizer = needs_tokenizer(model.tokenizer)
+    ids = encode_or_none(tokenizer, sentence)
+    if ids is None or unknown_id(tokenizer) in ids:
+        return None
+    ids = bos_ids(tokenizer, bos) + ids
+    return TextToScore(ids, 1) if 2 <= len(ids) <= model.config.block_size + 1 else None
+
+
+def files_in(given: tuple[str, ...]) -> list[Path]:
+    """List the files given, and the .jsonl files of the folders given."""
+    paths = [Path(path) for path in given]
+    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    if not files:
+        raise InputError(f"{display_path(paths[0])} has no .jsonl files: name the folder that BLiMP came in")
+    return files
+
+
+def read_sentence_pairs(path: str | Path) -> Pairs:
+    """Read the (good, bad) sentences of a file."""
     fields = ("sentence_good", "sentence_bad")
     return [(row["sentence_good"], row["sentence_bad"]) for row in read_json_lines(path, fields)]
-
-
-def sentence_pairs(
-    model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16
-) -> SentencePairs:
-    """Score named sets of (good, bad) sentences.
-
-    Raises: InputError for a model without tokenizer, or a set none of whose pairs can be scored.
-    """
-    results = [_accuracy(model, name, pairs, bos, batch_size) for name, pairs in sets.items()]
-    return SentencePairs(
-        title="sentence pairs",
-        names=list(sets),
-        accuracy=[correct / n for correct, n in results],
-        n=[n for _, n in results],
-        left_out=[len(pairs) - n for pairs, (_, n) in zip(sets.values(), results, strict=True)],
-    )
-
-
-def _accuracy(model: LanguageModel, name: str, pairs: Pairs, bos: Bos, batch_size: int) -> tuple[int, int]:
-    """Of one set: pairs that are right, and pairs scored."""
-    rows: list[Row] = []
-    for pair in pairs:
-        both = [_row(model, sentence, bos) for sentence in pair]
-        rows += [row for row in both if row is not None] if None not in both else []
-    if not rows:
-        raise InputError(f"{name}: no pair can be scored, this tokenizer does not know their characters")
-    scores = score(model, rows, batch_size, name)
-    good, bad = scores[::2], scores[1::2]
-    return sum(g.log_p > b.log_p for g, b in zip(good, bad, strict=True)), len(good)
-
-
-def _row(model: LanguageModel, sentence: str, bos: Bos) -> Row | None:
-    """A sentence to be scored, None if it cannot be: whole sentences are compared, so none is cut."""
-    tokenizer = needs_tokenizer(model.tokenizer)
-    before = bos_ids(tokenizer, bos)
-    try:
-        ids = before + text_ids(tokenizer, sentence)
-    except InputError:  # a character that the tokenizer does not know
-        return None
-    fits = 2 <= len(ids) <= model.config.block_size + 1
-    return Row(ids, 1) if fits and unknown_id(tokenizer) not in ids else None

@@ -1,7 +1,12 @@
-"""LAMBADA (Paperno et al. 2016): predict the last word of a passage from the passage before it.
+"""LAMBADA (Paperno et al. 2016): predict the last word of a passage from all that comes before it.
 
-A word counts as right if each of its tokens is the likeliest; the perplexity is that of words,
-exp(-mean log p(word)), as the Backpack paper reports (Table 2). The file holds JSON lines with `text`.
+    nanobackpack lambada --out_dir=out --data lambada_test.jsonl
+    nanobackpack lambada --init_from=gpt2 --data lambada_test.jsonl --limit 500 --json gpt2.json
+
+The file holds JSON lines with `text`. A word is right if each of its tokens is the likeliest; the perplexity
+is per word, exp(-mean log p(word)), as in Table 2 of the Backpack paper. Backpacks and GPTs alike. `--bos`
+begins each passage with the token that begins a document. A passage longer than block_size loses its
+beginning.
 """
 
 from __future__ import annotations
@@ -10,16 +15,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import Row, read_json_lines, score
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, text_ids, unknown_id
+from nanobackpack.evaluate.scoring import (
+    TestSetConfig,
+    TextToScore,
+    encode_or_none,
+    read_json_lines,
+    score_texts,
+)
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
+
+if TYPE_CHECKING:
+    from nanobackpack.model.backpack import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastWord(Result):
+class LambadaConfig(TestSetConfig):
+    """How well a model predicts the last word of passages."""
+
+    data: str = ""
+    """A file of JSON lines with `text`."""
+    batch_size: int = 16
+    """Passages at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lambada(results.Result):
     """How well last words are predicted."""
 
     perplexity: float
@@ -37,55 +61,54 @@ class LastWord(Result):
             ["accuracy", f"{100 * self.accuracy:.2f} %"],
             ["passages", f"{self.n}, {self.left_out} left out"],
         ]
-        return f"# {self.title}\n{aligned(rows)}"
+        return results.table(self.title, [], rows)
 
 
-def read(path: str | Path) -> list[str]:
-    """The passages of a file of JSON lines. Raises: InputError naming the line that is wrong."""
-    return [row["text"] for row in read_json_lines(path, ("text",), _one_word)]
+def main(settings: LambadaConfig) -> None:
+    passages = read_passages(settings.data)[: settings.limit or None]
+    results.report(settings, lambda model: lambada(model, passages, settings.bos, settings.batch_size))
 
 
-def _one_word(row: dict[str, str]) -> str | None:
+def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, batch_size: int = 16) -> Lambada:
+    """Score the last word of each passage, given as much of the passage as block_size allows."""
+    tokenizer = needs_tokenizer(model.tokenizer)
+    before, unknown = bos_ids(tokenizer, bos), unknown_id(tokenizer)
+    texts = []
+    for passage in passages:
+        context, word = split_last(passage)
+        start = encode_or_none(tokenizer, context)
+        whole = encode_or_none(tokenizer, context + word)
+        if start is None or whole is None:
+            continue
+        # The word's tokens are those that the passage has beyond its context: a space may be joined to them.
+        end, start = whole[len(start) :], before + start
+        if unknown not in start + end and start and 0 < len(end) <= model.config.block_size:
+            texts.append(TextToScore(start + end, len(start)))
+    if not texts:
+        raise InputError("no passage can be scored: this tokenizer does not know their characters")
+    scores = score_texts(model, texts, batch_size, "passages")
+    return Lambada(
+        title="last words",
+        perplexity=math.exp(-sum(s.log_p for s in scores) / len(scores)),
+        accuracy=sum(s.exact for s in scores) / len(scores),
+        n=len(texts),
+        left_out=len(passages) - len(texts),
+    )
+
+
+def read_passages(path: str | Path) -> list[str]:
+    """Read the passages of a file of JSON lines."""
+    return [row["text"] for row in read_json_lines(path, ("text",), _check)]
+
+
+def _check(row: dict[str, str]) -> str | None:
     return None if len(row["text"].split()) > 1 else "a passage needs two words or more"
 
 
 def split_last(text: str) -> tuple[str, str]:
-    """A passage as what stands before its last word, and that word with the space before it."""
+    """Split a passage into what stands before its last word, and that word with the space before it."""
     text = text.rstrip()
     start = len(text) - len(text.split()[-1])
     while text[start - 1].isspace():
         start -= 1
     return text[:start], text[start:]
-
-
-def last_word(
-    model: LanguageModel, passages: Sequence[str], bos: Bos = False, batch_size: int = 16
-) -> LastWord:
-    """Score the last word of each passage, given as much of the passage as block_size allows.
-
-    With `bos` each passage begins with the token that begins a document.
-    Raises: InputError for a model without tokenizer, or if no passage can be scored.
-    """
-    tokenizer = needs_tokenizer(model.tokenizer)
-    before = bos_ids(tokenizer, bos)
-    unknown = unknown_id(tokenizer)
-    rows = []
-    for passage in passages:
-        context, word = split_last(passage)
-        try:
-            start = before + text_ids(tokenizer, context)
-            end = text_ids(tokenizer, context + word)[len(start) - len(before) :]
-        except InputError:  # a character that the tokenizer does not know
-            continue
-        if unknown not in start + end and start and 0 < len(end) <= model.config.block_size:
-            rows.append(Row(start + end, len(start)))
-    if not rows:
-        raise InputError("no passage can be scored: this tokenizer does not know their characters")
-    scores = score(model, rows, batch_size, "passages")
-    return LastWord(
-        title="last words",
-        perplexity=math.exp(-sum(s.log_p for s in scores) / len(scores)),
-        accuracy=sum(s.exact for s in scores) / len(scores),
-        n=len(rows),
-        left_out=len(passages) - len(rows),
-    )

@@ -1,32 +1,88 @@
-"""Lexical similarity (Backpack paper, Table 4): does the cosine of two words' vectors rank pairs of words
-as people do? Spearman's ρ between the two, for the rows of E, all senses end to end (flat), each sense, and
-the least cosine of all senses (min, eq. 14).
+"""Lexical similarity: do words that people find alike have senses that point the same way?
+
+    nanobackpack lexical_similarity --out_dir=out --data simlex=SimLex-999.txt rg65=RG65.csv
+    nanobackpack lexical_similarity --data wordsim240=240.txt --poolings avg contextualized
+
+Spearman's ρ between the cosines of pairs of words and people's scores (Backpack paper, Table 4). Test sets,
+each as its authors publish it: simlex, simverb, rg65, ws353, wordsim240, wordsim297. The rows of the table
+are the embedding E, all senses end to end (flat), each sense, and the least cosine of all senses (min, eq.
+14); a GPT has only E, its input embeddings.
 
 A word of several tokens is the mean of their vectors (avg), its first token (first), or its contextualized
 senses; the paper takes the better of the first two for each model. Words are taken as they stand, with the
-space before them where the tokenizer joins it; no BOS. A GPT has only E, its input embeddings.
+space before them where the tokenizer joins it; no BOS.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from nanobackpack.analysis.results import Result, aligned
-from nanobackpack.analysis.senses import Pooling, Senses
+from nanobackpack.analysis import results
+from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import Pair
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer, word_ids
+from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
+from nanobackpack.safe.files import display_path
+from nanobackpack.text.tokenizer import needs_tokenizer, word_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nanobackpack.model.backpack import LanguageModel
+
+Pooling = Literal["avg", "first", "contextualized"]  # as in analysis/senses.py, which needs torch
+
+
+class Format(NamedTuple):
+    """How a test set is written: what separates columns, and the column of the score after the two words."""
+
+    separator: str | None  # None: any white space
+    score: int
+    header: bool
+
+
+FORMATS = {
+    "simlex": Format("\t", 3, True),  # SimLex-999 (Hill et al. 2015)
+    "simverb": Format("\t", 3, False),  # SimVerb-3500 (Gerz et al. 2016)
+    "rg65": Format(";", 2, False),  # Rubenstein and Goodenough 1965
+    "ws353": Format(",", 2, True),  # WordSim-353 (Finkelstein et al. 2002)
+    "wordsim240": Format(None, 2, False),  # Chinese
+    "wordsim297": Format(None, 2, False),  # Chinese
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LexicalSimilarity(Result):
+class LexicalSimilarityConfig(AnalysisConfig):
+    """Rank correlation of the cosines of words with people's judgement of how alike they are."""
+
+    data: tuple[str, ...] = ()
+    """Test sets as NAME=FILE; NAME is simlex, simverb, rg65, ws353, wordsim240 or wordsim297."""
+    poolings: tuple[Pooling, ...] = ("avg", "first")
+    """How a word of several tokens becomes one vector: avg, first, contextualized."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data or not self.poolings:
+            raise InputError("name one or more test sets, as in --data simlex=SimLex-999.txt")
+        for item in self.data:
+            name, _, path = item.partition("=")
+            if name not in FORMATS or not path:
+                raise InputError(f"data={item!r} is not NAME=FILE with NAME one of {', '.join(FORMATS)}")
+
+
+class WordPair(NamedTuple):
+    """Two words and how alike people find them."""
+
+    first: str
+    second: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LexicalSimilarity(results.Result):
     """Spearman's ρ of R measures on S test sets, for P ways to make a vector of a word's tokens."""
 
     sets: list[str]
@@ -44,96 +100,131 @@ class LexicalSimilarity(Result):
 
     def table(self) -> str:
         head = ["", *(f"{name} {pooling}" for name in self.sets for pooling in self.poolings)]
-        blank = [""] * (len(self.poolings) - 1)
-        rows = [head]
+        rows = []
         for measure, values in zip(self.measures, self.rho.flatten(1).tolist(), strict=True):
-            rows.append([measure, *("–" if v != v else f"{v:.3f}" for v in values)])
+            rows.append([measure, *("–" if math.isnan(v) else f"{v:.3f}" for v in values)])
+        # These are numbers of a set, not of its poolings: they stand in the set's first column.
+        blank = [""] * (len(self.poolings) - 1)
         rows.append(["pairs", *(cell for n in self.n for cell in (str(n), *blank))])
         rows.append(["coverage", *(cell for c in self.coverage for cell in (f"{100 * c:.1f} %", *blank))])
-        return f"# {self.title}\n{aligned(rows)}"
+        return results.table(self.title, head, rows)
+
+
+def main(settings: LexicalSimilarityConfig) -> None:
+    named = [item.partition("=")[::2] for item in settings.data]
+    sets = {name: read_pairs(name, path) for name, path in named}
+    results.report(settings, lambda model: lexical_similarity(model, sets, settings.poolings))
 
 
 def lexical_similarity(
-    model: LanguageModel, sets: Mapping[str, Sequence[Pair]], poolings: Sequence[Pooling] = ("avg", "first")
+    model: LanguageModel,
+    sets: Mapping[str, Sequence[WordPair]],
+    poolings: Sequence[Pooling] = ("avg", "first"),
 ) -> LexicalSimilarity:
-    """Compare the cosines of words with people's scores, on named test sets.
+    """Correlate the cosines of words with people's scores, on named test sets."""
+    import torch
 
-    Raises: InputError for a model without tokenizer, an unknown pooling, a set of which less than two
-    pairs can be spelled, or without SciPy (extra `analysis`).
-    """
+    from nanobackpack.analysis.senses import Senses
+    from nanobackpack.model.backpack import BackpackLM
+
     tokenizer = needs_tokenizer(model.tokenizer)
     for pooling in poolings:
         if pooling not in get_args(Pooling):
             raise InputError(f"pooling={pooling!r} is unknown: it must be {' or '.join(get_args(Pooling))}")
-    kept = {name: [p for p in pairs if _spelled(tokenizer, p)] for name, pairs in sets.items()}
+
+    # Pairs with characters that the tokenizer does not know are left out.
+    def known(pair: WordPair) -> bool:
+        return all(encode_or_none(tokenizer, word, word_ids) for word in (pair.first, pair.second))
+
+    kept = {name: [pair for pair in pairs if known(pair)] for name, pairs in sets.items()}
     for name, pairs in kept.items():
         if len(pairs) < 2:
             raise InputError(
                 f"{name}: this tokenizer can spell {len(pairs)} of {len(sets[name])} pairs, not 2"
             )
-    words = sorted({word for pairs in kept.values() for p in pairs for word in (p.first, p.second)})
+    # The vectors of each word are computed once. All is in float64 on the CPU: float32 would break the ties
+    # of words that share their first token.
+    words = sorted({word for pairs in kept.values() for pair in pairs for word in (pair.first, pair.second)})
     index = {word: i for i, word in enumerate(words)}
     senses = Senses(model) if isinstance(model, BackpackLM) else None
     columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
     for pooling in poolings:
-        vectors = _embeddings(model, tokenizer, words, pooling).cpu().double()  # (N, D)
-        table = None if senses is None else senses.many_senses(words, pooling).cpu().double()  # (N, K, D)
+        E = _embeddings(model, words, pooling).cpu().double()  # (N, D)
+        C = None if senses is None else senses.many_senses(words, pooling).cpu().double()  # (N, K, D)
         for column, pairs in zip(columns, kept.values(), strict=True):
-            a, b = (torch.tensor([index[w] for w in side]) for side in list(zip(*pairs, strict=True))[:2])
-            gold = [p.score for p in pairs]
-            column.append(torch.tensor([spearman(m, gold) for m in _measures(vectors, table, a, b)]))
-    K = 0 if senses is None else model.config.n_sense_vector
+            a = torch.tensor([index[pair.first] for pair in pairs])  # (pairs)
+            b = torch.tensor([index[pair.second] for pair in pairs])  # (pairs)
+            gold = [pair.score for pair in pairs]
+            column.append(torch.tensor([spearman(m, gold) for m in _measures(E, C, a, b)]))  # (R)
+    sense_names = [] if senses is None else [f"sense {i}" for i in range(model.config.n_sense_vector)]
     return LexicalSimilarity(
         title="Spearman's ρ with human judgements",
         sets=list(kept),
         poolings=list(poolings),
-        measures=["E"] + (["flat", *(f"sense {i}" for i in range(K)), "min"] if K else []),
-        rho=torch.stack([torch.stack(column, dim=1) for column in columns], dim=1),
+        measures=["E", *(["flat", *sense_names, "min"] if sense_names else [])],
+        rho=torch.stack([torch.stack(column, dim=1) for column in columns], dim=1),  # (R, S, P)
         n=[len(pairs) for pairs in kept.values()],
         coverage=[len(kept[name]) / len(sets[name]) for name in kept],
     )
 
 
-def spearman(measure: Tensor, gold: Sequence[float]) -> float:
-    """Spearman's rank correlation of N cosines with N scores; NaN if either are all the same.
+def _measures(E: Tensor, C: Tensor | None, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Compute R measures of N pairs (a, b), each (N): cosines of E, flat, every sense, and their min."""
+    from torch.nn.functional import cosine_similarity
 
-    Cosines that differ by the errors of float64 alone, as those of pairs of equal words, share their rank.
-    """
+    measures = [cosine_similarity(E[a], E[b], dim=1)]
+    if C is not None:
+        each = cosine_similarity(C[a], C[b], dim=2)  # (N, K)
+        flat = cosine_similarity(C[a].flatten(1), C[b].flatten(1), dim=1)
+        measures += [flat, *each.T, each.amin(dim=1)]
+    return measures
+
+
+def _embeddings(model: LanguageModel, words: list[str], pooling: Pooling) -> Tensor:
+    """Give E of N words, (N, D): mean or first token; NaN for contextualized, which E is not."""
+    import torch
+
+    E = model.wte.weight.detach()
+    if pooling == "contextualized":
+        return E.new_full((len(words), E.size(1)), torch.nan)
+    rows = [E[word_ids(needs_tokenizer(model.tokenizer), word)] for word in words]  # N of (T, D)
+    return torch.stack([row[0] if pooling == "first" else row.mean(dim=0) for row in rows])
+
+
+def spearman(measure: Tensor, gold: Sequence[float]) -> float:
+    """Give Spearman's rank correlation of N cosines with N scores; NaN if either are all the same."""
     try:
         from scipy.stats import spearmanr
     except ImportError:
         raise InputError("correlations need SciPy: pip install 'nanobackpack[analysis]'") from None
+    # Cosines that differ by the errors of float64 alone, as those of pairs of equal words, share their rank.
     values = measure.double().round(decimals=9)
     if values.isnan().any() or values.unique().numel() < 2 or len(set(gold)) < 2:
-        return float("nan")
+        return math.nan
     return float(spearmanr(values.numpy(), gold).statistic)
 
 
-def _measures(vectors: Tensor, senses: Tensor | None, a: Tensor, b: Tensor) -> list[Tensor]:
-    """Of N pairs (a, b) the measures R, each (N): cosines of E, flat, every sense, and their min.
-
-    In float64 on the CPU: float32 would break the ties of words that share their first token.
-    """
-    measures = [F.cosine_similarity(vectors[a], vectors[b], dim=1)]
-    if senses is not None:
-        measures.append(F.cosine_similarity(senses[a].flatten(1), senses[b].flatten(1), dim=1))
-        each = F.cosine_similarity(senses[a], senses[b], dim=2)  # (N, K)
-        measures += [*each.T, each.amin(dim=1)]
-    return measures
-
-
-def _embeddings(model: LanguageModel, tokenizer: Tokenizer, words: list[str], pooling: Pooling) -> Tensor:
-    """E of N words, (N, D): mean or first token; NaN for contextualized, which E is not."""
-    E = model.wte.weight.detach()
-    rows = [E[word_ids(tokenizer, word)] for word in words]
-    if pooling == "contextualized":
-        return E.new_full((len(words), E.size(1)), torch.nan)
-    return torch.stack([row[0] if pooling == "first" else row.mean(dim=0) for row in rows])
-
-
-def _spelled(tokenizer: Tokenizer, pair: Pair) -> bool:
-    """Whether a tokenizer has tokens for all of both words."""
-    try:
-        return all(word_ids(tokenizer, word) for word in (pair.first, pair.second))
-    except InputError:
-        return False
+def read_pairs(name: str, path: str | Path) -> list[WordPair]:
+    """Read the pairs of the test set `name` (a key of FORMATS). Words stay as they are written."""
+    if name not in FORMATS:
+        raise InputError(f"unknown test set {name!r}: there are {', '.join(FORMATS)}")
+    separator, column, header = FORMATS[name]
+    pairs = []
+    for number, line in numbered_lines(path):
+        if header and number == 1:
+            continue
+        cells = [cell.strip() for cell in line.split(separator)]
+        try:
+            pair = WordPair(cells[0], cells[1], float(cells[column]))
+            if not (pair.first and pair.second and math.isfinite(pair.score)):
+                raise ValueError
+        except (IndexError, ValueError):
+            between = {None: "white space", "\t": "tabs"}.get(separator, f"{separator!r}")
+            raise InputError(
+                f"{display_path(path)}, line {number}: {line[:60]!r} is not two words and a number in column "
+                f"{column + 1}, with {between} between columns, as {name} has"
+            ) from None
+        pairs.append(pair)
+    if len(pairs) < 2:
+        raise InputError(f"{display_path(path)} has {len(pairs)} pairs: a correlation needs two or more")
+    return pairs

@@ -1,4 +1,10 @@
-"""Perplexity: exp of the mean loss over a held-out stream of tokens.
+"""The perplexity of a model on a held-out stream, each token predicted once.
+
+    nanobackpack perplexity --out_dir=out-shakespeare-char
+    nanobackpack perplexity --init_from=gpt2 --dataset=openwebtext --json=gpt2.json
+    nanobackpack perplexity --out_dir=clue_small --dataset=data/clue_small/evaluation.bin
+    nanobackpack perplexity --out_dir=backpack_xlm --per_language
+    nanobackpack perplexity --out_dir=out-shakespeare-char --edits=edit.safetensors
 
     PPL = exp(Σ_i -ln p(x_i | what precedes it in its window) / number of tokens predicted)
 
@@ -9,79 +15,136 @@ block_size; longer ones give each token more to go on, so compare models of the 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from nanobackpack.analysis import control
-from nanobackpack.analysis.control import applied
-from nanobackpack.config import PerplexityConfig
+from nanobackpack.analysis.results import Result, report
+from nanobackpack.config import LoadConfig
 from nanobackpack.errors import InputError
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.runtime import autocast, generator, keep_memory, pick_dtype
-from nanobackpack.safe.files import display_path, read_json, replacing
-from nanobackpack.text.data import TokenData, open_dataset
-from nanobackpack.text.meta import HELD_OUT
-from nanobackpack.train.checkpoint import check_vocabulary, open_model
+from nanobackpack.safe.files import display_path, read_json
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
+    from nanobackpack.text.data import TokenData
+
+    Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """The loss of a model over a stream of tokens."""
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(LoadConfig):
+    """The perplexity of a model."""
+
+    dataset: str = ""
+    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
+    data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
+    split: str = "auto"
+    """train, val, evaluation, of one language de_val, ...; auto: evaluation if there is one, else val."""
+    per_language: bool = False
+    """A row for each language of a mixture, then one for all."""
+    batch_size: int = 12
+    """Windows computed in one go."""
+    batches: int = 0
+    """Random batches that stand for the split, drawn with seed (0: all of the split)."""
+    edits: str = ""
+    """A file of edits to measure the model under: what they cost."""
+    json: str = ""
+    """File for the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Result):
+    """The loss of a model over one stream of tokens, and what follows from it."""
 
     split: str
     tokens: int
     """Tokens predicted."""
     nats_per_token: float
-    chars_per_token: float | None = None
+    chars_per_token: float | None
+    """None where the data does not know its characters."""
+    perplexity: float
+    bits_per_token: float
+    bits_per_char: float | None
+    """Comparable between tokenizers."""
 
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
-
-    @property
-    def bits_per_token(self) -> float:
-        return self.nats_per_token / math.log(2)
-
-    @property
-    def bits_per_char(self) -> float | None:
-        """Comparable between tokenizers; None where the data does not know its characters."""
-        return self.bits_per_token / self.chars_per_token if self.chars_per_token else None
-
-    @classmethod
-    def mean(cls, split: str, parts: list[Perplexity]) -> Perplexity:
-        """All parts as one stream: each token counts alike."""
-        n = sum(p.tokens for p in parts)
-        known = all(p.chars_per_token for p in parts)
-        chars = sum(p.tokens * (p.chars_per_token or 0) for p in parts) / n if known else None
-        return cls(split, n, sum(p.tokens * p.nats_per_token for p in parts) / n, chars)
+    def table(self) -> str:
+        return _table(f"perplexity on {self.split}", [self])
 
 
-@torch.no_grad()
-def loss_of(model: LanguageModel, batches: Batches, dtype: torch.dtype = torch.float32) -> tuple[float, int]:
-    """Mean loss in nats per token, and the number of tokens, of batches x, y: (B, T) int64 each."""
-    device = model.wte.weight.device
-    total, n = torch.zeros((), dtype=torch.float64), 0
-    was_training = model.training
-    model.eval()
-    try:
-        for x, y in batches:
-            with autocast(device, dtype):
-                loss = model(x.to(device), y.to(device), loss_only=True).loss
-            total += loss.double().cpu() * y.numel()
-            n += y.numel()
-    finally:
-        model.train(was_training)
-    return total.item() / n, n
+@dataclass(frozen=True, kw_only=True)
+class Perplexities(Result):
+    """A model on one split, or on each language of it and on all."""
+
+    model: str
+    data: str
+    block_size: int
+    random_batches: int
+    """0: the whole of each split."""
+    edits: str | None
+    rows: list[Perplexity]
+
+    def table(self) -> str:
+        return _table(self.title, self.rows)
+
+
+def _table(title: str, rows: Iterable[Perplexity]) -> str:
+    cells = [["split", "tokens", "nats/token", "perplexity", "bits/char"]]
+    for row in rows:
+        bits = "-" if row.bits_per_char is None else f"{row.bits_per_char:.4f}"
+        numbers = [f"{row.tokens:,}", f"{row.nats_per_token:.4f}", f"{row.perplexity:,.2f}", bits]
+        cells.append([row.split, *numbers])
+    # Names stand on the left of their column, numbers on the right.
+    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [f"{title}:"]
+    for name, *rest in cells:
+        numbers = [cell.rjust(width) for cell, width in zip(rest, widths, strict=True)]
+        lines.append("  " + "  ".join([name.ljust(first), *numbers]))
+    return "\n".join(lines)
+
+
+def main(settings: PerplexityConfig) -> None:
+    from nanobackpack.runtime import keep_memory
+
+    keep_memory()
+    report(settings, lambda model: measure(model, settings))
+
+
+def measure(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities:
+    """Measure what the settings ask for."""
+    from nanobackpack.analysis import control
+    from nanobackpack.train.checkpoint import check_vocabulary
+
+    data, split = open_stream(settings)
+    check_vocabulary(model, settings.model_path, data)
+    parts = list(data.parts(split)) if settings.per_language else [split]
+    sizes = {"batch_size": settings.batch_size, "n_batch": settings.batches, "seed": settings.seed}
+    edits = control.load(settings.edits, model) if settings.edits else ()
+    with control.applied(model, edits):
+        rows = [perplexity(model, data, part, **sizes) for part in parts]
+    if len(rows) > 1:
+        rows.append(mean("all", rows))
+
+    kind = "Backpack" if model.config.model_name == "backpack-lm" else "GPT"
+    what = f"{settings.batches} random batches" if settings.batches else "all"
+    folder, size = display_path(data.folder), model.config.block_size
+    under = f", under {settings.edits}" if settings.edits else ""
+    return Perplexities(
+        title=f"{settings.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of {folder} "
+        f"in windows of {size}{under}",
+        model=settings.model_path,
+        data=folder,
+        block_size=size,
+        random_batches=settings.batches,
+        edits=settings.edits or None,
+        rows=rows,
+    )
 
 
 def perplexity(
@@ -92,12 +155,10 @@ def perplexity(
     batch_size: int = 12,
     n_batch: int = 0,
     seed: int = 1337,
-    dtype: torch.dtype = torch.float32,
 ) -> Perplexity:
-    """The perplexity of a whole split, or with n_batch over that many random batches of it.
+    """Measure the perplexity of a whole split, or with n_batch over that many random batches of it."""
+    from nanobackpack.runtime import generator
 
-    Raises: InputError if a random window does not fit into the split.
-    """
     T = model.config.block_size
     if n_batch:
         draw = generator(seed)
@@ -106,69 +167,63 @@ def perplexity(
     else:
         batches = data.windows(split, batch_size, T)
         size = data.n_tokens(split) - len(data.parts(split))  # the first of each cannot be predicted
-    nats, n = loss_of(model, _watched(batches, size, split), dtype)
-    return Perplexity(split, n, nats, data.chars_per_token(split))
+    nats, n = loss_of(model, _with_bar(batches, size, split))
+    return with_bits(split, n, nats, data.chars_per_token(split))
 
 
-def _watched(batches: Batches, size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def loss_of(model: LanguageModel, batches: Batches) -> tuple[float, int]:
+    """Compute the mean loss in nats per token, and count the tokens, of batches x, y: (B, T) int64 each."""
+    from nanobackpack.runtime import reading
+
+    device, total, n = model.wte.weight.device, 0.0, 0
+    with reading(model):
+        for x, y in batches:
+            loss = model(x.to(device), y.to(device), loss_only=True).loss
+            total += loss.item() * y.numel()  # in float64
+            n += y.numel()
+    return total / n, n
+
+
+def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> Perplexity:
+    """Express a loss, in nats per token, as a perplexity and in bits; chars: per token, if known."""
+    bits = nats / math.log(2)
+    return Perplexity(
+        title=split,
+        split=split,
+        tokens=tokens,
+        nats_per_token=nats,
+        chars_per_token=chars,
+        perplexity=math.exp(nats) if nats < 709 else math.inf,
+        bits_per_token=bits,
+        bits_per_char=bits / chars if chars else None,
+    )
+
+
+def mean(split: str, parts: list[Perplexity]) -> Perplexity:
+    """Join streams as if they were one: each token counts alike."""
+    n = sum(p.tokens for p in parts)
+    known = all(p.chars_per_token for p in parts)
+    chars = sum(p.tokens * (p.chars_per_token or 0) for p in parts) / n if known else None
+    return with_bits(split, n, sum(p.tokens * p.nats_per_token for p in parts) / n, chars)
+
+
+def _with_bar(batches: Batches, size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     with tqdm(desc=name, total=size, unit="token", unit_scale=True, disable=None, leave=False) as bar:
         for x, y in batches:
             yield x, y
             bar.update(y.numel())
 
 
-def report(config: PerplexityConfig, each_part: bool = False) -> None:
-    """Print the perplexity config asks for as a table, with each_part that of each language, and write
-    config.json. Raises: InputError if model or data cannot be used, or do not fit each other."""
-    keep_memory()
-    model = open_model(config)
-    dtype = pick_dtype(config.dtype, model.wte.weight.device)
-    data, split = open_stream(config)
-    check_vocabulary(model, config.model_path, data)
+def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:
+    """Open the data that the settings name, and choose the split."""
+    from nanobackpack.text.data import TokenData, open_dataset
+    from nanobackpack.text.meta import HELD_OUT
 
-    def measure(part: str) -> Perplexity:
-        return perplexity(
-            model,
-            data,
-            part,
-            batch_size=config.batch_size,
-            n_batch=config.batches,
-            seed=config.seed,
-            dtype=dtype,
-        )
-
-    with applied(model, control.load(config.edits, model) if config.edits else ()):
-        rows = [measure(part) for part in data.parts(split)] if each_part else [measure(split)]
-    if each_part and len(rows) > 1:
-        rows.append(Perplexity.mean("all", rows))
-    kind = "Backpack" if model.config.model_name == "backpack-lm" else "GPT"
-    what = f"{config.batches} random batches" if config.batches else "all"
-    under = f", under {config.edits}" if config.edits else ""
-    print(
-        f"{config.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of "
-        f"{display_path(data.folder)} in windows of {model.config.block_size}{under}:"
-    )
-    print(table(rows))
-    if config.json:
-        result = {
-            "model": config.model_path,
-            "data": display_path(data.folder),
-            "block_size": model.config.block_size,
-            "random_batches": config.batches,
-            "edits": config.edits or None,
-            "rows": [as_json(row) for row in rows],
-        }
-        with replacing(Path(config.json)) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
-
-
-def open_stream(config: PerplexityConfig) -> tuple[TokenData, str]:
-    """The data and the split that config names. Raises: InputError if there is none."""
-    path = Path(config.dataset or _trained_on(config))
+    path = Path(settings.dataset or _trained_on(settings))
     if path.suffix == ".bin":
-        return TokenData(path.parent, config.data_bin_dtype, {path.stem: path}), path.stem
-    data = open_dataset(path, config.data_bin_dtype)
-    split = config.split
+        return TokenData(path.parent, settings.data_bin_dtype, {path.stem: path}), path.stem
+    data = open_dataset(path, settings.data_bin_dtype)
+    split = settings.split
     if split == "auto":
         split = HELD_OUT if all(part in data.splits for part in data.parts(HELD_OUT) or [""]) else "val"
     if missing := [part for part in data.parts(split) or [split] if part not in data.splits]:
@@ -178,38 +233,15 @@ def open_stream(config: PerplexityConfig) -> tuple[TokenData, str]:
     return data, split
 
 
-def _trained_on(config: PerplexityConfig) -> str:
-    """The data that the settings in a run's folder name. Raises: InputError if there are none."""
-    path = Path(config.model_path)
+def _trained_on(settings: PerplexityConfig) -> str:
+    """Find the data that the settings in a run's folder name."""
+    path = Path(settings.model_path)
     folder = path.parent if path.is_file() else path
     try:
-        settings = read_json(folder / "config.json")
-        return Path(settings.get("huge_pack_dir") or settings["dataset"]).as_posix()
+        stored = read_json(folder / "config.json")
+        return Path(stored.get("huge_pack_dir") or stored["dataset"]).as_posix()
     except (OSError, InputError, KeyError, AttributeError, TypeError):
         raise InputError(
-            f"{config.model_path} does not tell what it was trained on: name a folder or a .bin file with "
+            f"{settings.model_path} does not tell what it was trained on: name a folder or a .bin file with "
             "--dataset"
         ) from None
-
-
-def as_json(row: Perplexity) -> dict[str, object]:
-    """All that is known about a row, under the names of `Perplexity`."""
-    values = dataclasses.asdict(row) | {"perplexity": row.perplexity, "bits_per_token": row.bits_per_token}
-    return values | {"bits_per_char": row.bits_per_char}
-
-
-def table(rows: list[Perplexity]) -> str:
-    """Rows as lines whose columns line up."""
-    cells = [("split", "tokens", "nats/token", "perplexity", "bits/char")]
-    for row in rows:
-        bits = "-" if row.bits_per_char is None else f"{row.bits_per_char:.4f}"
-        cells.append(
-            (row.split, f"{row.tokens:,}", f"{row.nats_per_token:.4f}", f"{row.perplexity:,.2f}", bits)
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        first.ljust(widths[0])
-        + "".join("  " + cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))
-        for first, *rest in cells
-    ]
-    return "\n".join("  " + line for line in lines)

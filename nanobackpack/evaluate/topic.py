@@ -1,12 +1,19 @@
-"""Topic control: texts from nothing under control.topic, and how much of the topic is in them (paper,
-section 6.1 and D.1, Tables 10 and 12).
+"""Write texts on a topic: senses that predict its words count more, until the text itself predicts them.
+
+    nanobackpack topic --topic sports --strength 2 --num_samples 20
+    nanobackpack topic --bag king crown --strength 3 --save crown.safetensors
+    nanobackpack topic --topic all --num_samples=500 --evaluate --classifier=FOLDER
+
+A text begins as documents do and is drawn from the model's own distribution (Backpack paper, section 6.1 and
+D.1, Tables 10 and 12). Of each of a topic's words the first token counts. `--save` keeps the edit for
+`nanobackpack sample --edits=FILE`. The table has, in percent:
 
     bag      share of the generated tokens that are first tokens of the topic's words, and of the generated
              words that are such a word; of Chinese, written without spaces, each character counts as one
     success  share of texts to which a classifier gives the topic a probability above 1/2
     MAUVE    how near the texts of all topics are to real ones (Pillutla et al. 2021)
 
-Letters: N texts, T their tokens, V vocabulary, K senses.
+Letters: B texts drawn together, N texts, T their tokens.
 """
 
 from __future__ import annotations
@@ -15,65 +22,60 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from tqdm import tqdm
 
-from nanobackpack.analysis import control
-from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.analysis import results
+from nanobackpack.config import AnalysisConfig, at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
-from nanobackpack.model.edits import Edit
-from nanobackpack.runtime import seed_of
+from nanobackpack.safe.files import read_text
 from nanobackpack.text.tokenizer import Tokenizer, first_ids, needs_tokenizer
 
-
-def bags(topic: str, words: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Words by topic: of one of the paper's, of all of them ("all"), of "sentiment", or the words given.
-
-    Raises: InputError for another topic.
-    """
-    topics = control_sets()["topics"]
-    if topic == "sentiment":
-        return {topic: control_sets()["sentiment"]["bag"]}
-    if words:
-        return {" ".join(words): list(words)}
-    if topic == "all":
-        return topics
-    if topic not in topics:
-        raise InputError(
-            f"topic={topic!r} is unknown: take all, sentiment, {', '.join(topics)}, or name words with --bag"
-        )
-    return {topic: topics[topic]}
-
-
-def _push(topic: str, strength: int) -> dict[str, Any]:
-    """The arguments of control.topic that make a strength; "sentiment" has two, and deltas of its own."""
-    if topic != "sentiment":
-        return {"strength": strength}
-    own = control_sets()["sentiment"]
-    if strength not in range(len(own["deltas"])):
-        raise InputError(
-            f"strength={strength} is out of range: of sentiment it is 0 to {len(own['deltas']) - 1}"
-        )
-    return {"deltas": own["deltas"][strength], "f_scale": own["f_scale"]}
-
-
-def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """What a text from nothing begins with: the token that begins or ends documents, else a new line."""
-    ids = tokenizer.prompt_ids("") or tokenizer.encode("\n")
-    if not ids:
-        raise InputError("this tokenizer has no token to begin a text with, not even a new line")
-    return ids
+if TYPE_CHECKING:
+    from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.model.edits import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topic(Result):
-    """Texts under control, and what was measured of them, in percent."""
+class TopicConfig(AnalysisConfig):
+    """Texts under topic control, and how much of the topic is in them."""
+
+    topic: str = "sports"
+    """One of the paper's 17 topics, or all."""
+    bag: tuple[str, ...] = ()
+    """Words of a topic of your own, in place of --topic."""
+    strength: Literal[0, 1, 2, 3] = 2
+    """From 0, none, to 3."""
+    num_samples: int = 20
+    """Texts of each topic."""
+    length: int = 100
+    """Tokens of a text, its start included."""
+    batch_size: int = 32
+    """Texts drawn at a time."""
+    evaluate: bool = False
+    """Only measure, do not print the texts."""
+    classifier: str = ""
+    """Folder of a topic classifier (tweet-topic-21-multi): measures success."""
+    reference: str = ""
+    """File of real texts, one a line: measures MAUVE."""
+    features: str = "gpt2-large"
+    """Model in whose hidden states MAUVE compares texts: a GPT-2's name or folder."""
+    save: str = ""
+    """Write the edit, with --topic=all the last one, to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "num_samples", 1)
+        at_least(self, "length", 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic(results.Result):
+    """Texts on one topic, and what was measured of them, in percent."""
 
     words: list[str]
     texts: list[str]
@@ -84,7 +86,7 @@ class Topic(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topics(Result):
+class Topics(results.Result):
     """Texts on several topics; MAUVE of all of them, None if it was not measured."""
 
     topics: list[Topic]
@@ -95,60 +97,118 @@ class Topics(Result):
         if len(rows) > 1:
             columns = zip(*rows.values(), strict=True)
             rows["mean"] = [None if None in c else sum(c) / len(c) for c in columns]
-        cells = [["", "bag tokens", "bag words", "success"]]
-        cells += [[name, *("" if v is None else f"{v:.2f} %" for v in row)] for name, row in rows.items()]
-        return f"# {self.title}\n{aligned(cells)}"
+        cells = [[name, *("" if v is None else f"{v:.2f} %" for v in row)] for name, row in rows.items()]
+        return results.table(self.title, ["", "bag tokens", "bag words", "success"], cells)
 
 
-def controlled(
-    model: LanguageModel,
-    topics: dict[str, list[str]],
-    strength: int,
-    n: int,
-    length: int = 100,
-    seed: int = 0,
-    classifier: str = "",
-    batch_size: int = 32,
+def main(settings: TopicConfig) -> None:
+    topics = bags(settings.topic, settings.bag)
+    real = read_text(Path(settings.reference)).splitlines() if settings.reference else []
+    compare = bool(real) and mauve_ready(settings.features)
+
+    def write_texts(model: LanguageModel) -> Topics:
+        from nanobackpack.analysis import control
+
+        found = []
+        for result, edit in topic(model, topics, settings):
+            found.append(result)
+            if not settings.evaluate:
+                print(*result.texts, "", sep="\n" + "-" * 15 + "\n")
+            if settings.save:
+                control.save(edit, settings.save, model)
+        return Topics(title=f"strength {settings.strength}", topics=found)
+
+    found = results.report(settings, write_texts)
+    # MAUVE comes when all else is printed and written: its libraries have been seen to crash.
+    if compare:
+        found = replace(found, mauve=mauve_score(found.topics, real, settings.features))
+        print(f"  MAUVE {found.mauve:.3f}")
+        results.write_json(settings.json, found)
+
+
+def bags(name: str, words: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Give the words by topic: of one of the paper's, of all of them ("all"), of "sentiment", or the words
+    given."""
+    sets = control_sets()
+    if name == "sentiment":
+        return {name: sets["sentiment"]["bag"]}
+    if words:
+        return {" ".join(words): list(words)}
+    if name == "all":
+        return sets["topics"]
+    if name not in sets["topics"]:
+        known = ", ".join(sets["topics"])
+        raise InputError(f"topic={name!r} is unknown: take all, sentiment, {known}, or name words with --bag")
+    return {name: sets["topics"][name]}
+
+
+def topic(
+    model: LanguageModel, topics: dict[str, list[str]], settings: TopicConfig
 ) -> Iterator[tuple[Topic, Edit]]:
-    """For each topic n texts of `length` tokens, the start included, drawn from the model's own
-    distribution under control of that strength; and the edit that controls. `classifier` is a folder.
-    Each text has a seed of its own, so that `batch_size`, the texts drawn at a time, changes none.
+    """Write for each topic, given by its words, texts under control; yield them and the edit that controls.
 
-    Raises: InputError for a GPT, without a tokenizer, for unknown words, n or length out of range.
+    Each text has a seed of its own, so that `batch_size`, the texts drawn at a time, changes none.
     """
+    import torch
+
+    from nanobackpack.analysis import control
+    from nanobackpack.model.backpack import BackpackLM
+    from nanobackpack.runtime import seed_of
+
     if not isinstance(model, BackpackLM):
         raise InputError("topic control works on senses, and this model is a GPT: open a Backpack")
-    tokenizer = needs_tokenizer(model.tokenizer)
-    tokens = {topic: first_ids(tokenizer, words) for topic, words in topics.items()}
-    start = torch.tensor([start_ids(tokenizer)], device=model.wte.weight.device)  # (1, 1)
-    if n < 1 or length < 2:
-        raise InputError(f"num_samples={n} must be 1 or more, length={length} 2 or more")
-    pushes = {topic: _push(topic, strength) for topic in topics}
-    judge = Classifier(classifier, topics) if classifier else None
-    peaks = control.sense_peaks(model) if strength else None
-    for topic, words in topics.items():
-        edit = control.topic(model, tokens[topic], peaks=peaks, **pushes[topic])
-        draws = [torch.Generator(start.device).manual_seed(seed_of(seed, i)) for i in range(n)]
+    # All that can be wrong is looked at before the first text is drawn.
+    n, length, batch_size = settings.num_samples, settings.length, settings.batch_size
+    tokenizer, device = needs_tokenizer(model.tokenizer), model.wte.weight.device
+    tokens = {name: first_ids(tokenizer, words) for name, words in topics.items()}
+    start = torch.tensor([start_ids(tokenizer)], device=device)  # (1, 1)
+    pushes = {name: _push(name, settings.strength) for name in topics}
+    judge = Classifier(settings.classifier, topics) if settings.classifier else None
+
+    peaks = control.sense_peaks(model) if settings.strength else None
+    for name, words in topics.items():
+        edit = control.topic(model, tokens[name], peaks=peaks, **pushes[name])
+        draws = [torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for i in range(n)]
         rows = []
-        for i in tqdm(range(0, n, batch_size), topic, unit="batch", disable=None, leave=False):
+        for i in tqdm(range(0, n, batch_size), name, unit="batch", disable=None, leave=False):
             some = draws[i : i + batch_size]
             begin = start.expand(len(some), -1)  # (B, 1)
-            rows.append(model.generate(begin, length - 1, generator=some, edits=edit)[:, 1:])
+            rows.append(model.generate(begin, length - 1, generator=some, edits=edit)[:, 1:])  # (B, T - 1)
         ids = torch.cat(rows)  # (N, T - 1)
         texts = [tokenizer.decode(row) for row in ids.tolist()]
-        bag = torch.isin(ids, ids.new_tensor(tokens[topic])).double().mean().item()
+        bag = torch.isin(ids, ids.new_tensor(tokens[name])).double().mean().item()
         result = Topic(
-            title=topic,
+            title=name,
             words=words,
             texts=texts,
             bag_tokens=100 * bag,
-            bag_words=100 * _word_share(texts, words),
-            success=None if judge is None else 100 * judge.success(texts, topic),
+            bag_words=100 * word_share(texts, words),
+            success=None if judge is None else 100 * judge.success(texts, name),
         )
         yield result, edit
 
 
-def _word_share(texts: Sequence[str], words: Sequence[str]) -> float:
+def start_ids(tokenizer: Tokenizer) -> list[int]:
+    """Give what a text from nothing begins with: the token that begins or ends documents, else a new line."""
+    ids = tokenizer.prompt_ids("") or tokenizer.encode("\n")
+    if not ids:
+        raise InputError("this tokenizer has no token to begin a text with, not even a new line")
+    return ids
+
+
+def _push(name: str, strength: int) -> dict[str, Any]:
+    """Give the arguments of control.topic for a strength; "sentiment" has deltas of its own."""
+    if name != "sentiment":
+        return {"strength": strength}
+    own = control_sets()["sentiment"]
+    if strength not in range(len(own["deltas"])):
+        last = len(own["deltas"]) - 1
+        raise InputError(f"strength={strength} is out of range: of sentiment it is 0 to {last}")
+    return {"deltas": own["deltas"][strength], "f_scale": own["f_scale"]}
+
+
+def word_share(texts: Sequence[str], words: Sequence[str]) -> float:
+    """Compute how much of some texts is words of a topic, from 0 to 1."""
     found = [_units(text) for text in texts]
     wanted = {"".join(units): len(units) for word in words if (units := _units(word))}
     hits = sum("".join(text).count(word) * n for text in found for word, n in wanted.items())
@@ -157,16 +217,13 @@ def _word_share(texts: Sequence[str], words: Sequence[str]) -> float:
 
 
 def _units(text: str) -> list[str]:
-    """The words and single ideographs of a text, each between marks."""
+    """Find the words and single ideographs of a text; marks around each keep "film" from matching "filmy"."""
     return [f"\0{unit}\1" for unit in re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())]
 
 
 class Classifier:
     """A topic classifier such as cardiffnlp/tweet-topic-21-multi, from a local folder: labels such as
-    film_tv_&_video, one sigmoid each.
-
-    Raises: InputError without transformers or such a folder, or if it does not know one of the topics.
-    """
+    film_tv_&_video, one sigmoid each."""
 
     def __init__(self, folder: str, topics: Iterable[str] = ()) -> None:
         if not (Path(folder) / "config.json").is_file():
@@ -178,33 +235,30 @@ class Classifier:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as e:
-            raise InputError(f"classifier={folder!r} cannot be read: {e}") from e
+        except (OSError, ValueError) as error:
+            raise InputError(f"classifier={folder!r} cannot be read: {error}") from error
+        # Its labels as the papers write their topics: film_tv_&_video becomes film_tv_video.
         labels = self._model.config.id2label
         self._labels = {re.sub(r"[^a-z]+", "_", label.lower()): int(i) for i, label in labels.items()}
-        if unknown := [topic for topic in topics if topic not in self._labels]:
-            raise InputError(
-                f"the classifier has no topic {unknown[0]!r}: its own are {', '.join(self._labels)}"
-            )
+        if unknown := [name for name in topics if name not in self._labels]:
+            known = ", ".join(self._labels)
+            raise InputError(f"the classifier has no topic {unknown[0]!r}: its own are {known}")
 
-    def success(self, texts: Sequence[str], topic: str) -> float:
-        """The share of texts whose probability of the topic is above 1/2, from 0 to 1."""
-        hits = 0
+    def success(self, texts: Sequence[str], name: str) -> float:
+        """Compute the share of texts whose probability of the topic is above 1/2, from 0 to 1."""
+        import torch
+
+        hits, size = 0, {"padding": True, "truncation": True, "return_tensors": "pt"}
         for i in range(0, len(texts), 32):
-            batch = self._tokenizer(
-                list(texts[i : i + 32]), padding=True, truncation=True, return_tensors="pt"
-            )
+            batch = self._tokenizer(list(texts[i : i + 32]), **size)
             with torch.no_grad():
-                hits += int((self._model(**batch).logits[:, self._labels[topic]] > 0).sum())
+                hits += int((self._model(**batch).logits[:, self._labels[name]] > 0).sum())
         return hits / len(texts)
 
 
 def mauve_ready(features: str) -> bool:
-    """Whether MAUVE can be measured with that model: asked before any text is drawn. Without the package
-    mauve-text it cannot, and a warning says so.
-
-    Raises: InputError for a model that mauve-text does not take or transformers does not find.
-    """
+    """Check, before any text is drawn, whether MAUVE can be measured with that model. Without the package
+    mauve-text it cannot, and a warning says so."""
     if importlib.util.find_spec("mauve") is None:
         warnings.warn("MAUVE is not measured: pip install 'nanobackpack[mauve]'", stacklevel=2)
         return False
@@ -216,25 +270,25 @@ def mauve_ready(features: str) -> bool:
         )
     try:
         AutoConfig.from_pretrained(features, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise InputError(f"features={features!r} cannot be read: {str(e).splitlines()[0]}") from e
+    except (OSError, ValueError) as error:
+        raise InputError(f"features={features!r} cannot be read: {str(error).splitlines()[0]}") from error
     return True
 
 
 def mauve_score(topics: Sequence[Topic], reference: Sequence[str], features: str) -> float:
-    """MAUVE of all texts against real ones, in the last hidden states of a GPT-2, by its name or its folder;
-    the larger side is cut to the size of the smaller one. `mauve_ready` must hold.
+    """Compute MAUVE of all texts against real ones, in the last hidden states of a GPT-2, by its name or its
+    folder. `mauve_ready` must hold.
 
     Let it be the last thing a process does: the k-means of mauve-text (faiss) has been seen to make later
     operators of torch crash.
     """
     import mauve
+    import torch
 
+    # The larger side is shuffled and cut to the size of the smaller one.
     texts = [text for topic in topics for text in topic.texts]
-    n = min(len(texts), len(reference))
-    order = torch.randperm(
-        max(len(texts), len(reference)), generator=torch.Generator().manual_seed(0)
-    ).tolist()
+    n, most = sorted((len(texts), len(reference)))
+    order = torch.randperm(most, generator=torch.Generator().manual_seed(0)).tolist()
     p, q = ([side[i] for i in order if i < len(side)][:n] for side in (texts, reference))
     out = mauve.compute_mauve(
         p_text=p, q_text=q, featurize_model_name=features, max_text_length=256, verbose=False

@@ -1,12 +1,17 @@
-"""Chinese word prediction with long context (WPLC, Ge et al. 2021; "wcpc" in nanoBackpackLM): predict a
-word, one mask a token, from the text before it, and in protocol v2 also from the text after it.
+"""Chinese word prediction with long context (WPLC, Ge et al. 2021; "wcpc" in nanoBackpackLM).
 
-    v1   3 beams over the masks; is the word the first, or among the first 3?
-    v2   10 beams; each is ranked anew by its log-probability plus that of all that follows the masks
+    nanobackpack wcpc --out_dir=out-zh --data dev.json
+    nanobackpack wcpc --out_dir=out-zh --data dev.json --protocol v2
+
+Predict a word that is left out of a text, one mask a token: is it the first guess, or among the first 3?
+
+    v1   3 beams over the masks, from the text before them alone
+    v2   10 beams, ranked again by their log-probability plus that of the text after the masks
 
 The original takes logarithms of raw logits and multiplies probabilities; here log-probabilities are added.
 The file holds JSON lines with `masked_text`, with one `<mask>` for each character of the word, and
-`correct_word`. Meant for tokenizers of one token a character.
+`correct_word`: it is meant for tokenizers of one token a character. A text longer than block_size loses its
+beginning. Backpacks and GPTs alike.
 """
 
 from __future__ import annotations
@@ -14,34 +19,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
 from tqdm import tqdm
 
-from nanobackpack.analysis.results import Result, aligned
+from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import Row, read_json_lines, score
-from nanobackpack.model.backpack import LanguageModel
-from nanobackpack.model.generate import beam_search
-from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, text_ids, unknown_id
+from nanobackpack.evaluate.scoring import (
+    TestSetConfig,
+    TextToScore,
+    encode_or_none,
+    read_json_lines,
+    score_texts,
+)
+from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, unknown_id
+
+if TYPE_CHECKING:
+    from nanobackpack.model.backpack import LanguageModel
 
 MASK = "<mask>"
-BANNED = [*',，。！!；;?？"”“、：:「」【】`…', "……"]
-Protocol = Literal["v1", "v2"]
+PUNCTUATION = [*',，。！!；;?？"”“、：:「」【】`…', "……"]  # never guessed
+BEAMS = {"v1": 3, "v2": 10}
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class WcpcConfig(TestSetConfig):
+    """How often a model finds the word left out of a text."""
+
+    data: str = ""
+    """A file of JSON lines with `masked_text` and `correct_word`."""
+    protocol: Literal["v1", "v2"] = "v1"
+    """v1: from the text before the word; v2: 10 beams, ranked again by the text after it."""
+
+
+class MaskedText(NamedTuple):
     """A text with a word left out."""
 
     before: str
-    n: int  # masks
+    n_masks: int
     after: str
     word: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordPrediction(Result):
+class Wcpc(results.Result):
     """How often the word is the first guess, or among the first three."""
 
     top1: float
@@ -59,53 +80,32 @@ class WordPrediction(Result):
             ["top-3", f"{100 * self.top3:.2f} %"],
             ["items", f"{self.n}, {self.left_out} left out"],
         ]
-        return f"# {self.title}\n{aligned(rows)}"
+        return results.table(self.title, [], rows)
 
 
-def read(path: str | Path) -> list[Item]:
-    """The items of a file of JSON lines. Raises: InputError naming the line that is wrong."""
-    rows = read_json_lines(path, ("masked_text", "correct_word"), _check)
-    return [_item(row["masked_text"], row["correct_word"]) for row in rows]
+def main(settings: WcpcConfig) -> None:
+    items = read_masked_texts(settings.data)[: settings.limit or None]
+    results.report(settings, lambda model: wcpc(model, items, settings.protocol, settings.bos))
 
 
-def _check(row: dict[str, str]) -> str | None:
-    text = row["masked_text"]
-    first, n = text.find(MASK), text.count(MASK)
-    if n == 0:
-        return f"masked_text has no {MASK}"
-    if text[first : first + n * len(MASK)] != MASK * n:
-        return f"the {n} {MASK} of masked_text do not stand side by side"
-    if not text[:first].strip():
-        return f"masked_text has nothing before its first {MASK}"
-    return None
-
-
-def _item(text: str, word: str) -> Item:
-    n = text.count(MASK)
-    before, _, after = text.partition(MASK * n)
-    return Item(before, n, after, word)
-
-
-def word_prediction(
-    model: LanguageModel, items: Sequence[Item], protocol: Protocol = "v1", bos: Bos = False
-) -> WordPrediction:
-    """Predict the word of each item. Of a text longer than block_size its end is read, and with v2 at most
-    half of block_size after the masks.
-
-    Raises: InputError for a model without tokenizer, or if no item can be predicted.
-    """
-    tokenizer = needs_tokenizer(model.tokenizer)
-    banned = banned_ids(tokenizer)
+def wcpc(
+    model: LanguageModel,
+    items: Sequence[MaskedText],
+    protocol: Literal["v1", "v2"] = "v1",
+    bos: Bos = False,
+) -> Wcpc:
+    """Predict the word of each item. Of a text longer than block_size the end is read, and with v2 at most
+    half of block_size after the masks."""
     guesses, words = [], []
     for item in tqdm(items, desc="items", unit="item", disable=None, leave=False):
-        found = _guess(model, tokenizer, item, protocol, banned, bos_ids(tokenizer, bos))
+        found = _guess(model, item, protocol, bos)
         if found is not None:
             guesses.append(found[:3])
             words.append(item.word)
     if not words:
         raise InputError("no item can be predicted: this tokenizer does not know their characters")
     both = list(zip(words, guesses, strict=True))
-    return WordPrediction(
+    return Wcpc(
         title=f"words from their context, protocol {protocol}",
         top1=sum(word in found[:1] for word, found in both) / len(both),
         top3=sum(word in found for word, found in both) / len(both),
@@ -115,35 +115,55 @@ def word_prediction(
     )
 
 
-def banned_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids of punctuation and of what cannot be spelled: no word has them."""
-    found = [tokenizer.id(symbol) for symbol in BANNED] + [unknown_id(tokenizer)]
-    return sorted(i for i in found if i is not None)
+def _guess(model: LanguageModel, item: MaskedText, protocol: str, bos: Bos) -> list[str] | None:
+    """Find words for the masks, the likeliest first; None for an item that cannot be encoded."""
+    import torch
 
+    from nanobackpack.model.generate import beam_search
 
-def _guess(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    item: Item,
-    protocol: Protocol,
-    banned: list[int],
-    bos: list[int],
-) -> list[str] | None:
-    """The words for the masks, likeliest first; None for an item that cannot be encoded."""
-    size = model.config.block_size
-    try:
-        before = bos + text_ids(tokenizer, item.before)
-        after = text_ids(tokenizer, item.after)[: size // 2]
-    except InputError:  # a character that the tokenizer does not know
+    tokenizer, half = needs_tokenizer(model.tokenizer), model.config.block_size // 2
+    before, after = (encode_or_none(tokenizer, text) for text in (item.before, item.after))
+    if before is None or after is None:
         return None
-    if not before or item.n > size // 2:
+    before, after = bos_ids(tokenizer, bos) + before, after[:half]
+    if not before or item.n_masks > half:
         return None
     prompt = torch.tensor([before], device=model.wte.weight.device)  # (1, T)
-    ids, log_p = beam_search(model, prompt, item.n, 3 if protocol == "v1" else 10, banned)
+    ids, log_p = beam_search(model, prompt, item.n_masks, BEAMS[protocol], banned_ids(tokenizer))
     rows, total = ids.tolist(), log_p.tolist()
     if protocol == "v2" and after:
-        scored = score(model, [Row(before + row + after, len(before) + item.n) for row in rows])
-        total = [p + s.log_p for p, s in zip(total, scored, strict=True)]
+        # How well does the rest of the text follow each guess?
+        texts = [TextToScore(before + row + after, len(before) + item.n_masks) for row in rows]
+        total = [p + score.log_p for p, score in zip(total, score_texts(model, texts), strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -total[i])
     # Some tokenizers put a space between the characters they decode.
     return ["".join(tokenizer.decode(rows[i]).split()) for i in order]
+
+
+def banned_ids(tokenizer: Tokenizer) -> list[int]:
+    """List the ids of punctuation and of what cannot be spelled: no word has them."""
+    found = [*map(tokenizer.id, PUNCTUATION), unknown_id(tokenizer)]
+    return sorted(i for i in found if i is not None)
+
+
+def read_masked_texts(path: str | Path) -> list[MaskedText]:
+    """Read the items of a file of JSON lines."""
+    items = []
+    for row in read_json_lines(path, ("masked_text", "correct_word"), _check):
+        n = row["masked_text"].count(MASK)
+        before, _, after = row["masked_text"].partition(MASK * n)
+        items.append(MaskedText(before, n, after, row["correct_word"]))
+    return items
+
+
+def _check(row: dict[str, str]) -> str | None:
+    text = row["masked_text"]
+    n = text.count(MASK)
+    if n == 0:
+        return f"masked_text has no {MASK}"
+    before, together, _ = text.partition(MASK * n)
+    if not together:
+        return f"the {n} {MASK} of masked_text do not stand side by side"
+    if not before.strip():
+        return f"masked_text has nothing before its first {MASK}"
+    return None

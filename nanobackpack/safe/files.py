@@ -1,4 +1,12 @@
-"""Files written whole or not at all, files read within limits, and how messages name them."""
+"""Files written whole or not at all, files read within limits, and how messages name them.
+
+    with replacing(path) as file:
+        file.write(b"...")
+    settings = read_json(path)
+
+A new file takes the place of the old one when all of it is on the disk. A file that is read whole has a limit
+to its size, and JSON is taken if every reader would agree on what it says.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +24,34 @@ from typing import Any, BinaryIO
 from nanobackpack.errors import InputError
 
 MEGABYTE = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def display_path(path: str | Path) -> str:
+    """Show a path in a message: relative where it lies below the current folder."""
+    path = Path(path)
+    below = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return (path.relative_to(Path.cwd()) if below else path).as_posix()
+
+
+# --- Writing ----------------------------------------------------------------------------------
 
 
 class Replacement:
-    """New files that take the places of others at the end of a `with`, in order, or if an error occurs never.
+    """New files that take the places of others at the end of a `with`, in order, or after an error never.
 
-    All lie on the disk before the first gets its name, so that neither a power cut leaves half a file, nor a
-    full disk half of them.
+    All are on the disk before the first gets its name: a power cut leaves no half file, a full disk not some
+    of several.
     """
 
     def __enter__(self) -> Replacement:
-        self._temporary: dict[Path, Path] = {}  # by the places they are to take
+        self._temporary: dict[Path, Path] = {}  # the place of each → where it is written
         return self
 
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
-        """Opens the new file for `path`, to be written before the next step."""
+        """Open the new file for `path`, to be written before the next one."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         self._temporary[path] = temporary
@@ -42,7 +61,7 @@ class Replacement:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            if error.errno in _FULL and not error.filename:  # a failed write does not say of what
+            if error.errno in _DISK_FULL and not error.filename:  # a failed write does not say of what
                 error.filename = display_path(path)
             raise
 
@@ -59,7 +78,7 @@ class Replacement:
 
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A `Replacement` of one file; `before` is called when it lies on the disk and has not got its name."""
+    """Replace one file; `before` is called when the new one is on the disk, just before it gets its name."""
     with Replacement() as new:
         with new.open(path) as file:
             yield file
@@ -67,59 +86,38 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
+    """Bring the names in a folder to the disk."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # not every file system does that
+        with suppress(OSError):  # not every file system can
             os.fsync(handle)
         os.close(handle)
 
 
-def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:
-    """The SHA-256 of a file, in hex; `read` is told of the bytes as they are read."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            read(len(chunk))
-    return digest.hexdigest()
-
-
-def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object] = lambda n: None) -> None:
-    """Refuse a file that does not have the SHA-256 which meta.json gives; `remedy` says what to do then."""
-    if sha256(path, read) != expected:
-        raise InputError(f"{display_path(path)} is damaged: its sha256 is not the one in meta.json: {remedy}")
-
-
 def remove_stale(folder: Path) -> None:
-    """Deletes what `replacing` left in `folder` when its process was killed; never what one still writes."""
+    """Delete what `replacing` left in `folder` when its process was killed."""
+    # What a live process writes stays: preparing data holds no lock, and although a run does, other programs
+    # may write into its folder (--json=out/senses.json).
     for path in folder.glob(".*.tmp"):
         ours = re.fullmatch(r"\..+\.(?:bin|json|jsonl|png|pt)\.(\d+)\.tmp", path.name)
-        if ours and not _running(int(ours[1])):
+        if ours and not _is_running(int(ours[1])):
             path.unlink(missing_ok=True)
 
 
-def _running(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 would not be harmless
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end it
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it is another user's
-        return True
+    except PermissionError:
+        pass  # it is another user's
     return True
 
 
-def display_path(path: str | Path) -> str:
-    """A path as messages show it: relative where it lies below the current folder."""
-    path = Path(path)
-    below = path.is_absolute() and path.is_relative_to(Path.cwd())
-    return (path.relative_to(Path.cwd()) if below else path).as_posix()
-
-
 def check_writable(path: str) -> None:
-    """Raises InputError if a file cannot be written there; an empty path means none is asked for."""
+    """Refuse a place where no file can be written, before any work is done; "" asks for no file."""
     if path and not Path(path).parent.is_dir():
         raise InputError(
             f"cannot write {path}: there is no folder {display_path(Path(path).parent)}, make it first"
@@ -128,32 +126,28 @@ def check_writable(path: str) -> None:
         raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
 
 
-def plain_name(name: object) -> bool:
-    """Whether a name found in a file can only mean something in that file's own folder."""
-    return isinstance(name, str) and name == Path(name).name != ".." and "\0" not in name and len(name) < 256
+# --- Reading ----------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes; links are followed, as model hubs are made of them.
-
-    Raises: OSError; InputError for anything else, such as a folder, a device or a pipe.
-    """
+    """Read a regular file of at most `limit` bytes; a folder, a device or a pipe is an InputError."""
+    # Links are followed, since the cache of a model hub is made of them.
     if path.exists() and not path.is_file():
         raise InputError(f"{display_path(path)} is not a file")
     if path.stat().st_size > limit:
         raise InputError(f"{display_path(path)} has more than {limit:,} bytes, too many for such a file")
     with open(path, "rb") as file:
-        return file.read(limit)  # a file that says it is empty may still be endless
+        return file.read(limit)  # some endless files say that they are empty
 
 
 def read_json(path: Path, limit: int = MEGABYTE) -> Any:
-    """What a JSON file of at most `limit` bytes holds. Raises: OSError; InputError as parse_json."""
+    """Read a JSON file of at most `limit` bytes."""
     return parse_json(read_bytes(path, limit), display_path(path))
 
 
 def parse_json(text: bytes | str, source: str) -> Any:
-    """What a JSON text means. Raises: InputError unless every reader would agree on it: UTF-8, no name
-    twice in an object, finite numbers, not nested beyond what Python takes."""
+    """Parse a JSON text if every reader would agree on it: UTF-8, finite numbers, no name twice in an object,
+    and nested no deeper than Python can follow."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(values := dict(pairs)) < len(pairs):
@@ -176,15 +170,12 @@ def parse_json(text: bytes | str, source: str) -> Any:
         raise InputError(f"{source} is not JSON ({error})") from None
 
 
-_TEXT_BYTES = 1 << 30  # of a text that is read whole
-
-
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its line ends untouched. Raises InputError if there is none."""
+    """Read a UTF-8 text whole, its line ends untouched; an empty one is an InputError."""
     if path.is_dir():
         raise InputError(f"{display_path(path)} is a folder: give a text file")
     try:
-        text = read_bytes(path, _TEXT_BYTES).decode()
+        text = read_bytes(path, _MAX_TEXT_BYTES).decode()
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -194,3 +185,24 @@ def read_text(path: Path) -> str:
     if not text:
         raise InputError(f"{display_path(path)} is empty: give a file with text")
     return text
+
+
+def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:
+    """Return the SHA-256 of a file, in hex; `read` is told how many bytes were read, for a progress bar."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(MEGABYTE):
+            digest.update(chunk)
+            read(len(chunk))
+    return digest.hexdigest()
+
+
+def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object] = lambda n: None) -> None:
+    """Refuse a file that does not have the SHA-256 which meta.json gives; `remedy` says what to do then."""
+    if sha256(path, read) != expected:
+        raise InputError(f"{display_path(path)} is damaged: its sha256 is not the one in meta.json: {remedy}")
+
+
+def plain_name(name: object) -> bool:
+    """Tell whether a name found in a file can only mean something in that file's own folder."""
+    return isinstance(name, str) and name == Path(name).name != ".." and "\0" not in name and len(name) < 256

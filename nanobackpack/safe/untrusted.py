@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import io
+import lzma
 import pickle
 import pickletools
 import re
@@ -27,7 +28,29 @@ from nanobackpack.safe.files import display_path, parse_json, read_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-# --- The doors --------------------------------------------------------------------------------
+# Limits, far above what good files have: a run with GPT-2's 12 layers saves a state of 600 values, 5 in each
+# other, which 11,000 operations make.
+_MAX_OPERATIONS = 2_000_000
+_MAX_VALUES = 200_000  # tensors may be of any size
+_MAX_DEPTH = 20
+
+# The operations of a pickle that are let through: those that push a plain value,
+_PUSH = {
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+    "SHORT_BINUNICODE", "SHORT_BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
+}  # fmt: skip
+# those that fill a container or make a tuple of so many values on the stack (0: of all after the last mark),
+_FILL = {"APPEND": 1, "APPENDS": 0, "SETITEM": 2, "SETITEMS": 0}
+_TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
+# and, where tensors are allowed, the lookup of what state dicts are made with.
+_TORCH = re.compile(
+    r"collections OrderedDict|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
+    r"|torch [A-Z]\w*Storage"
+)
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
+
+
+# --- Reading ----------------------------------------------------------------------------------
 
 
 def load_untrusted(path: Path) -> dict[str, Any]:
@@ -37,12 +60,9 @@ def load_untrusted(path: Path) -> dict[str, Any]:
     if not path.is_file():  # opening a pipe would wait forever
         raise InputError(f"{path} is not a file")
     try:
-        # Look before anything is built: at the pickle's operations, then at the checksum of each part, which
-        # torch does not compare. Its own weights_only is a second wall. Only files of today can be mapped.
-        mmap = check_archive(path)
-        if mmap:
-            _check_sums(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # Look before anything is built; then torch's own weights_only is a second wall.
+        is_zip = check_archive(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         content = copy_plain_values(loaded)
     except (pickle.UnpicklingError, InputError) as error:
         raise InputError(
@@ -71,46 +91,22 @@ def _first_sentence(error: Exception) -> str:
     return first_line(error).split(". ")[0]
 
 
-def _check_sums(path: Path) -> None:
-    with zipfile.ZipFile(path) as file:
-        if damaged := file.testzip():
-            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-
-
 # --- Pickles ----------------------------------------------------------------------------------
 
-# What plain values are pickled with, in protocols 2 to 5.
-_PUSH = {
-    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
-    "SHORT_BINUNICODE", "SHORT_BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
-}  # fmt: skip
-_FILL = {"APPEND": 1, "APPENDS": 0, "SETITEM": 2, "SETITEMS": 0}  # values taken; 0: those after a mark
-_TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
-# What tensors and state dicts are made with besides.
-_TORCH = re.compile(
-    r"collections OrderedDict|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
-    r"|torch [A-Z]\w*Storage"
-)
-_MAX_OPERATIONS = 2_000_000  # of a pickle
-_MAX_VALUES = 200_000  # in a checkpoint; its tensors may be of any size
-_MAX_DEPTH = 20
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
 
+def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
+    """Follow one pickle without building anything, and return the last number or text in it.
 
-def check_pickle(file: BinaryIO, torch_too: bool = False) -> object:
-    """Follow one pickle without building anything: values, and with torch_too storages and tensors.
-
-    What is left out could make the reader call or import something, set its memory from a number, or
-    hash a tuple of tuples of tuples, which takes forever. Returns the last number or text in it.
-    Raises: InputError for anything left out; other exceptions if it is malformed.
+    An operation that is not known to be harmless raises: it could make the reader call or import something,
+    take memory by a number it is given, or hash a tuple of tuples of tuples, which takes forever.
     """
-    stack: list[str] = []  # of each value its kind: leaf, tuple, or what made it
+    stack: list[str] = []  # of each value its kind: leaf, tuple, storage, or what made it
     marks: list[int] = []  # heights of the stack
-    memo: dict[int, str] = {}
+    memo: dict[int, str] = {}  # values that are used again
     last: object = None
 
     def take(n: int) -> list[str]:
-        """The last n values of the stack, 0: those after the last mark."""
+        """Take the last n values off the stack, 0: those after the last mark."""
         start = len(stack) - n if n else marks.pop()
         if start < (marks[-1] if marks else 0):
             raise InputError("it takes values that are not there")
@@ -118,27 +114,29 @@ def check_pickle(file: BinaryIO, torch_too: bool = False) -> object:
         del stack[start:]
         return taken
 
-    op: pickletools.OpcodeInfo
-    arg: Any
+    operation: pickletools.OpcodeInfo
+    argument: Any
     position: Any
-    for n, (op, arg, position) in enumerate(pickletools.genops(file)):
+    for n, (operation, argument, position) in enumerate(pickletools.genops(file)):
         if n > _MAX_OPERATIONS:
             raise InputError("it is too long")
-        name = op.name
+        name = operation.name
         if name in ("PROTO", "FRAME", "STOP"):
             continue
         if name == "MARK":
             marks.append(len(stack))
+        # Values, and what is used again.
+        elif name in _PUSH:
+            last = argument if argument is not None else last
+            stack.append(name if name.startswith("EMPTY") else "leaf")
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            slot = len(memo) if name == "MEMOIZE" else arg
+            slot = len(memo) if name == "MEMOIZE" else argument
             if slot > position:  # Python's reader makes room for all slots below
                 raise InputError("it uses its memo in no usual order")
             memo[slot] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[arg])
-        elif name in _PUSH:
-            last = arg if arg is not None else last
-            stack.append(name if name.startswith("EMPTY") else "leaf")
+            stack.append(memo[argument])
+        # Containers of them.
         elif name in _TUPLE:
             take(_TUPLE[name])
             stack.append("tuple")
@@ -146,49 +144,46 @@ def check_pickle(file: BinaryIO, torch_too: bool = False) -> object:
             values = take(_FILL[name])
             if name.startswith("SETITEM") and set(values[::2]) - {"leaf"}:
                 raise InputError("it has a key that is neither a name nor a number")
-        elif torch_too and name == "GLOBAL" and _TORCH.fullmatch(arg):
-            stack.append(arg)
-        elif torch_too and name == "BINPERSID":
+        # Tensors: a function of torch is looked up, and called with a storage that torch finds by its name.
+        elif allow_tensors and name == "GLOBAL" and _TORCH.fullmatch(argument):
+            stack.append(argument)
+        elif allow_tensors and name == "BINPERSID":
             take(1)
             stack.append("storage")
-        elif torch_too and name == "REDUCE":
-            function, args = take(2)
-            if function == "collections OrderedDict" and args != "EMPTY_TUPLE":
+        elif allow_tensors and name == "REDUCE":
+            function, arguments = take(2)
+            if function == "collections OrderedDict" and arguments != "EMPTY_TUPLE":
                 raise InputError("it fills a dict in no usual way")
             stack.append(f"made by {function}")
-        elif torch_too and name == "BUILD" and stack[-2] == "made by collections OrderedDict":
+        elif allow_tensors and name == "BUILD" and stack[-2] == "made by collections OrderedDict":
             take(1)
         else:
-            what = f" {arg.replace(' ', '.')[:60]}" if name == "GLOBAL" else ""
+            what = f" {argument.replace(' ', '.')[:60]}" if name == "GLOBAL" else ""
             raise InputError(f"it does more than hold values ({name}{what})")
     return last
 
 
 def check_archive(path: Path) -> bool:
-    """Look through a file of torch.save. Returns whether it is a zip archive, as since torch 1.6.
-
-    Raises: InputError if it holds more than tensors and plain values, or a part is compressed, comes
-    twice, has two names or overlaps another; other exceptions if it is malformed.
-    """
+    """Look through a file of torch.save; return whether it is a zip archive, as since torch 1.6."""
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":
-            file.seek(0)
-            if check_pickle(file) != _LEGACY_MAGIC:
-                raise InputError("it is not a file of torch.save")
-            for _ in range(2):  # protocol version and system
-                check_pickle(file)
-            check_pickle(file, torch_too=True)
-            check_pickle(file)  # names of storages
-            return False
+        is_zip = file.read(4) == b"PK\3\4"
+    (check_zip if is_zip else check_legacy)(path)
+    return is_zip
+
+
+def check_zip(path: Path) -> None:
+    """Look through a file of torch.save, a zip archive since torch 1.6, and compare its checksums."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = {part.filename.lower() for part in parts}  # torch does not tell "a" from "A"
-        # So that all of it fits in the file's size, and no two readers can see different things in it.
-        if len(names) < len(parts) or archive.comment or min(p.header_offset for p in parts) != 0:
+        # All of it must fit in the file's size, and no two readers may see different things in it.
+        if len(names) < len(parts) or archive.comment or min(part.header_offset for part in parts) != 0:
             raise InputError("its parts are not in the order of torch.save")
-        if any(p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size for p in parts):
+        if any(
+            part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts
+        ):
             raise InputError("a part of it is compressed, which torch.save never does")
-        if any(p.filename != p.orig_filename for p in parts):  # a zero in it, or another name in a field
+        if any(part.filename != part.orig_filename for part in parts):  # a zero in it, or another in a field
             raise InputError("a part of it has two names")
         if sum(part.file_size for part in parts) > path.stat().st_size:
             raise InputError("its parts overlap")
@@ -196,15 +191,29 @@ def check_archive(path: Path) -> bool:
         if main not in archive.namelist():
             raise InputError("it is not a file of torch.save")
         with archive.open(main) as pickled:
-            check_pickle(pickled, torch_too=True)  # type: ignore[arg-type]
-    return True
+            check_pickle(pickled, allow_tensors=True)  # type: ignore[arg-type]
+        # Each part has its CRC-32 beside it, which torch does not look at.
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+
+
+def check_legacy(path: Path) -> None:
+    """Look through a file of torch before 1.6: five pickles in a row, then the numbers."""
+    with open(path, "rb") as file:
+        if check_pickle(file) != _LEGACY_MAGIC:
+            raise InputError("it is not a file of torch.save")
+        check_pickle(file)  # the version
+        check_pickle(file)  # the system
+        check_pickle(file, allow_tensors=True)  # what was saved
+        check_pickle(file)  # the names of its storages
 
 
 def copy_plain_values(value: object) -> Any:
-    """A copy of what torch.load read, in which all containers are dicts, lists and tuples, none twice.
+    """Copy what torch.load read, so that all containers are dicts, lists and tuples, and none is there twice.
 
-    Raises: InputError for other objects, too many or too deep, and tensors that are no dense ones.
+    Other objects are refused, and tensors whose numbers do not each have bytes of their own.
     """
+    import torch
     from torch import Tensor
 
     left = _MAX_VALUES
@@ -219,77 +228,122 @@ def copy_plain_values(value: object) -> Any:
         if type(value) in (list, tuple):
             return type(value)(copy(v, depth + 1) for v in value)
         if isinstance(value, Tensor):
-            return _dense(value)
+            return check_dense(value)
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise InputError(f"it holds a {type(value).__name__}: only tensors and plain values are read")
 
+    def check_dense(t: Tensor) -> Tensor:
+        if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized:
+            raise InputError("it holds a tensor that is not a plain one")
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a view such as expand makes
+            raise InputError(f"it holds a tensor {tuple(t.shape)} with too few numbers for its shape")
+        return t.detach()
+
     return copy(value, 0)
 
 
-def _dense(t: Tensor) -> Tensor:
-    """The tensor, if each of its numbers has bytes of its own on the CPU."""
-    import torch
+# --- Tokenizers -------------------------------------------------------------------------------
 
-    if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized:
-        raise InputError("it holds a tensor that is not a plain one")
-    if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a view such as expand makes
-        raise InputError(f"it holds a tensor {tuple(t.shape)} with too few numbers for its shape")
-    return t.detach()
-
-
-# What a tokenizer does in turn to a text, and to ids; what the lists in their parts are called; and how many
-# characters a part can make of one. Those not named make one, or stop growing, as NFKD does.
-_SIDES = (("normalizer", "pre_tokenizer"), ("post_processor",), ("decoder",))
-_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
+# A tokenizer is a chain of parts; each may make several characters (or ids) of one, and so multiply a text.
+_CHAINS = (("normalizer", "pre_tokenizer"), ("post_processor",), ("decoder",))  # text, ids, and back
+_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")  # where parts have parts
+# How many characters those that are not looked into make of one; others make one, or stop growing, as NFKD.
 _GROWTH = {"BertNormalizer": 3, "ByteLevel": 4, "Metaspace": 2, "BPEDecoder": 2, "CTC": 2}
-_MAX_GROWTH = 1000  # GPT-2's is 4; that of the longest chains of real ones is below 200
+_MAX_GROWTH = 1000  # GPT-2's chain makes 4 of one at most, the longest real ones below 200
 _MAX_PARTS = 200
 
 
 def check_tokenizer(text: str, source: str) -> None:
-    """Look through a tokenizer.json.
+    """Look through a tokenizer.json for parts with which the tokenizers library would take all memory.
 
-    Raises: InputError if it is not JSON, has a normalizer whose table is longer than its file, or parts that
-    are very many or could together make a text a thousand times longer.
+    Those are tables longer than the file, very many parts, and chains that make a text 1,000 times longer.
     """
-    whole = parse_json(text, source)
-    for side in _SIDES if isinstance(whole, dict) else ():
-        growth, parts = 1, [whole.get(name) for name in side]
-        for n, part in enumerate(parts):
+    tokenizer = parse_json(text, source)
+    if not isinstance(tokenizer, dict):
+        return  # the library refuses it
+    for chain in _CHAINS:
+        growth, parts = 1, [tokenizer.get(name) for name in chain]
+        for n, part in enumerate(parts):  # which grows while it is read
             if not isinstance(part, dict):
                 continue  # null, or what the library refuses
             growth *= _growth(part, source)
             parts += (inner for name in _LISTS if isinstance(part.get(name), list) for inner in part[name])
             if growth > _MAX_GROWTH or n > _MAX_PARTS:
                 raise InputError(
-                    f"{source}: its {' and '.join(side)} could make a text {_MAX_GROWTH:,} times longer, "
+                    f"{source}: its {' and '.join(chain)} could make a text {_MAX_GROWTH:,} times longer, "
                     f"or have more than {_MAX_PARTS} parts"
                 )
 
 
 def _growth(part: dict[str, Any], source: str) -> int:
-    """How many characters a part of a tokenizer can make of one, the parts in it aside."""
+    """Tell how many characters a part can make of one, its inner parts aside."""
     kind = part.get("type")
     if not isinstance(kind, str):  # the library would guess
         raise InputError(f"{source} has a part without a type")
     if isinstance(table := part.get("precompiled_charsmap"), str):
+        # The size of a double array, the array, then the texts that it maps to, each ended by a zero.
         try:
             data = base64.b64decode(table)
         except ValueError:
             data = b""
         if len(data) < 4 or (size := int.from_bytes(data[:4], "little")) > len(data) - 4:
             raise InputError(f"{source} has a precompiled_charsmap that is damaged")
-        return max(map(_length, data[4 + size :].decode(errors="replace").split("\0")))
+        return max(map(_longest, data[4 + size :].decode(errors="replace").split("\0")))
     if kind == "Replace":
-        pattern, new = part.get("pattern"), _length(part.get("content"))
-        text = isinstance(pattern, dict) and pattern.get("String")
-        return max(1, new) if text else 1 + new  # a pattern may match what is between two characters
+        pattern, new = part.get("pattern"), _longest(part.get("content"))
+        is_text = isinstance(pattern, dict) and pattern.get("String")
+        return max(1, new) if is_text else 1 + new  # a pattern may match what is between two characters
     if kind == "TemplateProcessing":
-        return max(1, str(part.get("single")).count("'Sequence'"))  # of the text, one after the other
-    return _GROWTH.get(kind, 1) + _length(part.get("prepend", ""))
+        return max(1, str(part.get("single")).count("'Sequence'"))  # so often it repeats the text
+    return _GROWTH.get(kind, 1) + _longest(part.get("prepend", ""))
 
 
-def _length(text: object) -> int:
-    """The length of a text when other parts have decomposed it as far as can be: \ufdfa has 18."""
+def _longest(text: object) -> int:
+    """The length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
     return len(unicodedata.normalize("NFKD", str(text)[: _MAX_GROWTH + 1]))
+
+
+# --- Texts -------------------------------------------------------------------------------------
+
+
+def count_values(line: str, limit: int) -> int:
+    """How many values a line of JSON has, at least; exact enough to tell whether they are above `limit`."""
+    # Each value but one begins after one of these characters, but texts may hold them too. Where they are too
+    # many, count the texts; and where these are not too many, look only at what lies outside of them.
+    n = sum(map(line.count, "[{,"))
+    if n > limit:
+        line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
+        n = line.count('"') // 2
+        if n <= limit:
+            n = sum(part.count(c) for part in line.split('"')[::2] for c in "[{,")
+    return n
+
+
+def unpack_xz(raw: BinaryIO, limit: int) -> BinaryIO:
+    """What is in a file of .xz, as lzma.open reads it, but with at most `limit` bytes of memory."""
+    return io.BufferedReader(_Unxz(raw, limit))
+
+
+class _Unxz(io.RawIOBase):
+    def __init__(self, raw: BinaryIO, limit: int) -> None:
+        self._raw, self._limit = raw, limit
+        self._stream = lzma.LZMADecompressor(memlimit=limit)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            packed = self._raw.read(1 << 16) if self._stream.needs_input or self._stream.eof else b""
+            if self._stream.eof:  # zeros may follow, and another stream
+                packed = (self._stream.unused_data + packed).lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._stream = lzma.LZMADecompressor(memlimit=self._limit)
+            elif self._stream.needs_input and not packed:
+                raise EOFError("its end is missing")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,11 +1,11 @@
-"""Where documents come from: local files in many layouts, or data sets of the hub; streamed, never held.
+"""Where documents come from: local files in many layouts, or data sets of the hub, never held in memory.
 
     corpus = from_files(["notes/", "more.jsonl.gz"])
     for piece in corpus.read():
-        ...
+        print(piece.text, end="\n\n" if piece.closes else "")
 
-A document is one or more pieces, so that one of any length takes little memory. Texts are cut where all our
-tokenizers cut them anyway: the tokens of the pieces are those of the whole text.
+A document is read in one or more pieces, so that one of any length takes little memory. Texts are cut where
+all our tokenizers cut them anyway: the tokens of the pieces are those of the whole text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import functools
 import glob
 import gzip
+import importlib
 import io
+import itertools
 import json
 import lzma
 import re
@@ -23,14 +25,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from nanobackpack.errors import InputError, short_repr
+from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.safe.files import display_path
+from nanobackpack.safe.untrusted import count_values, unpack_xz
 
 PIECE_CHARS = 1 << 16
-_LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where need be anywhere
+_LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where there is none anywhere
 _MAX_LINE_CHARS = 1 << 25  # of a line that must be read whole
 _MAX_VALUES = 1 << 19  # in a line of JSON, since each may take a hundred times its length
-_MAX_XZ_BYTES = 1 << 27  # of memory to unpack with; xz -9 asks for half of it
+_MAX_XZ_BYTES = 1 << 27  # of memory to unpack .xz with; xz -9 asks for half of it
 _LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
 _WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
 
@@ -60,7 +63,7 @@ class Corpus(NamedTuple):
     title: str  # where they come from, for people
     n_bytes: int  # of the files, packed as they are; 0 if not known
     read: Callable[..., Iterator[Piece]]
-    """read(progress: Progress) -> the pieces. Raises InputError for what cannot be read."""
+    """read(progress: Progress) -> the pieces."""
 
 
 def from_text(text: str, title: str) -> Corpus:
@@ -73,9 +76,9 @@ def from_files(
 ) -> Corpus:
     """The documents of files, of folders (searched for SUFFIXES) and of globs.
 
-    kind: text (the file is one document), lines (each line is one), json (each line is a record),
-    parquet; None: by the file's name, text if that does not tell. segments: what to take from a record,
-    by default its "text". Raises InputError if there are no files.
+    kind: text (the file is one document), lines (each line is one), json (each line is a record), parquet;
+    None: by the file's name, text if that does not tell. segments: what to take from a record, by default
+    its "text".
     """
     files = find_files(paths)
 
@@ -94,22 +97,17 @@ def from_files(
 
 
 def from_hub(name: str, segments: Segments, config: str | None = None, **options: Any) -> Corpus:
-    """The records of a data set of the hub, downloaded when they are first read.
+    """The records of a data set of the hub; `options` go to datasets.load_dataset."""
 
-    `options` go to datasets.load_dataset. Reading raises InputError if that library is not installed or
-    the data set cannot be fetched.
-    """
-
-    @functools.cache
+    @functools.cache  # downloaded when they are first read
     def records() -> Any:
         datasets = _extra("datasets")
         _extra("huggingface_hub").utils.logging.set_verbosity_error()  # the last failure is reported here
         try:
             return datasets.load_dataset(name, config, split="train", **options)
         except Exception as error:  # no network, no such name, no space: each has its own type
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise InputError(
-                f"cannot fetch {name} from the hub ({reason}): give local files with --input"
+                f"cannot fetch {name} from the hub ({first_line(error)}): give local files with --input"
             ) from None
 
     def read(progress: Progress = int) -> Iterator[Piece]:
@@ -144,24 +142,25 @@ def document(segments: Sequence[str]) -> Iterator[Piece]:
     if any(map(str.strip, segments)):
         for i, segment in enumerate(segments):
             parts = (segment[at : at + PIECE_CHARS] for at in range(0, len(segment), PIECE_CHARS))
-            yield from cut(parts, opens=i == 0)
+            yield from cut(parts, opens=i == 0)  # the last piece of each closes: a separator follows
 
 
 def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
     """One text that comes in parts, in pieces of PIECE_CHARS or a little less.
 
     A cut is made before a line end that follows something else than space: there GPT-2's pattern, BERT's
-    and XLM-R's cut too. Without one the piece grows to a multiple of that, then any space must do.
+    and XLM-R's cut too.
     """
-    held = ""
+    held = ""  # read, and not yet yielded
     for part in parts:
         held += part
         while len(held) > PIECE_CHARS:
+            # At the last line end; in a very long line at its last space; in one without a space anywhere.
             end = _LINE_END.match(held)
             if not end and len(held) >= _LINE_CHARS:
                 end = _WORD_END.match(held)
             if not end and len(held) < _LINE_CHARS:
-                break
+                break  # let the piece grow: the line may end soon
             at = end.end() if end else _LINE_CHARS
             yield Piece(held[:at], opens, False)
             held, opens = held[at:], False
@@ -172,9 +171,9 @@ def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
 
 
 def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The files given, all with one of `suffixes` below the folders given, all that the globs given fit.
+    """The files given, all with one of `suffixes` below the folders given, and all that fit the globs given.
 
-    Sorted, each one once. Raises InputError if there are none, or none for one of the paths.
+    Sorted, each one once; each path must give at least one.
     """
     files: set[Path] = set()
     for path in map(Path, paths):
@@ -212,15 +211,9 @@ def _unpacked(path: Path) -> Path:
 
 def _text(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     with _opened(path, progress) as file:
-        first = file.read(PIECE_CHARS)
-        if first:
-            yield from cut(_and_rest(first, file))
-
-
-def _and_rest(part: str, file: IO[str]) -> Iterator[str]:
-    while part:
-        yield part
-        part = file.read(PIECE_CHARS)
+        parts = iter(lambda: file.read(PIECE_CHARS), "")
+        for first in parts:  # an empty file holds no document
+            yield from cut(itertools.chain([first], parts))
 
 
 def _lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
@@ -230,7 +223,7 @@ def _lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece
 
 
 def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Lines and their numbers. A small packed file may hold one that fills all memory: InputError."""
+    """Lines and their numbers, none too long: a small packed file may hold one that fills all memory."""
     for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_CHARS), ""), 1):
         if len(line) == _MAX_LINE_CHARS and not line.endswith("\n"):
             raise InputError(
@@ -245,7 +238,7 @@ def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]
             if line.isspace():
                 continue
             where = f"{display_path(path)}, line {number},"
-            if _n_values(line) > _MAX_VALUES:
+            if count_values(line, _MAX_VALUES) > _MAX_VALUES:
                 raise InputError(f"{where} has more than {_MAX_VALUES:,} values")
             try:
                 record = json.loads(line)
@@ -256,26 +249,16 @@ def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]
             yield from document(_texts(record, segments, where))
 
 
-def _n_values(line: str) -> int:
-    """At least how many values a line of JSON has, if it may be too many; texts may hold any characters."""
-    n = sum(map(line.count, "[{,"))
-    if n > _MAX_VALUES:
-        line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
-        n = line.count('"') // 2
-        if n <= _MAX_VALUES:
-            n = sum(part.count(c) for part in line.split('"')[::2] for c in "[{,")
-    return n
-
-
 def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
+    # What the file says of its size, before any of it is read.
     meta = parquet.read_metadata(path)
     n_bytes = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     if max(meta.num_rows, n_bytes) > _most(path):
         raise _too_much(path)
     schema = meta.schema.to_arrow_schema()
     names = [column.name for column in schema if _holds_text(column.type)]
-    # As dictionaries: a small file may name one long text in many rows.
+    # Only columns of text are read, and as dictionaries: a small file may name one long text in many rows.
     with _Watched(path, progress) as raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
         for batch in file.iter_batches(batch_size=256, columns=names):
             columns = {n: c for n, c in zip(batch.schema.names, batch.columns, strict=True) if n in names}
@@ -283,24 +266,23 @@ def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Pie
                 if (compute.max(compute.utf8_length(column.dictionary)).as_py() or 0) >= _MAX_LINE_CHARS:
                     raise InputError(
                         f"{display_path(path)} has a text of {_MAX_LINE_CHARS:,} characters or more "
-                        f"in its column "
-                        f"{short_repr(name)}"
+                        f"in its column {short_repr(name)}"
                     )
             for row in range(batch.num_rows):
-                # What is no text is not read, and so no text either.
+                # A field that was not read is None: an error if it is wanted, as in JSON if it is no text.
                 record = dict.fromkeys(schema.names) | {n: c[row].as_py() for n, c in columns.items()}
                 yield from document(_texts(record, segments, display_path(path)))
 
 
-def _holds_text(type: Any) -> bool:
-    return str(getattr(type, "value_type", type)) in ("string", "large_string", "string_view")
+def _holds_text(column_type: Any) -> bool:
+    return str(getattr(column_type, "value_type", column_type)) in ("string", "large_string", "string_view")
 
 
 _READERS = {"text": _text, "lines": _lines, "json": _json, "parquet": _parquet}
 
 
 def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
-    """What `segments` takes from a record. Raises InputError if that is not there, or no text."""
+    """What `segments` takes from a record: one or more texts."""
     try:
         texts: Sequence[Any] = segments(record)
     except KeyError as error:
@@ -346,41 +328,16 @@ def _unpack_zst(raw: BinaryIO) -> Any:
     return _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True)
 
 
-class _Unxz(io.RawIOBase):
-    """What is in a file of .xz, as lzma.open reads it, but with limited memory."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw, self._stream = raw, lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = b""
-        while not data:
-            packed = self._raw.read(1 << 16) if self._stream.needs_input or self._stream.eof else b""
-            if self._stream.eof:  # zeros may follow, and another stream
-                packed = (self._stream.unused_data + packed).lstrip(b"\0")
-                if not packed:
-                    return 0
-                self._stream = lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
-            elif self._stream.needs_input and not packed:
-                raise EOFError("its end is missing")
-            data = self._stream.decompress(packed, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _unpack_xz(raw: BinaryIO) -> Any:
-    return io.BufferedReader(_Unxz(raw))
-
-
-_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": _unpack_xz, ".zst": _unpack_zst}
+_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lambda raw: unpack_xz(raw, _MAX_XZ_BYTES),
+    ".zst": _unpack_zst,
+}
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what can go wrong with a file into one line."""
+    """Turn what can go wrong with a file into one line."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -397,9 +354,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _extra(module: str) -> Any:
-    """An optional library. Raises InputError that says how to install it."""
-    import importlib
-
+    """An optional library; an error that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -23,12 +21,11 @@ from nanobackpack.safe.files import (
     MEGABYTE,
     display_path,
     plain_name,
-    read_bytes,
     read_json,
     replacing,
     verify,
 )
-from nanobackpack.safe.untrusted import check_pickle
+from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val")
@@ -137,12 +134,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 def read_legacy_meta(path: Path) -> dict[str, Any]:
     """Read nanoBackpackLM's meta.pkl: {"vocab_size": int, "itos": {id: character}, ...}."""
-    try:
-        data = read_bytes(path, 4 * MEGABYTE)
-        check_pickle(io.BytesIO(data))  # dicts, lists, texts and numbers: no class or function is looked up
-        meta = pickle.loads(data)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{path} cannot be read safely: {str(error)[:200]}") from error
+    meta = load_plain_pickle(path, 4 * MEGABYTE)
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(itos, dict) or not itos or itos.keys() != set(range(len(itos))):
         raise InputError(f"{path}: not a table of characters (itos)")

@@ -1,10 +1,10 @@
-"""Documents -> token files: what the scripts data/<name>/prepare.py share.
+"""Documents -> token files.
 
     meta = write_tokens(folder, {"": from_files(["notes/"])}, "bpe:8192", split_tail(val=0.05))
     print(summary(meta, folder))
 
-The corpus is read twice or three times, to count its documents, to make a tokenizer where one is to be made,
-and to encode; nothing but a few batches of it is ever in memory.
+The corpus is read two or three times: to count its documents, to make a tokenizer where one is to be made,
+and to encode. Nothing but a few batches of it is ever in memory.
 """
 
 from __future__ import annotations
@@ -16,45 +16,24 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from nanobackpack.config import at_least
 from nanobackpack.errors import InputError
-from nanobackpack.safe.download import download
 from nanobackpack.safe.files import Replacement, display_path, remove_stale
-from nanobackpack.text.corpus import Corpus, Piece, from_files, from_text
+from nanobackpack.text.corpus import Corpus, Piece, from_text
 from nanobackpack.text.meta import DTYPES, Meta
 from nanobackpack.text.splits import Counts, Split, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
 
-_TIMEOUT_S = 10
-_TRIES = 2
-_CHUNK_BYTES = 1 << 16
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
-_TEXT_BYTES = 1 << 30  # of a text that is read whole
 _TITLES = 3  # of corpora that are named in a report
 _TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
 _TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
-
-
-_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-_SHAKESPEARE_BYTES = 1_115_394
-
-
-def shakespeare(folder: Path) -> Corpus:
-    """Tiny Shakespeare, downloaded into `folder` unless it is there; as `download`."""
-    download(_SHAKESPEARE, folder / "input.txt", _SHAKESPEARE_SHA256, _SHAKESPEARE_BYTES)
-    return from_files([folder / "input.txt"])._replace(title=_SHAKESPEARE)
-
-
-# --- Writing -----------------------------------------------------------------------------------
 
 
 def write_tokens(
@@ -68,13 +47,11 @@ def write_tokens(
     languages: Iterable[str] = (),
     threads: int = 0,
 ) -> Meta:
-    """Writes <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
+    """Write <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
 
     framed: put the tokenizer's marks around each document, or where it has none a line end between two.
-    dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it
-    counts when the process encodes for the first time. The files get their names when all are written; what
-    an earlier run left unfinished is removed. Raises InputError if a text cannot be read or encoded, is too
-    short for two tokens in each split, or the folder cannot be written.
+    dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it counts
+    when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     if threads:
@@ -84,6 +61,8 @@ def write_tokens(
     no_mark = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if framed and no_mark:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
+
+    # The first reading counts, since a split must know how much there is. The second makes a tokenizer.
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
         tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
@@ -97,6 +76,9 @@ def write_tokens(
         sha256={},
         languages=list(languages),
     )
+
+    # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
+    # data set as it was. What a killed run left unfinished is removed.
     with _folder_for(folder), Replacement() as new:
         remove_stale(folder)
         for prefix, corpus in corpora.items():
@@ -117,19 +99,22 @@ def write_tokens(
     return meta
 
 
-def write_dataset(
-    folder: Path,
-    text_or_parts: str | Iterable[str],
-    tokenizer: Tokenizer,
-    *,
-    val_fraction: float,
-    source: str,
-) -> Meta:
-    """Writes a text that is in memory, the last `val_fraction` held out; as `write_tokens`."""
-    text = text_or_parts if isinstance(text_or_parts, str) else "".join(text_or_parts)
-    return write_tokens(
-        folder, {"": from_text(text, source)}, tokenizer, split_tail(val_fraction), framed=False
-    )
+def write_dataset(folder: Path, text: str, tokenizer: Tokenizer, *, val_fraction: float, source: str) -> Meta:
+    """Write a text that is in memory, the last `val_fraction` of it held out."""
+    corpora = {"": from_text(text, source)}
+    return write_tokens(folder, corpora, tokenizer, split_tail(val_fraction), framed=False)
+
+
+def summary(meta: Meta, folder: Path) -> str:
+    """A short report for people: the vocabulary and what each file holds."""
+    files: Counter[str] = Counter()
+    for split, n in meta.tokens.items():
+        files[re.sub(r"_\d+$", "_*", split) + ".bin"] += n  # shards as one
+    rows = [("tokenizer.json", meta.vocab_size, "symbols")]
+    rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
+    width = max(len(file) for file, _, _ in rows)
+    lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
 
 
 def _titles(corpora: Collection[Corpus]) -> str:
@@ -138,22 +123,12 @@ def _titles(corpora: Collection[Corpus]) -> str:
     return "; ".join(named + [f"{more} more"] * (more > 0))
 
 
-def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
-    """A tokenizer for these texts, of so many characters in all, which it is trained on a share of."""
-    if kind == "char":
-        return make_tokenizer(kind, (piece.text for corpus in corpora for piece in corpus.read()))
-    return make_tokenizer(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
-
-
 def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
-    """Reads the corpus with a line end before each document but the first."""
+    """A function that reads the corpus with a line end before each document but the first."""
 
     def read(*args: object) -> Iterator[Piece]:
-        first = True
-        for piece in corpus.read(*args):
-            between = "\n" if piece.opens and not first else ""
-            first = False
-            yield piece._replace(text=between + piece.text)
+        for i, piece in enumerate(corpus.read(*args)):
+            yield piece._replace(text="\n" + piece.text) if piece.opens and i else piece
 
     return read
 
@@ -169,6 +144,16 @@ def _count(corpus: Corpus) -> Counts:
     return Counts(documents, chars)
 
 
+# --- A tokenizer for these texts ---------------------------------------------------------------
+
+
+def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
+    """Make a tokenizer for these texts of so many characters: from all of them or, if bpe, from a share."""
+    if kind == "char":
+        return make_tokenizer(kind, (piece.text for corpus in corpora for piece in corpus.read()))
+    return make_tokenizer(kind, _sample(corpora, min(1.0, _TRAIN_CHARS / chars)))
+
+
 def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
     """Pieces of text to train a tokenizer on: a share of all, spread evenly.
 
@@ -177,27 +162,30 @@ def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
     """
     kept: list[str] = []
     words: set[int] = set()
-    n_bytes, due = 0, 0.0
+    n_bytes, due = 0, 0.0  # of the words; pieces that should have been kept by now and are not
     for corpus in corpora:
         for piece in corpus.read():
             due += share
             if due >= 1:
                 due -= 1
                 kept.append(piece.text)
-                n_bytes += _new_words(piece.text, words)
+                n_bytes += _add_words(piece.text, words)
             while n_bytes > _TRAIN_WORD_BYTES and len(kept) > 1:
                 kept, share = kept[::2], share / 2
                 words.clear()
-                n_bytes = sum(_new_words(text, words) for text in kept)
+                n_bytes = sum(_add_words(text, words) for text in kept)
     return kept
 
 
-def _new_words(text: str, words: set[int]) -> int:
-    """Adds the words of a text to `words`, as their hashes; returns how many bytes the new ones have."""
-    new = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
-    n_bytes = sum(n for word, n in new.items() if word not in words)
-    words.update(new)
+def _add_words(text: str, words: set[int]) -> int:
+    """Add the words of a text to `words`, as their hashes; returns how many bytes the new ones have."""
+    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    n_bytes = sum(n for word, n in found.items() if word not in words)
+    words.update(found)
     return n_bytes
+
+
+# --- Encoding ----------------------------------------------------------------------------------
 
 
 class _TokenFile:
@@ -224,10 +212,9 @@ def _write_splits(
     meta: Meta,
     bar: tqdm[None],
 ) -> None:
-    """Encodes one corpus into the new files of its splits, and enters them in meta."""
-    bos, eos = (
-        [] if i is None or not framed else [np.array([i])] for i in (tokenizer.bos_id, tokenizer.eos_id)
-    )
+    """Encode one corpus into the new files of its splits, and enter them in meta."""
+    marks = (tokenizer.bos_id, tokenizer.eos_id)
+    bos, eos = ([] if i is None or not framed else [np.array([i])] for i in marks)
     chars = dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
@@ -252,6 +239,7 @@ def _write_splits(
 
 
 Batch = list[tuple[str, Piece]]
+"""Pieces, each with the name of its split."""
 
 
 def _encoded(
@@ -285,7 +273,7 @@ def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:
 
 @contextmanager
 def _folder_for(folder: Path) -> Iterator[None]:
-    """Makes the folder, and takes it away again if nothing came to be in it."""
+    """Make the folder, and take it away again if nothing came to be in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -294,41 +282,3 @@ def _folder_for(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.rmdir()  # fails unless it is empty
-
-
-def summary(meta: Meta, folder: Path) -> str:
-    """A short report for people: the vocabulary and what each file holds."""
-    rows = [("tokenizer.json", meta.vocab_size, "symbols")]
-    files: Counter[str] = Counter()
-    for split, n in meta.tokens.items():
-        files[re.sub(r"_\d+$", "_*", split) + ".bin"] += n  # shards as one
-    rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
-    width = max(len(file) for file, _, _ in rows)
-    lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
-    return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
-
-
-# --- Scripts -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the scripts have in common."""
-
-    input: tuple[str, ...] = ()
-    """Local files or folders; empty: the script's own source."""
-    tokenizer: str = "gpt2"
-    """char, bpe:N, gpt2, chinese-character-bert, xlm-250k, a hub name, or a tokenizer's file or folder."""
-    num_proc: int = 0
-    """Threads that encode (0: one for each core)."""
-    out: str = ""
-    """Folder to write to; empty: the folder of the script."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "num_proc", 0)
-
-    def write(self, folder: Path, corpora: Mapping[str, Corpus], split: Split, **options: Any) -> None:
-        """What each script ends with: `write_tokens` to --out, or else to `folder`, and its summary."""
-        out = Path(self.out or folder)
-        meta = write_tokens(out, corpora, self.tokenizer, split, threads=self.num_proc, **options)
-        print(summary(meta, out))

@@ -71,7 +71,7 @@ def split_random(**held_out: Callable[[int], int]) -> Split:
             if k >= n - len(taken):
                 raise InputError(
                     f"the text has only {n:,} documents, too few to hold out {k:,} for {name}: give more, "
-                    "or let data/textfiles/prepare.py split it by characters"
+                    "or let `nanobackpack prepare FILE` split it by characters"
                 )
             ranks = random.choice(n - len(taken), k, replace=False)  # (k) among the documents left
             # Rank r is document r + i, where i of the taken ones come before it.

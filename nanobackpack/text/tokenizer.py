@@ -23,7 +23,8 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, first_line
+from nanobackpack.safe.download import fetch_hub
 from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
@@ -248,8 +249,7 @@ def _one_line_errors(problem: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # a panic is no Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{problem} ({reason})") from None
+        raise InputError(f"{problem} ({first_line(error)})") from None
 
 
 def _not_unicode(text: str) -> InputError:
@@ -311,25 +311,12 @@ def load_tokenizer(name: str) -> Tokenizer:
     if not path.is_dir():
         if is_made(name):
             raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
-        path = _fetch(name)
+        hub_name = NAMES[name][0] if name in NAMES else name
+        wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
+        path = fetch_hub(hub_name, wanted, f"give char, bpe:N, or a file or folder with {LAYOUTS}")
     if tokenizer := in_folder(path):
         return tokenizer
     raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
-
-
-def _fetch(name: str) -> Path:
-    import huggingface_hub  # slow to import, and needed for this alone
-
-    hub_name = NAMES[name][0] if name in NAMES else name
-    wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_name, allow_patterns=wanted))
-    except Exception as error:  # no network, no such name, no access: each has its own type
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(
-            f"tokenizer={name!r} is no local file or folder and cannot be fetched from the hub ({reason}): "
-            f"give char, bpe:N, or a file or folder with {LAYOUTS}"
-        ) from None
 
 
 def in_folder(folder: Path) -> Tokenizer | None:

@@ -37,7 +37,7 @@ from nanobackpack.config import LoadConfig, ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.model import layouts as compat
 from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
-from nanobackpack.runtime import pick_compile, pick_device
+from nanobackpack.runtime import pick_device
 from nanobackpack.safe import download as hub
 from nanobackpack.safe import untrusted as foreign
 from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
@@ -208,7 +208,6 @@ def _recipe(name: str) -> str:
 def open_model(config: LoadConfig) -> BackpackLM | GPT:
     """The model that settings name, on their device. Raises: InputError if either cannot be had."""
     device = pick_device(config.device)
-    pick_compile(config.compile, device)  # reading is not compiled; a wrong setting is still refused
     return load_model(config.model_path, config.tokenizer_name).to(device)
 
 

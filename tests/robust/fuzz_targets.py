@@ -22,7 +22,8 @@ import tokenizers as hf
 import torch
 
 from nanobackpack import cli
-from nanobackpack.config import ModelConfig, SampleConfig, SenseConfig, TrainConfig
+from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.config import ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import GPT, BackpackLM
 from nanobackpack.model.generate import choose

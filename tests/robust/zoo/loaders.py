@@ -10,7 +10,8 @@ import torch
 
 from nanobackpack import TrainConfig, load_model
 from nanobackpack.analysis import control
-from nanobackpack.evaluate.scoring import read_json_lines, read_pairs
+from nanobackpack.evaluate.lexical_similarity import read_pairs
+from nanobackpack.evaluate.scoring import read_json_lines
 from nanobackpack.text import data
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.meta import read_legacy_meta

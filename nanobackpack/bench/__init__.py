@@ -1,0 +1,53 @@
+"""Measure speed and memory: the plain formula, this package, and a GPT, side by side.
+
+    nanobackpack bench                                  # the whole table, twenty minutes on a laptop
+    nanobackpack bench --quick                          # a minute or two: fewer repetitions, smaller sizes
+    nanobackpack bench --only="train step" --json=bench.json
+    nanobackpack bench --only=none --plot=bench.png     # no table: the time of a step over T, K, V and B
+
+The columns are three programs, each in a process of its own:
+
+    plain   what you would write first: the formula in PyTorch's own operations, generation that recomputes
+            every position, Python loops over tokens, the tokenizers library by itself
+    ours    this package, as its programs run it
+    gpt     nanobackpack.GPT, run the same way, with as many Transformer blocks as the Backpack has
+
+They take turns, so that whatever else the machine does slows all of them alike, and the table has medians.
+Each row says which two numbers make its ratio and where that ratio should lie. See cases.py for what is
+measured, workers.py for how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanobackpack.config import check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Speed and memory of the plain formula, of this package and of a GPT, side by side."""
+
+    quick: bool = False
+    """Measure for a minute or two: fewer repetitions, and without the rows that take long."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, ..."""
+    json: str = ""
+    """File for the results."""
+    profile: str = ""
+    """File for torch's profile of a training step; the name of each program is added to it."""
+    plot: str = ""
+    """File for a picture of the time of a step over T, K, V and B."""
+    only: str = ""
+    """Measure only the rows whose name contains this."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+def main(settings: BenchConfig) -> None:
+    """Print the table, and write the files that are asked for."""
+    # torch and everything that needs it come in here, so that `nanobackpack bench --help` is quick
+    from nanobackpack.bench.cases import run
+
+    run(settings)

@@ -1,0 +1,223 @@
+"""Text -> token files, in data/NAME of the current folder: train.bin, val.bin, tokenizer.json, meta.json.
+
+Your own texts: files, globs, and folders searched for *.txt, *.md, *.jsonl and *.parquet, which may be packed
+as .gz, .xz or .zst. Their tokens are byte-level BPE, 8192 kinds made from the texts, unless you name others.
+
+    nanobackpack prepare notes.txt essays/ --name=mine
+    nanobackpack prepare notes.txt essays/ --name=mine --tokenizer=char --val=0.1
+
+A known data set, by its name; --input takes local copies instead of a download:
+
+    nanobackpack prepare shakespeare_char      Tiny Shakespeare by characters; downloads 1.1 MB, once
+    nanobackpack prepare shakespeare           the same by GPT-2's tokens
+    nanobackpack prepare pydocs_char           Python's own help texts by characters; needs no network
+    nanobackpack prepare openwebtext           by GPT-2's tokens, from the hub, some 40 GB of text
+    nanobackpack prepare tigerbot              Chinese, from the hub, by Chinese BERT's tokens
+    nanobackpack prepare clue_small            Chinese: CLUE's corpora, from folders that you have to fetch
+    nanobackpack prepare common_crawl --languages am sr             by XLM-R's tokens, from the hub's CC-100
+    nanobackpack prepare common_crawl --input de.txt.xz fr.txt.xz --shards=100
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nanobackpack import cli
+from nanobackpack.config import at_least
+from nanobackpack.errors import InputError
+from nanobackpack.safe.download import download
+from nanobackpack.safe.files import display_path
+from nanobackpack.text.corpus import Corpus, chained, field, find_files, from_files, from_hub, from_text
+from nanobackpack.text.prepare import summary, write_tokens
+from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Text -> token files."""
+
+    paths: tuple[str, ...] = ()
+    """Text files, globs, and folders to search; or the name of a known data set."""
+    input: tuple[str, ...] = ()
+    """More files and folders: of a known data set, local copies to take instead of its own source."""
+    tokenizer: str = ""
+    """char, bpe:N (made from texts), gpt2, chinese-character-bert, xlm-250k, a hub name, a file, a folder.
+    Empty: bpe:8192 for your own texts, else that of the data set."""
+    name: str = "mine"
+    """Of your own texts: name of the data set, its folder under data/."""
+    val: float = 0.05
+    """Of your own texts: part held out for validation, its end."""
+    languages: tuple[str, ...] = ()
+    """Of common_crawl: languages of CC-100 to fetch from the hub."""
+    shards: int = 0
+    """Of common_crawl: write so many shards of equal share for each language, not three splits (0: no)."""
+    num_proc: int = 0
+    """Threads that encode (0: one for each core)."""
+    out: str = ""
+    """Folder to write to; empty: data/NAME."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "shards", 0)
+        at_least(self, "num_proc", 0)
+
+
+# --- The known data sets -----------------------------------------------------------------------
+
+# Each of these functions gets the settings and the folder of the data set, in which its text may lie already.
+Plan = tuple[dict[str, Corpus], Split, dict[str, Any]]
+"""What to write: {prefix of the files: documents}, how to split these, and other options of write_tokens."""
+
+
+def shakespeare(settings: PrepareConfig, folder: Path) -> Plan:
+    """Tiny Shakespeare, or any text: the first 90 % of the characters are for training."""
+    if settings.input:
+        corpus = from_files(settings.input)
+    else:
+        url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+        sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+        download(url, folder / "input.txt", sha256, 1_115_394)
+        corpus = from_files([folder / "input.txt"])._replace(title=url)
+    return {"": corpus}, split_tail(0.1), {"framed": False}
+
+
+def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
+    """Python's own help texts, from the standard library."""
+    from pydoc_data.topics import topics
+
+    if settings.input:
+        raise InputError("pydocs_char has texts of its own: leave --input out")
+    text = "\n".join(topics[name] for name in sorted(topics))
+    corpus = from_text(text, f"pydoc_data.topics of Python {platform.python_version()}")
+    return {"": corpus}, split_tail(0.1), {"framed": False}
+
+
+def openwebtext(settings: PrepareConfig, folder: Path) -> Plan:
+    """OpenWebText, <|endoftext|> after each document: 0.05 % of the documents are for validation."""
+    hub = "Skylion007/openwebtext"
+    corpus = from_files(settings.input) if settings.input else from_hub(hub, field("text"))
+    return {"": corpus}, split_random(val=fraction(0.0005)), {}
+
+
+def tigerbot(settings: PrepareConfig, folder: Path) -> Plan:
+    """TigerBot's Chinese texts, [CLS] ... [SEP]: 0.1 % are for evaluation, then 0.05 % for validation."""
+    hub, text = "TigerResearch/pretrain_zh", field("content")
+    corpus = from_files(settings.input, text) if settings.input else from_hub(hub, text)
+    return {"": corpus}, split_random(evaluation=fraction(0.001), val=fraction(0.0005)), {}
+
+
+def clue_small(settings: PrepareConfig, folder: Path) -> Plan:
+    """CLUE's corpora, those that are there, each document [CLS] ... [SEP]; split as tigerbot."""
+
+    def wiki(record: dict[str, Any]) -> list[str]:  # an article without its title, which a blank line ends
+        title, blank, text = record["text"].partition("\n\n")
+        return [text if blank else title]
+
+    def web(record: dict[str, Any]) -> list[str]:  # a question and its answer, with [SEP] between them
+        return [record["title"] + record["desc"], record["content"]]
+
+    parts = {
+        "wiki_zh_2019/**/wiki*": wiki,
+        "webtext2019zh/web_text_zh_*.json": web,
+        "new2016zh/news2016zh_*.json": field("content"),
+    }
+    corpora = []
+    for place in map(Path, settings.input or [folder]):
+        there = [(place / p, text) for p, text in parts.items() if (place / p.split("/")[0]).is_dir()]
+        if not there:
+            raise InputError(
+                f"{display_path(place)} has no wiki_zh_2019, webtext2019zh or new2016zh: get them from "
+                "https://github.com/brightmart/nlp_chinese_corpus, or name their folder with --input"
+            )
+        corpora += [from_files([files], text, kind="json") for files, text in there]
+    return {"": chained(corpora)}, split_random(evaluation=fraction(0.001), val=fraction(0.0005)), {}
+
+
+def common_crawl(settings: PrepareConfig, folder: Path) -> Plan:
+    """Many languages: LANGUAGE_train.bin, LANGUAGE_val.bin, ..., or shards LANGUAGE/LANGUAGE_0.bin, ..."""
+    if settings.languages and settings.input:
+        raise InputError("--languages fetches from the hub and --input reads files: give one of them")
+    if settings.languages:
+        options = {"revision": "refs/convert/parquet"}  # what the hub made of it, with no code to run
+        corpora = {n: from_hub("statmt/cc100", field("text"), n, **options) for n in settings.languages}
+    else:  # LANGUAGE.txt or LANGUAGE.txt.xz, one document a line
+        try:
+            files = find_files(settings.input or [folder], [".txt"])
+        except InputError as error:
+            raise InputError(
+                f"{error}; https://data.statmt.org/cc-100 has LANGUAGE.txt.xz of 100 languages"
+            ) from None
+        names = [path.name.split(".")[0] for path in files]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"there are two files of the language {twice[0]!r}: give one")
+        corpora = {name: from_files([path], kind="lines") for name, path in zip(names, files, strict=True)}
+    split = split_random(evaluation=fraction(0.001, 10_000, 0.1), val=fraction(0.0005, 5_000, 0.05))
+    if settings.shards:
+        split = deal_shards(settings.shards)
+    prefix = "{0}/{0}_" if settings.shards else "{0}_"
+    by_prefix = {prefix.format(name): corpus for name, corpus in corpora.items()}
+    return by_prefix, split, {"dtype": "uint32", "languages": list(corpora)}
+
+
+def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
+    """Texts of your own."""
+    if not re.fullmatch(r"\w[\w.-]*", settings.name):
+        raise InputError(f"name={settings.name!r} is not a plain folder name: use letters, digits, _ - .")
+    out = Path(settings.out or folder)
+    if (out / "prepare.py").exists() or (settings.name in RECIPES and not settings.out):
+        raise InputError(f"{display_path(out)} is the folder of a known data set: choose another --name")
+    return {"": from_files(settings.input)}, split_tail(settings.val), {}
+
+
+# name: (what makes it, the tokenizer unless the settings name another)
+RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
+    "textfiles": (textfiles, "bpe:8192"),
+    "shakespeare_char": (shakespeare, "char"),
+    "shakespeare": (shakespeare, "gpt2"),
+    "pydocs_char": (pydocs_char, "char"),
+    "openwebtext": (openwebtext, "gpt2"),
+    "tigerbot": (tigerbot, "chinese-character-bert"),
+    "clue_small": (clue_small, "chinese-character-bert"),
+    "common_crawl": (common_crawl, "xlm-250k"),
+}
+ONLY_FOR = {"name": "textfiles", "val": "textfiles", "languages": "common_crawl", "shards": "common_crawl"}
+
+# --- The program -------------------------------------------------------------------------------
+
+
+def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
+    """Make a data set in its folder below `data`, or in --out, and print what it holds."""
+    for name, other in ONLY_FOR.items():
+        if recipe != other and getattr(settings, name) != getattr(PrepareConfig, name):
+            raise InputError(f"--{name} is for {other}, not for {recipe}: leave it out")
+    settings = dataclasses.replace(settings, paths=(), input=(*settings.paths, *settings.input))
+    folder = data / (settings.name if recipe == "textfiles" else recipe)
+    out = Path(settings.out or folder)
+    plan, usual_tokenizer = RECIPES[recipe]
+    corpora, split, options = plan(settings, folder)
+    tokenizer = settings.tokenizer or usual_tokenizer
+    meta = write_tokens(out, corpora, tokenizer, split, threads=settings.num_proc, **options)
+    print(summary(meta, out))
+    if recipe == "textfiles":
+        dataset = display_path(out) if settings.out else settings.name
+        flags = f"--dataset={dataset} --out_dir=out-{settings.name}"
+        print(f"now train with\n  nanobackpack train shakespeare_char {flags}")
+
+
+def main(settings: PrepareConfig) -> None:
+    first = settings.paths[0] if settings.paths else ""
+    if first in RECIPES:
+        prepare(first, dataclasses.replace(settings, paths=settings.paths[1:]), Path("data"))
+    else:
+        prepare("textfiles", settings, Path("data"))
+
+
+def run_script(file: str, about: str | None) -> NoReturn:
+    """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
+    folder = Path(file).resolve().parent
+    cli.guard(lambda: prepare(folder.name, cli.parse(PrepareConfig, about=about), folder.parent))

@@ -1,0 +1,107 @@
+"""Scale senses of a word, and see what the model then says: before and after.
+
+    nanobackpack steer --word nurse --sense 10 --prompt "The nurse said that" --tokens he she
+    nanobackpack steer --word nurse --factor 0.5 --prompt "The nurse said" --save calm.safetensors
+    nanobackpack steer --out_dir=out-zh --word 沙滩 --amplify 4 1
+
+The first two multiply one sense of the word, or all, wherever it stands: 0 removes, 1 changes nothing
+(Backpack paper, section 6.2). `--amplify`, for a word of several tokens, has a factor for each: the word
+counts as much as before, but for other parts of itself; without a prompt nanoBackpackLM's own are taken, with
+its test tokens. `--tokens` lists how likely these are before and after; `--save` keeps the edit for
+`nanobackpack sample --edits=FILE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanobackpack.analysis.results import report
+from nanobackpack.config import AnalysisConfig
+from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import control_sets
+from nanobackpack.text.tokenizer import word_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nanobackpack.analysis.effect import Effect
+    from nanobackpack.analysis.senses import Senses
+    from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.model.edits import Edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectConfig(AnalysisConfig):
+    """What the commands share that edit a model and show what it says before and after."""
+
+    prompt: str = ""
+    """The text to continue; it should hold the word."""
+    k: int = 8
+    """Next tokens to list."""
+    num_samples: int = 2
+    """Continuations to print."""
+    max_new_tokens: int = 40
+    """Tokens of each."""
+    save: str = ""
+    """Write the edit to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig(EffectConfig):
+    """What a model predicts before and after senses of a word are made to count more or less."""
+
+    word: str = ""
+    """The word whose senses are scaled."""
+    sense: int = -1
+    """Only this sense, counted from 0 (-1: all)."""
+    factor: float = 0.0
+    """What the sense is multiplied by: 0 removes it."""
+    amplify: tuple[float, ...] = ()
+    """In place of sense and factor: a factor for each token of the word, whose weight is shared anew."""
+    tokens: tuple[str, ...] = ()
+    """Next tokens to compare."""
+
+
+def main(settings: SteerConfig) -> None:
+    prompts, tokens = [settings.prompt], settings.tokens
+    if not settings.prompt:
+        shipped = control_sets()["amplification"]
+        prompts = [prompt for prompt in shipped["prompts"] if settings.word and settings.word in prompt]
+        tokens = tokens or shipped["tokens"]
+    if not prompts:
+        raise InputError(
+            f"the prompt is empty: give a text that holds the word, as --prompt 'The {settings.word}'"
+        )
+    report(settings, lambda model: effects(model, settings, scaling, prompts, tokens))
+
+
+def scaling(senses: Senses, settings: SteerConfig) -> Edit:
+    """Make the edit that the settings ask for."""
+    from nanobackpack.analysis.control import AmplifyInWord, ScaleSense
+
+    ids = tuple(word_ids(senses.tokenizer, settings.word))
+    if settings.amplify:
+        return AmplifyInWord(ids, settings.amplify)
+    return ScaleSense(ids, settings.factor, None if settings.sense < 0 else settings.sense)
+
+
+def effects(
+    model: LanguageModel,
+    settings: Any,
+    make_edit: Callable[[Senses, Any], Edit],
+    prompts: Sequence[str],
+    tokens: Sequence[str] = (),
+) -> list[Effect]:
+    """Make an edit, look what it does to each prompt, and save it if the settings (EffectConfig) say so."""
+    from nanobackpack.analysis import control
+    from nanobackpack.analysis.effect import effect
+    from nanobackpack.analysis.senses import Senses
+
+    senses = Senses(model, settings.bos)
+    edit = make_edit(senses, settings)
+    sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
+    found = [effect(senses, edit, prompt, **sizes, seed=settings.seed, tested=tokens) for prompt in prompts]
+    if settings.save:
+        control.save(edit, settings.save, model)
+    return found

@@ -1,0 +1,160 @@
+"""The house: imports go down, never in a circle; --help needs no torch; what is published is complete."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import nanobackpack
+from nanobackpack.cli import CONFIGS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "nanobackpack"
+# From the ground up: a module may import from its own floor and from those above it in this list.
+FLOORS = [
+    ["errors", "config", "runtime", "cli"],
+    ["safe"],
+    ["text"],
+    ["model"],
+    ["train"],
+    ["analysis"],
+    ["evaluate"],
+    ["hub"],
+    ["app"],
+    ["commands", "bench", "__main__"],
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+MODULES = {  # __init__.py of the package is the front door: it has names of all floors, imported on first use
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of this package that one imports, wherever the import stands: lazy ones and types too."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                home = node.module or ""
+                if home == "nanobackpack" and alias.name in nanobackpack._HOMES:
+                    home = f"nanobackpack.{nanobackpack._HOMES[alias.name]}"
+                full = f"{home}.{alias.name}"
+                yield from [full] if full in MODULES else [home] if home in MODULES else []
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {module.split(".")[1] for module in MODULES} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    floor = FLOOR[module.split(".")[1]]
+    assert [other for other in imports(module) if FLOOR[other.split(".")[1]] > floor] == []
+
+
+def test_nothing_is_imported_in_a_circle() -> None:
+    graph = {module: set(imports(module)) - {module} for module in MODULES}
+    assert set(TopologicalSorter(graph).static_order()) == MODULES.keys()  # CycleError names the circle
+
+
+# --- What needs no torch ----------------------------------------------------------------------
+
+NO_TORCH = ["errors", "config", "cli", "text.tokenizer", "text.corpus", "text.splits", "text.prepare"]
+NO_TORCH += ["analysis.results", "__main__"]
+NO_TORCH_FOLDERS = ("safe", "evaluate", "commands")
+
+
+def python(code: str) -> str:
+    """What a Python of its own prints, where nothing is imported yet."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise ImportError("needs torch")
+sys.meta_path.insert(0, NoTorch)
+"""
+
+
+def test_modules_that_need_no_torch() -> None:
+    modules = [f"nanobackpack.{name}" for name in NO_TORCH]
+    modules += [m for m in MODULES if m.split(".")[1] in NO_TORCH_FOLDERS]
+    code = f"""{WITHOUT_TORCH}
+import importlib
+for name in {modules}:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(name, error)
+"""
+    assert python(code) == ""
+
+
+def test_help_of_no_verb_needs_torch() -> None:
+    code = f"""{WITHOUT_TORCH}
+import contextlib, io
+from nanobackpack import commands
+for verb in commands.VERBS:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            commands.main([verb, "--help"])
+    except (ImportError, AttributeError) as error:
+        print(verb, error)
+"""
+    assert python(code) == ""
+
+
+def test_the_package_needs_only_its_core_dependencies() -> None:
+    """What pip installs without extras is enough to import everything, and every public name."""
+    blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({blocked}))
+import nanobackpack
+for name in {[*MODULES]}:
+    importlib.import_module(name)
+for name in nanobackpack.__all__:
+    assert getattr(nanobackpack, name) is not None
+    assert name in dir(nanobackpack)
+"""
+    assert python(code) == ""
+
+
+# --- What is published ------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_every_folder_and_the_config_files() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    setup = settings["tool"]["setuptools"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(setup["packages"]) == folders | {"nanobackpack.configs"}
+    assert ROOT / setup["package-dir"]["nanobackpack.configs"] == CONFIGS
+    assert all(folder in folders for folder in {module.rpartition(".")[0] for module in MODULES})
+
+
+def test_versions_agree() -> None:
+    version = nanobackpack.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")[:30]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    oldest = settings["project"]["requires-python"].removeprefix(">=")
+    assert settings["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert settings["tool"]["mypy"]["python_version"] == oldest
+    classifiers = settings["project"]["classifiers"]
+    assert min(c.split(".")[-1] for c in classifiers if "Python :: 3" in c) == oldest.split(".")[1]
