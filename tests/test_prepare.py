@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import http.server
@@ -19,13 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanobackpack import commands
+from nanobackpack.commands.prepare import RECIPES
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import read_text
 from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files
-from nanobackpack.text.data import Mixture, TokenData
-from nanobackpack.text.meta import Meta
+from nanobackpack.text.data import TokenData, open_dataset
+from nanobackpack.text.meta import KNOWN, Meta
 from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 
@@ -270,24 +271,6 @@ def test_what_is_interrupted_leaves_the_old_files(tmp_path: Path):
     assert TokenData(tmp_path).meta == old
 
 
-def full_disk() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_an_error_in_the_second_language_leaves_both_as_they_were(tmp_path: Path):
-    names = ["de", "fr"]
-    old = prepare.write_tokens(
-        tmp_path, {f"{n}_": corpus_of(DOCS) for n in names}, BPE, split_tail(0.5), languages=names
-    )
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    calls = iter([lambda: None, full_disk])  # when the first language is written, and most of the second
-    new = {"de_": corpus_of(DOCS[:99]), "fr_": corpus_of(DOCS[:99], lambda: next(calls)())}
-    with pytest.raises(InputError, match="No space left"):
-        prepare.write_tokens(tmp_path, new, Tokenizer.char("".join(DOCS)), split_tail(0.5), languages=names)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert Mixture(tmp_path).meta == old
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -361,18 +344,54 @@ class Script:
         assert (status, out, err.count("\n")) == (2, "", 1)
         return err
 
+    def verb(self, *args: str) -> tuple[object, str, str]:
+        """`nanobackpack prepare`: exit status, output, errors."""
+        with pytest.raises(SystemExit) as end:
+            commands.main(["prepare", *args])
+        return end.value.code or 0, *self.capfd.readouterr()
+
     def run(self, name: str, *args: object) -> tuple[object, str, str]:
         path = str(ROOT / "data" / name / "prepare.py")
         self.monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
         self.monkeypatch.setattr(sys, "path", sys.path.copy())
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as end:
             runpy.run_path(path, run_name="__main__")
-        return exit.value.code or 0, *self.capfd.readouterr()
+        return end.value.code or 0, *self.capfd.readouterr()
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Script:
     return Script(monkeypatch, capfd)
+
+
+def test_the_verb_in_an_empty_folder(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Your own texts and known data sets go to data/NAME below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("first " * 99)
+    status, out, err = script.verb("a.txt", "--name=notes", "--tokenizer=char")
+    assert (status, err) == (0, "")
+    assert "nanobackpack train shakespeare_char --dataset=notes --out_dir=out-notes" in out
+    assert open_dataset("notes").n_tokens("train") == int(0.95 * 594)
+    for args in (("shakespeare_char", "a.txt"), ("shakespeare_char", "--input=a.txt"), ("pydocs_char",)):
+        assert f"data/{args[0]}, from" in script.verb(*args)[1]
+        assert open_dataset(args[0]).tokenizer is not None
+    for wrong, reason in (
+        (("tigerbot", "a.txt", "--shards=3"), "--shards is for common_crawl, not for tigerbot"),
+        (("pydocs_char", "a.txt"), "leave --input out"),
+        (("a.txt", "--name=openwebtext"), "data/openwebtext is the folder of a known data set"),
+        (("a.txt", "--val=1"), "val=1.0"),
+        (("clue_small",), "data/clue_small has no wiki_zh_2019"),
+        (("openwebtexts",), "openwebtexts: No such file"),
+    ):
+        status, out, err = script.verb(*wrong)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert reason in err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_known_data_set_has_its_script(script: Script, name: str):
+    assert name in (*KNOWN, "textfiles")
+    assert f"python data/{name}/prepare.py" in script(name, "--help")
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="the text is not here, and tests download none")
@@ -388,15 +407,6 @@ def test_shakespeare(script: Script, tmp_path: Path):
     tokenizer = SHAKESPEARE.parents[1] / "gpt2"
     out = script("shakespeare", "--input", SHAKESPEARE, "--tokenizer", tokenizer, "--out", tmp_path)
     assert all(n in out for n in ("301,966", "36,059"))
-
-
-def test_shakespeare_char_with_a_text_of_yours(script: Script, tmp_path: Path):
-    path, out = tmp_path / "mine.txt", tmp_path / "out"
-    path.write_bytes(TEXT.encode())
-    script("shakespeare_char", f"--input={path}", f"--out={out}")
-    assert TokenData(out).vocab_size == len(set(TEXT))
-    error = script.error("shakespeare_char", f"--input={tmp_path / 'none.txt'}", f"--out={out}")
-    assert "none.txt" in error
 
 
 def test_pydocs_char_from_another_folder(tmp_path: Path):
@@ -530,24 +540,14 @@ def test_textfiles(script: Script, tmp_path: Path):
     assert data.meta.chars == {"train": 104, "val": 27}
 
 
-def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    written = []
-    home = "nanobackpack.commands.prepare"
-    monkeypatch.setattr(f"{home}.write_tokens", lambda out, *args, **named: written.append(out))
-    monkeypatch.setattr(f"{home}.summary", lambda meta, out: "done")
-    (tmp_path / "a.txt").write_text("first")
-    out = script("textfiles", tmp_path / "a.txt", "--name=my_notes")
-    assert written == [ROOT / "data" / "my_notes"]
-    assert "--dataset=my_notes --out_dir=out-my_notes" in out
-
-
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
         ([], "no text given"),
         (["a.txt", "--name=../up"], "not a plain folder name"),
         (["a.txt", "--name=.hidden"], "not a plain folder name"),
-        (["a.txt", "--name=textfiles"], "known data set"),
+        (["a.txt", "--name=textfiles"], f"{ROOT / 'data/textfiles'} is the folder of a known data set"),
+        (["a.txt", "--name=mine", f"--out={ROOT / 'data/tigerbot'}"], "folder of a known data set"),
         (["a.txt", "--tokenizer=bpe:x"], "tokenizer='bpe:x'"),
         (["a.txt", "--num_proc=-1"], "num_proc=-1"),
         (["none.txt"], "none.txt"),
@@ -556,11 +556,7 @@ def test_textfiles_in_the_data_folder(script: Script, tmp_path: Path, monkeypatc
     ],
 )
 def test_textfiles_errors(
-    script: Script,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    args: list[str],
-    reason: str,
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], reason: str
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("first " * 10)
