@@ -193,7 +193,8 @@ def _split(
             flags[name] = ["True"]
         elif no_value:
             default = getattr(config_type, name)
-            example = " ".join(default) if _is_list(kind) else default
+            example = " ".join(default) if _is_list(kind) else str(default)
+            example = example if example.isprintable() else repr(example)
             raise InputError(f"--{name} needs a value, as in --{name}={example}")
         else:
             flags[name] = [rest.pop(0)]

@@ -1,25 +1,30 @@
-"""Settings and the command line: flags, config files, and errors of one line with exit status 2."""
+"""Settings and the command line: flags, config files, verbs, and errors of one line with exit status 2."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
 import re
 import string
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobackpack import __version__, cli, commands
+from nanobackpack.commands.sample import main as sample_main
 from nanobackpack.commands.senses import SenseConfig
 from nanobackpack.config import LoadConfig, ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train import checkpoint, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,12 +49,30 @@ LEGACY_DEFAULTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Numbers, checked by nobody."""
+
+    shift: int = 0
+    """One."""
+    scale: float = 0.0
+    """Another."""
+    shares: tuple[float, ...] = ()
+    """Several."""
+
+
 def train(*argv: str | Path) -> TrainConfig:
     return cli.parse(TrainConfig, [str(a) for a in argv])
 
 
 def sample(*argv: str) -> SampleConfig:
     return cli.parse(SampleConfig, argv)
+
+
+def file(folder: Path, text: str, name: str = "mine.py") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def error_of(*argv: str | Path, kind: type = TrainConfig) -> str:
@@ -62,10 +85,22 @@ def error_of(*argv: str | Path, kind: type = TrainConfig) -> str:
     return text
 
 
-def file(folder: Path, text: str, name: str = "mine.py") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
+def exit_of(
+    argv: list[str], capsys: pytest.CaptureFixture[str], kind: type = TrainConfig, main: Any = None
+) -> str:
+    """The error line of a run with these arguments; by default of a main that must not be reached."""
+
+    def accepted(config: object) -> int:
+        raise AssertionError(f"accepted: {config}")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main or accepted, kind, argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1
+    return err
 
 
 # --- Names and defaults -----------------------------------------------------------------------
@@ -145,20 +180,10 @@ def test_text_is_taken_as_it_is() -> None:
     assert sample("--start=FILE:prompt.txt").start == "FILE:prompt.txt"
 
 
-def test_negative_numbers_reach_the_range_check() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Numbers:
-        """Two numbers."""
-
-        shift: int = 0
-        """One."""
-        scale: float = 0.0
-        """Another."""
-
+def test_negative_numbers_are_values() -> None:
     assert cli.parse(Numbers, ["--shift", "-3", "--scale=-1e-2"]) == Numbers(shift=-3, scale=-0.01)
     assert cli.parse(Numbers, ["--scale", "-2"]).scale == -2.0
     assert "seed=-1" in error_of("--seed", "-1")
-    assert "top_k=-5" in error_of("--top_k=-5", kind=SampleConfig)
 
 
 def test_lists_take_several_values() -> None:
@@ -166,20 +191,8 @@ def test_lists_take_several_values() -> None:
     assert (config.words, config.k) == (("a", "b"), 3)
     assert cli.parse(SenseConfig, ["--words=x=y"]).words == ("x=y",)
     assert cli.parse(SenseConfig, ["--words=--", "-h3", "--k=2"]).words == ("--", "-h3")
-
-    @dataclass(frozen=True, kw_only=True)
-    class Numbers:
-        """Numbers."""
-
-        shares: tuple[float, ...] = ()
-        """Shares."""
-        k: int = 1
-        """Another."""
-
-    assert cli.parse(Numbers, ["--shares", "-1", "2.5", "--k=3"]) == Numbers(shares=(-1.0, 2.5), k=3)
-    assert cli.parse(Numbers, ["--shares", "0.5"]).shares == (0.5,)
-    with pytest.raises(InputError, match="shares='--' has the wrong type"):
-        cli.parse(Numbers, ["--shares=--", "--k=3"])
+    assert cli.parse(Numbers, ["--shares", "-1", "2.5", "--shift=3"]) == Numbers(shares=(-1.0, 2.5), shift=3)
+    assert "shares='--' has the wrong type" in error_of("--shares=--", "--shift=3", kind=Numbers)
 
 
 def test_argv_is_read_only_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,10 +259,9 @@ def test_config_files_have_a_namespace_of_their_own(tmp_path: Path) -> None:
 
 
 def test_unknown_name_in_a_file_names_the_nearest(tmp_path: Path) -> None:
-    message = error_of(file(tmp_path, "n_layers = 3\n"))
-    assert "n_layers" in message
-    assert "did you mean n_layer?" in message
-    assert "mine.py" in message
+    assert re.search(
+        r"mine.py.* n_layers: did you mean n_layer\?", error_of(file(tmp_path, "n_layers = 3\n"))
+    )
     assert "--help" in error_of(file(tmp_path, "zzzzqqqq = 3\n"))
 
 
@@ -282,156 +294,149 @@ def test_a_missing_config_file_names_the_nearest(tmp_path: Path) -> None:
     assert "no config file" in error_of(tmp_path)  # a folder is no file
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "n_layer = 2.5\n",
-        "n_layer = 'six'\n",
-        "n_layer = True\n",
-        "n_layer = None\n",
-        "n_layer = [2, 4]\n",
-        "n_layer = 6,\n",
-        "n_layer = []\n",
-        "n_layer = lambda: 6\n",
-        "def seed():\n    return 3\n",
-        "bias = 1\n",
-        "bias = 'yes'\n",
-        "dropout = '0.1x'\n",
-        "dtype = 'int8'\n",
-        "out_dir = ['a', 'b']\n",
-    ],
-)
-def test_a_config_file_value_of_the_wrong_type_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+@pytest.mark.parametrize("name", ["shakespeare_char", "train_shakespeare_char", "shakespeare_char.py"])
+def test_a_bundled_config_file_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = exit_of([str(file(tmp_path, text))], capsys)
-    assert re.search("n_layer|seed|bias|dropout|dtype|out_dir", message)
+    monkeypatch.chdir(tmp_path)
+    assert train(name).dataset == "shakespeare_char"
+    file(tmp_path, "n_layer = 2", name)  # a file of one's own comes first
+    assert train(name).dataset == "openwebtext"
 
 
-def test_the_laptop_command_parses() -> None:
-    line = (
-        "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
-        "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
-        "--lr_decay_iters=2000 --dropout=0.0"
-    )
-    config_file, *flags = line.split()
-    config = train(ROOT / config_file, *flags)
-    assert (config.device, config.compile, config.n_embd, config.dropout) == ("cpu", False, 128, 0.0)
-    assert (config.beta2, config.n_sense_vector, config.eval_interval) == (0.99, 4, 250)
+def test_a_bundled_config_file_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean shakespeare_char?" in error_of("shakespear_char")
+    assert "settings are given as --name=value" in error_of("config/shakespeare_char")  # a path is a path
 
 
-# --- Errors: exit status 2 and one line -------------------------------------------------------
+# --- Settings that cannot be: one line that says what is allowed, and exit status 2 ---------------
 
-
-def exit_of(argv: list[str], capsys: pytest.CaptureFixture[str], kind: type = TrainConfig) -> str:
-    """The error line of a run with these arguments, whose main must not be reached."""
-
-    def main(config: object) -> int:
-        raise AssertionError(f"accepted: {config}")
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, kind, argv)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert "Traceback" not in err
-    return err
-
-
-BAD_TRAIN = [
-    "--n_layer=six", "--n_layer=2.5", "--n_layer=1e3", "--n_layer=", "--n_layer=True", "--n_layer=-1",
-    "--n_layer=0", "--n_head=0", "--n_head=5", "--n_embd=0", "--n_embd=100", "--n_sense_vector=7",
-    "--block_size=0", "--dropout=1", "--dropout=-0.1", "--dropout=nan", "--dropout=high", "--bias=1",
-    "--bias=maybe", "--compile=sometimes", "--compile=1", "--dtype=int8", "--data_bin_dtype=uint8",
-    "--model_name=gpt3", "--sense_network=other", "--batch_size=0", "--batch_size=1.5",
-    "--gradient_accumulation_steps=0", "--max_iters=-1", "--max_iters=1e4", "--learning_rate=fast",
-    "--learning_rate=-1", "--learning_rate=nan", "--learning_rate=inf", "--learning_rate=1,5",
-    "--min_lr=1", "--beta1=1", "--beta2=1.5", "--beta2=-1", "--grad_clip=-1", "--weight_decay=-0.1",
-    "--warmup_iters=-1", "--lr_decay_iters=0", "--eval_interval=0", "--eval_iters=0", "--log_interval=0",
-    "--backup_checkpoint_step=-1", "--seed=-1", "--seed=1.0", "--eval_only=si", "--decay_lr=None",
-    "--no_such_setting=1", "--n_layer", "--n_layer --n_head=2", "--", "--=1", "no_such_file.py", "-x",
-    "n_layer=3", "--config=x", "--backend=mpi", "--wandb_log=1", "--xlm_alpha=-0.5", "--distributed=dp",
-    "--distributed=fsdp --optimizer=muon", "--distributed=fsdp --dtype=float16",
-]  # fmt: skip
+# What the line says, and the arguments that bring it, which are split at ";".
+BAD = [
+    (
+        "wrong type: it must be a whole number",
+        "n_layer=six; n_layer=2.5; n_layer=1e3; n_layer=; n_layer=True",
+    ),
+    ("wrong type: it must be a whole number", "batch_size=1.5; max_iters=1e4; seed=1.0; seed=x"),
+    ("wrong type: it must be a number", "dropout=high; learning_rate=fast; learning_rate=1,5"),
+    ("wrong type: it must be True or False", "bias=1; bias=maybe; eval_only=si; decay_lr=None; wandb_log=1"),
+    ("wrong type: it must be auto or True or False", "compile=sometimes; compile=1"),
+    ("wrong type: it must be auto or float32 or bfloat16 or float16", "dtype=int8"),
+    ("wrong type: it must be", "data_bin_dtype=uint8; model_name=gpt3; sense_network=other; backend=mpi"),
+    ("is out of range: it must be a number from 1 up", "n_layer=0; batch_size=0; eval_iters=-1"),
+    ("is out of range: it must be", "dropout=nan; dropout=1.0; learning_rate=inf; beta2=1.5; xlm_alpha=-0.5"),
+    ("=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4", "n_head=5; n_sense_vector=5"),
+    ("n_head=12 does not divide n_embd=100", "n_embd=100"),
+    ("n_sense_vector=16 does not divide n_embd=24", "n_embd=24 --n_head=2"),
+    ("min_lr=1 is above learning_rate=0.0006", "min_lr=1"),
+    ("min_lr=6e-05 is above learning_rate=1e-05: lower --min_lr, or keep the rate", "learning_rate=1e-5"),
+    ("warmup_iters=2000 is above lr_decay_iters=100", "lr_decay_iters=100"),
+    ("warmup_iters=700000 is above lr_decay_iters=600000", "warmup_iters=700000"),
+    ("distributed='fsdp' cuts them into slices: take --optimizer=adamw", "distributed=fsdp --optimizer=muon"),
+    ("distributed='fsdp' does not support", "distributed=fsdp --dtype=float16"),
+    ("unknown setting --n_layers: did you mean n_layer?", "n_layers=3"),
+    ("unknown setting --learning_rat: did you mean learning_rate?", "learning-rat 1"),
+    (": --help lists the settings", "qqqqzzzz=1; config=x; =1; "),
+    ("--n_layer needs a value, as in --n_layer=12", "n_layer; n_layer --n_head=2"),
+    ("--out_dir needs a value, as in --out_dir=out", "out_dir --n_layer=3"),
+]
 BAD_SAMPLE = [
-    "--temperature=-1", "--temperature=hot", "--temperature=inf", "--top_k=-1", "--top_k=1.5", "--top_p=0",
-    "--top_p=1.1", "--top_p=nan", "--num_samples=0", "--max_new_tokens=0", "--n_layer=3", "--start",
-    "--seed=x",
+    ("wrong type: it must be a number", "temperature=hot"),
+    ("wrong type: it must be a whole number", "top_k=1.5"),
+    ("is out of range: it must be above 0 and up to 1", "top_p=0.0; top_p=1.1; top_p=nan"),
+    ("is out of range", "temperature=-1.0; temperature=inf; top_k=-1; num_samples=0; max_new_tokens=0"),
+    ("unknown setting --n_layer", "n_layer=3"),
+    ("unknown setting --temprature: did you mean temperature?", "temprature=1"),
+    (r"--start needs a value, as in --start='\n'", "start"),
+]
+CASES = [
+    (kind, message, "--" + flags)
+    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE))
+    for message, rows in table
+    for flags in rows.split("; ")
+]
+
+
+@pytest.mark.parametrize(("kind", "message", "line"), CASES)
+def test_bad_settings(kind: type, message: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = exit_of(line.split(" "), capsys, kind)
+    assert message in error
+    if "out of range" in message or "wrong type" in message:
+        name, _, value = line[2:].partition("=")
+        assert re.search(f"{name}='?{value}'? ", error)
+
+
+@pytest.mark.parametrize("argument", ["no_such_file.py", "-x", "n_layer=3"])
+def test_bad_arguments(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"no config file {argument}" in exit_of([argument], capsys)
+
+
+WRONG = [
+    "n_layer = 2.5", "n_layer = 'six'", "n_layer = True", "n_layer = None", "n_layer = [2, 4]",
+    "n_layer = 6,", "n_layer = []", "n_layer = lambda: 6", "def seed():\n    return 3", "bias = 1",
+    "bias = 'yes'", "dropout = '0.1x'", "dtype = 'int8'", "out_dir = ['a', 'b']", "n_layer = 0",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("line", BAD_TRAIN)
-def test_bad_training_settings(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = exit_of(line.split(" "), capsys)
-    name = re.match(r"--(\w+)", line)
-    if name:
-        assert name[1] in message
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_value_in_a_config_file(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = exit_of([str(file(tmp_path, text + "\n"))], capsys)
+    assert re.search(
+        "(n_layer|seed|bias|dropout|dtype|out_dir)=.* (has the wrong type|is out of range)", message
+    )
 
 
-@pytest.mark.parametrize("line", BAD_SAMPLE)
-def test_bad_sampling_settings(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = exit_of(line.split(" "), capsys, SampleConfig)
-    assert re.match(r"--(\w+)", line)[1] in message  # type: ignore[index]
+KINDS = (TrainConfig, SampleConfig, SenseConfig, ModelConfig)
+# The numbers that may not be 0, and those that have an upper end; no number may be below 0 or no number.
+POSITIVE = [
+    "n_layer", "n_head", "n_embd", "block_size", "n_sense_vector", "vocab_size", "batch_size",
+    "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "lr_decay_iters",
+    "keep_last", "timeout_s", "num_samples", "max_new_tokens", "k", "top_p",
+]  # fmt: skip
+LARGEST = {"dropout": 0.99, "beta1": 0.99, "beta2": 0.99, "top_p": 1.0, "xlm_alpha": 1.0, "vocab_used": 50304}
 
 
-def test_unknown_flag_names_the_nearest() -> None:
-    assert "did you mean n_layer?" in error_of("--n_layers=3")
-    assert "did you mean learning_rate?" in error_of("--learning-rat", "1")
-    assert "did you mean temperature?" in error_of("--temprature=1", kind=SampleConfig)
-    assert "--help" in error_of("--qqqqzzzz=1")
+def wrong_values(name: str, hint: Any) -> list[object]:
+    """Values that a setting of that name and type may not have, also when it is made in Python."""
+    values: list[object] = [None, {"a": 1}, Path("out"), ["a"], (1, None)]
+    if hint in (int, float):
+        values += ["3", True, -2 if name == "sense" else -1]  # -1 of sense stands for all
+        values += [0] * (name in POSITIVE)
+        values += [3.0] if hint is int else [-1e-9, math.nan, math.inf]
+        values += [LARGEST[name] + (1 if hint is int else 0.01)] if name in LARGEST else []
+    else:
+        values += [1, 1.5] if hint is str else [2, "no such word"]
+    return values
 
 
-def test_missing_value_shows_how_to_give_one() -> None:
-    assert "--n_layer=12" in error_of("--n_layer")
-    assert "--out_dir=out" in error_of("--out_dir", "--n_layer=3")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_refuses_wrong_values(kind: type) -> None:
+    for name, hint in get_type_hints(kind).items():
+        for value in wrong_values(name, hint):
+            with pytest.raises(
+                InputError, match=f"^{name}=.* (has the wrong type|is out of range): it must be "
+            ):
+                kind(**{name: value})
 
 
-def test_messages_name_the_value_and_what_is_allowed() -> None:
-    assert "'six'" in error_of("--n_layer=six")
-    assert "a whole number" in error_of("--n_layer=six")
-    message = error_of("--n_head=5")
-    assert "n_head=5" in message
-    assert "n_embd=768" in message
-    assert "4" in message  # a divisor that would do
-    message = error_of("--dtype=int8")
-    assert all(word in message for word in ("int8", "auto", "float32", "bfloat16", "float16"))
-    assert "--decay_lr=False" in error_of("--learning_rate=1e-5")
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        (TrainConfig, {"n_layer": "3"}),
-        (TrainConfig, {"n_layer": True}),
-        (TrainConfig, {"n_layer": 3.0}),
-        (TrainConfig, {"learning_rate": "1e-3"}),
-        (TrainConfig, {"learning_rate": False}),
-        (TrainConfig, {"bias": 1}),
-        (TrainConfig, {"compile": "yes"}),
-        (TrainConfig, {"compile": 0}),
-        (TrainConfig, {"out_dir": Path("out")}),
-        (TrainConfig, {"dtype": None}),
-        (SampleConfig, {"top_k": None}),
-        (LoadConfig, {"seed": None}),
-        (SenseConfig, {"words": ["a"]}),
-        (SenseConfig, {"words": (1,)}),
-        (SenseConfig, {"words": ()}),
-        (ModelConfig, {"vocab_size": 0}),
-        (ModelConfig, {"vocab_size": 10, "vocab_used": 11}),
-        (ModelConfig, {"n_embd": 768.0}),
-    ],
-)
-def test_settings_made_in_python_are_checked_too(kind: type, values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(reversed(values))):
-        kind(**values)
-
-
-def test_an_integer_for_a_float_becomes_one_in_python_too() -> None:
-    config = TrainConfig(dropout=0, learning_rate=1)
-    assert [type(v) for v in (config.dropout, config.learning_rate)] == [float, float]
+def test_the_ends_of_ranges_are_taken() -> None:
+    """So that the tables above are not true of everything."""
+    for kind in KINDS:
+        for name, hint in get_type_hints(kind).items():
+            if hint in (int, float):
+                more: dict[str, Any] = {"warmup_iters": 0} if name == "lr_decay_iters" else {}
+                more |= {"n_head": 1, "n_sense_vector": 1} if name == "n_embd" else {}
+                more |= {"min_lr": 0} if name == "learning_rate" else {}
+                assert getattr(kind(**{name: int(name in POSITIVE), **more}), name) == int(name in POSITIVE)
+                if name in LARGEST:
+                    assert getattr(kind(**{name: LARGEST[name]}), name) == LARGEST[name]
+    with pytest.raises(InputError, match="words is empty"):
+        SenseConfig(words=())
+    assert TrainConfig(decay_lr=False, min_lr=1, warmup_iters=700000).min_lr == 1  # nothing decays to it
+    assert [type(v) for v in (TrainConfig(dropout=0).dropout, LoadConfig(seed=0).seed)] == [float, int]
 
 
 def test_gpt_needs_no_senses() -> None:
@@ -540,15 +545,121 @@ def test_help_of_a_verb_teaches(
         assert " ".join(example.split()) in shown
 
 
-def test_a_script_shows_help_in_any_folder(tmp_path: Path) -> None:
-    env = os.environ | {"COLUMNS": "100"}
+# --- The program nanobackpack -------------------------------------------------------------------
+
+
+def answer(*argv: str, status: int = 0) -> tuple[str, str]:
+    """What `python -m nanobackpack ARGV` prints to stdout and stderr."""
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--help"], cwd=tmp_path, capture_output=True, text=True, env=env
+        [sys.executable, "-m", "nanobackpack", *argv], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert "--out_dir" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_program_lists_its_verbs_and_its_version() -> None:
+    out, err = answer("--help")
+    assert err == ""
+    assert out == answer()[0]  # without a verb, too
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    for verb, (_, purpose) in commands.VERBS.items():
+        assert purpose in lines[verb]
+    assert answer("--version") == (f"nanobackpack {__version__}\n", "")
+
+
+def test_a_verb_that_is_not_known() -> None:
+    assert answer("trian", status=2) == ("", "error: unknown verb trian: did you mean train?\n")
+    assert "lexical_similarity" in answer("lexical-similarty", status=2)[1]
+    assert "nanobackpack --help lists the verbs" in answer("--qqq", status=2)[1]
+
+
+def test_a_verb_with_wrong_settings() -> None:
+    out, err = answer("train", "shakespeare_char", "--n_layers=3", status=2)
+    assert (out, err) == ("", "error: unknown setting --n_layers: did you mean n_layer?\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_and_flags(shell: str, tmp_path: Path) -> None:
+    printed, written = cli.COMPLETION
+    script, err = answer(printed, shell)
+    assert err == ""
+    assert all(word in script for word in (*commands.VERBS, "n_sense_vector", "num_samples"))
+    assert answer(written, shell, str(tmp_path / "script")) == ("", "")
+    assert all(verb in (tmp_path / "script").read_text(encoding="utf-8") for verb in commands.VERBS)
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    of_one_verb = answer("train", "--tyro-print-completion", shell)[0]
+    assert "n_sense_vector" in of_one_verb
+    for argv in (
+        ["--tyro-print-completion"],
+        ["--tyro-write-completion", shell],
+        ["train", "--tyro-print-completion", "sh"],
+    ):
+        assert "bash, zsh, tcsh" in answer(*argv, status=2)[1]
+
+
+# --- What only a program can find --------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "d", "abcd" * 50, Tokenizer.char("abcd"), val_fraction=0.2, source="test")
+    return tmp_path / "d"
+
+
+SMALL = "--device=cpu --n_layer=1 --n_head=1 --n_embd=8 --n_sense_vector=1 --block_size=4 --warmup_iters=0"
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+AT_START = [
+    ("--block_size=40", "val.bin has 40 tokens, too few for block_size=40, which needs 41"),
+    ("--block_size=200", "too few for block_size=200"),
+    ("--dataset=nowhere", "data/nowhere does not exist: make it with"),
+    ("--data_bin_dtype=uint32", "dtype='uint32' contradicts"),
+    ("--init_from=resume", "no checkpoint"),
+    ("--device=tpu", "device='tpu' is not here: this machine has"),
+    ("--device=cuda:99", "device='cuda:99' is not here: this machine has"),
+    pytest.param("--device=cuda", "device='cuda' is not here: this machine has cpu", marks=NO_CUDA),
+    ("--dtype=float16", "dtype=float16 needs a CUDA device, not cpu"),
+    ("--compile=True", "compile=True needs a C++ compiler, not found here: take --compile=False"),
+    ("--wandb_log=True", "wandb"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), AT_START)
+def test_a_run_that_cannot_start(
+    flags: str, message: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(data))  # where no compiler is
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
+    out = data.parent / "out"
+    argv = [*SMALL.split(), f"--dataset={data}", f"--out_dir={out}", *flags.split()]
+    assert message in exit_of(argv, capsys, TrainConfig, trainer.train)
+    assert not out.exists()
+
+
+def test_a_sample_that_cannot_start(
+    tmp_path: Path, speller: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {"model": speller.state_dict(), "model_args": dataclasses.asdict(speller.config)}
+    checkpoint.save_checkpoint(tmp_path / "ckpt.pt", state | {"tokenizer": speller.tokenizer.to_json()})
+    cases = [
+        ("--start=xyz", "unknown character 'x'"),
+        ("--start=", "the prompt is empty"),
+        (f"--start=FILE:{tmp_path / 'no.txt'}", "cannot read"),
+        ("--device=tpu", "device='tpu' is not here"),
+        ("--dtype=float16", "dtype=float16 needs a CUDA device"),
+        ("--out_dir=nowhere", "no model at nowhere"),
+    ]
+    for flag, message in cases:
+        argv = ["--device=cpu", f"--out_dir={tmp_path}", flag]
+        assert message in exit_of(argv, capsys, SampleConfig, sample_main)
+
+
+def test_a_warm_up_longer_than_the_run_is_noted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = dict(pair.removeprefix("--").split("=") for pair in SMALL.split())
+    sizes: dict[str, Any] = {k: int(v) for k, v in settings.items() if v.isdecimal()} | {"warmup_iters": 3}
+    config = TrainConfig(**sizes, device="cpu", dataset=str(data), out_dir=str(data / "out"), max_iters=2)
+    assert trainer.train(config) == 0
+    assert "warms up for 3 steps, longer than the 2 of this run" in capsys.readouterr().out
 
 
 # --- Anything at all --------------------------------------------------------------------------
@@ -600,72 +711,3 @@ def test_any_text_survives_parsing(name: str, value: str, joined: bool) -> None:
 def test_any_number_survives_parsing(dropout: float, max_iters: int) -> None:
     config = train(f"--dropout={dropout!r}", f"--max_iters={max_iters}")
     assert (config.dropout, config.max_iters) == (dropout, max_iters)
-
-
-# --- The program nanobackpack -------------------------------------------------------------------
-
-
-def answer(*argv: str, status: int = 0) -> tuple[str, str]:
-    """What `python -m nanobackpack ARGV` prints to stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nanobackpack", *argv], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
-
-
-def test_the_program_lists_its_verbs_and_its_version() -> None:
-    out, err = answer("--help")
-    assert err == ""
-    assert out == answer()[0]  # without a verb, too
-    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
-    for verb, (_, purpose) in commands.VERBS.items():
-        assert purpose in lines[verb]
-    assert answer("--version") == (f"nanobackpack {__version__}\n", "")
-
-
-def test_a_verb_that_is_not_known() -> None:
-    assert answer("trian", status=2) == ("", "error: unknown verb trian: did you mean train?\n")
-    assert "lexical_similarity" in answer("lexical-similarty", status=2)[1]
-    assert "nanobackpack --help lists the verbs" in answer("--qqq", status=2)[1]
-
-
-def test_a_verb_with_wrong_settings() -> None:
-    out, err = answer("train", "shakespeare_char", "--n_layers=3", status=2)
-    assert (out, err) == ("", "error: unknown setting --n_layers: did you mean n_layer?\n")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_verbs_and_flags(shell: str, tmp_path: Path) -> None:
-    printed, written = cli.COMPLETION
-    script, err = answer(printed, shell)
-    assert err == ""
-    assert all(word in script for word in (*commands.VERBS, "n_sense_vector", "num_samples"))
-    assert answer(written, shell, str(tmp_path / "script")) == ("", "")
-    assert (tmp_path / "script").read_text(encoding="utf-8").strip() == script.strip()
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    of_one_verb = answer("train", "--tyro-print-completion", shell)[0]
-    assert "n_sense_vector" in of_one_verb
-    for argv in (
-        ["--tyro-print-completion"],
-        ["--tyro-write-completion", shell],
-        ["train", "--tyro-print-completion", "sh"],
-    ):
-        assert "bash, zsh, tcsh" in answer(*argv, status=2)[1]
-
-
-@pytest.mark.parametrize("name", ["shakespeare_char", "train_shakespeare_char", "shakespeare_char.py"])
-def test_a_bundled_config_file_by_its_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train(name).dataset == "shakespeare_char"
-    file(tmp_path, "n_layer = 2", name)  # a file of one's own comes first
-    assert train(name).dataset == "openwebtext"
-
-
-def test_a_bundled_config_file_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "did you mean shakespeare_char?" in error_of("shakespear_char")
-    assert "settings are given as --name=value" in error_of("config/shakespeare_char")  # a path is a path

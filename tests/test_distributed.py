@@ -43,7 +43,7 @@ from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.train import checkpoint
+from nanobackpack.train import checkpoint, resume
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.trainer import Trainer, train
 
@@ -320,16 +320,14 @@ def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path, n: int) -> Non
 def test_what_another_number_of_processes_cannot_keep_is_said(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
     old = {"world_size": 4, "config": dataclasses.asdict(config)}
-    assert checkpoint.describe_world_size_change(old, config, 4) == ""
+    assert resume.describe_world_size_change(old, config, 4) == ""
     assert (
-        checkpoint.describe_world_size_change({"config": old["config"]}, config, 1) == ""
+        resume.describe_world_size_change({"config": old["config"]}, config, 1) == ""
     )  # before there were several
-    assert "sees 8 sequences, not 16" in checkpoint.describe_world_size_change(old, config, 2)
+    assert "sees 8 sequences, not 16" in resume.describe_world_size_change(old, config, 2)
     twice = dataclasses.replace(config, gradient_accumulation_steps=2)
-    assert "another order" in checkpoint.describe_world_size_change(old, twice, 2)
-    assert "other units" in checkpoint.describe_world_size_change(
-        old, dataclasses.replace(twice, dropout=0.1), 2
-    )
+    assert "another order" in resume.describe_world_size_change(old, twice, 2)
+    assert "other units" in resume.describe_world_size_change(old, dataclasses.replace(twice, dropout=0.1), 2)
 
 
 # --- When something goes wrong ----------------------------------------------------------------

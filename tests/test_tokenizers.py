@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
-from nanobackpack.safe import untrusted as foreign
-from nanobackpack.safe.files import replacing
-from nanobackpack.text import tokenizer as tokenizers
+from nanobackpack.safe.untrusted import check_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, resolve
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -34,12 +32,10 @@ def message(error: pytest.ExceptionInfo[InputError]) -> str:
 def test_char_numbers_symbols_by_code_point():
     tokenizer = Tokenizer.char("hello\nworld é")
     assert [tokenizer.token(i) for i in range(tokenizer.vocab_size)] == sorted("helo\nwrd é")
-    assert tokenizer.kind == "char"
-    assert tokenizer.vocab_size == 10
-    assert tokenizer.id("\n") == 0
-    assert tokenizer.id("z") is None
-    assert tokenizer.encode("") == []
-    assert tokenizer.decode([]) == ""
+    assert (tokenizer.kind, tokenizer.vocab_size) == ("char", 10)
+    assert (tokenizer.id("\n"), tokenizer.id("z")) == (0, None)
+    assert (tokenizer.encode(""), tokenizer.decode([])) == ([], "")
+    assert Tokenizer.from_symbols(["b", "a"]).encode("ab") == [1, 0]  # symbols keep their order
 
 
 @given(UNICODE)
@@ -49,18 +45,13 @@ def test_round_trip_of_any_text(text: str):
     assert tokenizer.decode(ids) == text
     assert set(ids) == set(range(tokenizer.vocab_size))
     again = Tokenizer.from_json(tokenizer.to_json())
-    assert again.kind == "char"
-    assert again.vocab_size == tokenizer.vocab_size
+    assert (again.kind, again.vocab_size) == ("char", tokenizer.vocab_size)
     assert again.encode(text) == ids
     assert again.decode(ids) == text
-
-
-@given(UNICODE)
-def test_json_means_the_same_to_the_library_alone(text: str):
-    tokenizer = Tokenizer.char(text)
+    # The JSON means the same to the library alone.
     plain = hf.Tokenizer.from_str(tokenizer.to_json())
-    assert plain.encode(text).ids == tokenizer.encode(text)
-    assert plain.decode(tokenizer.encode(text)) == text
+    assert plain.encode(text).ids == ids
+    assert plain.decode(ids) == text
 
 
 def test_encode_batch_equals_encode():
@@ -78,15 +69,10 @@ def test_save_and_load(tmp_path: Path):
     assert Tokenizer.load(path).encode("y\nh") == [3, 0, 2]
 
 
-def test_symbols_keep_their_order():
-    assert Tokenizer.from_symbols(["b", "a"]).encode("ab") == [1, 0]
-
-
 @pytest.mark.parametrize("symbols", [[], ["ab"], [""], ["a", "a"], ["\ud800"]])
 def test_symbols_that_cannot_be_are_refused(symbols: list[str]):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"cannot be a symbol|all different"):
         Tokenizer.from_symbols(symbols)
-    message(error)
 
 
 def test_unknown_character_is_named():
@@ -101,24 +87,12 @@ def test_unknown_character_is_named():
         tokenizer.encode("\udcff")
 
 
-@pytest.mark.parametrize("id", [-1, 3, 10**12])
-def test_ids_out_of_range(id: int):
+@pytest.mark.parametrize("index", [-1, 3, 10**12])
+def test_ids_out_of_range(index: int):
     tokenizer = Tokenizer.char("abc")
-    with pytest.raises(InputError) as error:
-        tokenizer.decode([0, id])
-    assert f"id {id} " in message(error)
-    assert "0 to 2" in str(error.value)
-    with pytest.raises(InputError):
-        tokenizer.token(id)
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1,\n2]", b"\xff\xfe", b'{"model":\n {}}'])
-def test_malformed_file(tmp_path: Path, content: bytes):
-    path = tmp_path / "tokenizer.json"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as error:
-        Tokenizer.load(path)
-    assert "tokenizer.json" in message(error)
+    for use in (lambda: tokenizer.decode([0, index]), lambda: tokenizer.token(index)):
+        with pytest.raises(InputError, match=f"id {index} is not in the vocabulary: ids go from 0 to 2"):
+            use()
 
 
 def test_another_model_of_the_library():
@@ -126,8 +100,7 @@ def test_another_model_of_the_library():
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.enable_truncation(1)  # must not cut our texts
     tokenizer = Tokenizer(inner)
-    assert tokenizer.kind == "wordlevel"
-    assert tokenizer.vocab_size == 3
+    assert (tokenizer.kind, tokenizer.vocab_size) == ("wordlevel", 3)
     assert tokenizer.encode("the cat sat") == [0, 1, 2]
     assert tokenizer.decode([0, 1]) == "the cat"
     assert tokenizer.token(1) == "cat"
@@ -148,9 +121,8 @@ def test_build():
 
 @pytest.mark.parametrize("name", ["bpe:", "bpe:256", "bpe:-1", "bpe:1e4", "bpe:99999999999", "bpe:²"])
 def test_sizes_that_cannot_be(name: str):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"tokenizer='{name}'"):
         make_tokenizer(name, [])
-    assert repr(name) in message(error)
 
 
 BPE = make_tokenizer("bpe:300", [ENGLISH])
@@ -188,22 +160,9 @@ def test_half_a_character_is_refused():
 # --- Made by others: tiny files of each layout ---------------------------------------------------
 
 PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "hello",
-    "world",
-    "##s",
-    "你",
-    "好",
-    "，",
-    ",",
-    "a",
-    "[",
-    "]",
-]
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "你", "好", "，",
+    ",", "a", "[", "]",
+]  # fmt: skip
 
 
 def bert(path: Path, **config: object) -> Tokenizer:
@@ -250,9 +209,6 @@ def test_bert(tmp_path: Path):
     assert tokenizer.decode_after([2, 8], [9]) == "好"
     again = Tokenizer.from_json(tokenizer.to_json())
     assert (again.bos_id, again.encode(text)) == (2, tokenizer.encode(text))
-
-
-def test_bert_settings(tmp_path: Path):
     cased = bert(tmp_path / "vocab.txt", do_lower_case=False)
     assert cased.encode("hello Hello") == [5, 1]
 
@@ -349,7 +305,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_parts_of_well_known_tokenizers_are_let_through(name: str):
-    foreign.check_tokenizer(json.dumps({"version": "1.0", "model": {}} | CHAINS[name]), name)
+    check_tokenizer(json.dumps({"version": "1.0", "model": {}} | CHAINS[name]), name)
 
 
 NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str()
@@ -358,18 +314,14 @@ NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str(
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", NO_UNKNOWN, "is not a tokenizer.json (WordPiece error"),
         ("tokenizer.json", "[", "is not JSON"),
         ("tokenizer.json", b"\xff", "is not UTF-8"),
         ("vocab.txt", "a\nb\n", "no line [UNK]"),
-        ("vocab.txt", "", "no line [UNK]"),
         ("vocab.json", '{"a": 0}', "merges.txt (No such file or directory)"),
-        ("vocab.json", "[]", "vocab.json and merges.txt are no tokenizer"),
         ("vocab.json", '{"a": 0, "b": 1}', "('a b' makes no token)"),
         ("vocab.json", '{"a": 0, "ab": 1}', "('a b' makes no token)"),
         ("vocab.json", '{"a": 0, "b": 1, "ab": "2"}', "vocab.json and merges.txt are no tokenizer"),
-        ("vocab.json", '{"a": 0, "b": 1, "ab": -2}', "vocab.json and merges.txt are no tokenizer"),
     ],
 )
 def test_malformed_files(tmp_path: Path, name: str, content: str | bytes, reason: str):
@@ -379,13 +331,6 @@ def test_malformed_files(tmp_path: Path, name: str, content: str | bytes, reason
     with pytest.raises(InputError) as error:
         load_tokenizer(str(tmp_path / name))
     assert reason in message(error)
-
-
-def test_a_file_too_big_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizers, "_MAX_BYTES", 3)
-    (tmp_path / "tokenizer.json").write_text("{  }")
-    with pytest.raises(InputError, match="more than 3 bytes, too many"):
-        load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -412,17 +357,10 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert found is not None
     assert not found.difference(BPE)
     assert resolve("tokenizer.json", BPE, "data") is BPE
-    for name, stored in [
-        ("bpe:301", BPE),
-        ("char", BPE),
-        ("gpt2", BPE),
-        ("bpe:300", char),
-        ("tokenizer.json", char),
-    ]:
-        with pytest.raises(InputError) as error:
+    wrong = [("bpe:301", BPE), ("char", BPE), ("gpt2", BPE), ("bpe:300", char), ("tokenizer.json", char)]
+    for name, stored in wrong:
+        with pytest.raises(InputError, match=f"tokenizer_name='{name}' is not the tokenizer of data/mine"):
             resolve(name, stored, "data/mine")
-        assert "data/mine" in message(error)
-        assert repr(name) in str(error.value)
     with pytest.raises(InputError, match="made from a text"):
         resolve("char", None, "data")
 
@@ -464,18 +402,3 @@ def test_chinese_bert_equals_transformers():
         if file != vocabulary:  # its own lines [CLS] and so on are special tokens to them, text to us
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
     assert resolve("chinese-character-bert", ours, "data") is ours
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with replacing(path) as file:
-            file.write(b"half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

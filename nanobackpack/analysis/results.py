@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -378,7 +379,7 @@ def heat_map(
         # parse_math=False: a $ in a token is a $, not the beginning of a formula.
         axes.set_xticks(range(len(columns)), columns, rotation=0 if cells else 90, parse_math=False)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_title(title, parse_math=False)
+        axes.set_title(textwrap.fill(title, int(8 * size[0])), parse_math=False)  # as wide as the picture
         for r, row in enumerate(cells):
             for n, text in enumerate(row):
                 color = "white" if shown[r, n].abs() > 0.6 * limit else "black"  # legible on dark cells

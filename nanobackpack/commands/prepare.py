@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nanobackpack import cli
-from nanobackpack.config import at_least
+from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
@@ -39,7 +39,7 @@ from nanobackpack.text.splits import Split, deal_shards, fraction, split_random,
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """Text -> token files."""
 
     paths: tuple[str, ...] = ()
@@ -61,10 +61,6 @@ class PrepareConfig:
     """Threads that encode (0: one for each core)."""
     out: str = ""
     """Folder to write to; empty: data/NAME."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "shards", 0)
-        at_least(self, "num_proc", 0)
 
 
 # --- The known data sets -----------------------------------------------------------------------

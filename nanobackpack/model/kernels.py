@@ -151,6 +151,10 @@ def sense_sum(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float = 0
     over keys and senses at once. Neither α nor the senses of all positions ever exist, only those of a
     block; backward computes α again from q and k, as FlashAttention does, which is cheap since these have
     width D/K where the senses have W. It is a torch custom operator, so torch.compile takes it as it is.
+
+    Why not torch's own: F.scaled_dot_product_attention(q, k, C[index], is_causal=True).sum(1) is the same
+    sum. On a CPU ours takes 0.6 to 0.8 of its time forward; forward and backward 1.0 up to T=256 and 0.75 at
+    T=1024, in as much memory. With dropout on short texts torch's is faster (docs/LOG.md has the table).
     """
     # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)

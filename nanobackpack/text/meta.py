@@ -17,14 +17,7 @@ import numpy as np
 
 from nanobackpack.config import matches_type
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.safe.files import (
-    MEGABYTE,
-    display_path,
-    plain_name,
-    read_json,
-    replacing,
-    verify,
-)
+from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, replacing, verify
 from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 

@@ -1,4 +1,10 @@
-"""The optimizer, its parameter groups and its learning-rate schedule."""
+"""The optimizer, AdamW or Muon, and the learning rate of each step.
+
+optimizer = make_optimizer(model, config)
+for group in optimizer.param_groups:
+    group["lr"] = learning_rate(step, config) * group["lr_scale"]
+optimizer.step()
+"""
 
 from __future__ import annotations
 
@@ -12,26 +18,26 @@ from nanobackpack.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW or Muon. Weight decay on the weights of linear layers only (no embeddings, norms or biases);
-    each group's "lr_scale" times the schedule is its learning rate."""
-    parts = {id(m.weight): getattr(m, "n_matrices", 1) for m in model.modules() if isinstance(m, nn.Linear)}
-    linear = [p for p in model.parameters() if id(p) in parts]
-    rest = [p for p in model.parameters() if id(p) not in parts]
-    groups: list[dict[str, Any]] = [
-        {"params": linear, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    """Make AdamW or Muon for a model. A group's learning rate is the schedule's times its "lr_scale"."""
+    # The weights of linear layers decay; embeddings, norms and biases do not.
+    layers = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Linear)}
+    linear = [p for p in model.parameters() if id(p) in layers]
+    rest = [p for p in model.parameters() if id(p) not in layers]
     muon = config.optimizer == "muon"
-    for group in groups:
-        group["lr_scale"] = config.muon_lr_factor if muon else 1.0
+    scale = config.muon_lr_factor if muon else 1.0
+    groups: list[dict[str, Any]] = [
+        {"params": linear, "weight_decay": config.weight_decay, "lr_scale": scale},
+        {"params": rest, "weight_decay": 0.0, "lr_scale": scale},
+    ]
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
-        "fused": rest[0].device.type in ("cpu", "cuda"),
+        "fused": rest[0].device.type in ("cpu", "cuda"),  # all parameters in one kernel
     }
     if not muon:
         return torch.optim.AdamW(groups, **settings)
-    groups[0]["parts"] = [parts[id(p)] for p in linear]
+    # How many matrices each weight holds one below the other: the model says so where it is not one.
+    groups[0]["parts"] = [getattr(layers[id(p)], "n_matrices", 1) for p in linear]
     return Muon(groups, **settings)
 
 
@@ -40,7 +46,7 @@ class Muon(torch.optim.AdamW):
 
     The step of a matrix is its momentum with all singular values set to about 1, times 0.2 sqrt(longer
     side): about as long as AdamW's step (Liu et al. 2025, arXiv 2502.16982), so both take the same rate.
-    A weight that maps to n_matrices things at once, such as K senses, counts as so many matrices.
+    A weight that maps to several things at once, such as K senses, is stepped as so many matrices.
 
     Not torch.optim.Muon, which takes no parts, one matrix at a time, and always bfloat16: many CPUs
     compute that slowly.
@@ -50,18 +56,22 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, **settings)
-        self._step_supports_amp_scaling = False  # AdamW's fused kernel does, our part does not
+        # AdamW's fused kernel undoes the loss scaling of float16 itself, our steps do not: leave it to the
+        # scaler, which then also skips a step whose gradients are infinite.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             if "parts" in group:
                 self._orthogonal_steps(group)
-        return super().step(closure)
+        return super().step(closure)  # AdamW's step, of the parameters that still have a gradient
 
     def _orthogonal_steps(self, group: dict[str, Any]) -> None:
-        """Step all matrices of a group, those of one shape at once, and hide them from AdamW."""
-        same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # (weight, its matrices) by shape
+        """Step all weights of a group."""
+        # First bring the momentum of each weight up to date and cut it into its matrices. They are turned so
+        # that rows ≤ columns, which is cheapest, and collected by shape, to be computed in one batch.
+        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # (weight, its matrices)
         for p, n_matrices in zip(group["params"], group["parts"], strict=True):
             if p.grad is None:
                 continue
@@ -70,35 +80,39 @@ class Muon(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # unused, but AdamW looks for it when a state is loaded
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            ahead = p.grad.lerp_(state["momentum"], self.momentum)  # Nesterov's momentum
+            ahead = p.grad.lerp_(state["momentum"], self.momentum)  # Nesterov: look one step ahead
             matrices = ahead.view(n_matrices, -1, p.size(1))  # (n_matrices, rows, columns)
             if matrices.size(1) > matrices.size(2):
-                matrices = matrices.mT
-            same.setdefault(matrices.shape[1:], []).append((p, matrices))
-            p.grad = None  # so that AdamW passes over it
-        for shape, several in same.items():
-            steps = orthogonalize(torch.cat([m for _, m in several]))  # (all n_matrices, short, long)
-            for (p, m), step in zip(several, steps.split([len(m) for _, m in several]), strict=True):
+                matrices = matrices.mT  # (n_matrices, columns, rows)
+            same_shape.setdefault(matrices.shape[1:], []).append((p, matrices))
+            p.grad = None  # AdamW skips parameters without a gradient
+        # Then make the matrices of each shape orthogonal, and step their weights.
+        for shape, members in same_shape.items():
+            steps = orthogonalize(torch.cat([m for _, m in members]))  # (all matrices, short, long)
+            for (p, m), step in zip(members, steps.split([len(m) for _, m in members]), strict=True):
                 if p.size(0) // len(m) > p.size(1):
-                    step = step.mT
+                    step = step.mT  # turned back
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
 
 
 def averages_of(group: dict[str, Any]) -> set[str]:
-    """The names of what an optimizer of ours keeps of each parameter of a group, from its first step on."""
+    """Name what the optimizer keeps of each parameter of a group, from its first step on."""
     return {"step", "momentum"} if "parts" in group else {"step", "exp_avg", "exp_avg_sq"}
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """U Vᵀ of matrices (N, rows, columns) = U S Vᵀ, about: five Newton-Schulz steps X ← aX + (bA + cA²)X,
-    A = XXᵀ, whose coefficients bring every singular value near 1 fast (to within 0.7 and 1.2)."""
+    """Bring all singular values of matrices (N, rows, columns) near 1: U S Vᵀ becomes about U Vᵀ.
+
+    Five Newton-Schulz steps X ← aX + (bA + cA²)X, A = XXᵀ, do it without a decomposition. Each applies
+    s ← as + bs³ + cs⁵ to the singular values; these coefficients bring them within 0.7 and 1.2 fast.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(_fast_dtype(matrices.device))
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(5):
         A = x @ x.mT  # (N, rows, rows): cheapest with rows ≤ columns
-        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
+        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)  # (N, rows, columns)
     return x.to(matrices.dtype)
 
 
@@ -112,14 +126,13 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of the step numbered from 0: linear warm-up, then a decay to min_lr, by a cosine or linear.
-
-    The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
-    """
+    """Return the rate of a step, numbered from 0: a linear warm-up, then a decay to min_lr."""
     if not config.decay_lr:
         return config.learning_rate
+    # The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
+    # `left` falls from 1 to 0, by a cosine or, as suits Muon, in a straight line.
     span = max(1, config.lr_decay_iters - config.warmup_iters)
     left = 1 - min(1.0, (step - config.warmup_iters) / span)
     if config.lr_schedule == "cosine" or (config.lr_schedule == "auto" and config.optimizer != "muon"):

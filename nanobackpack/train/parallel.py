@@ -1,9 +1,17 @@
 """Many processes as one: who they are, what they agree on, and a model spread over them.
 
+    with joined("auto") as processes:          # those that torchrun started, or this one alone
+        forward = processes.wrap(model, "ddp", compiled=False)
+        loss = processes.mean(loss)
+
 torchrun starts the processes and names them in the environment; torch.distributed connects them, by NCCL
 between GPUs and by gloo between CPUs. A run of one process touches none of it. Two ways to spread a model:
-    ddp    a whole copy in each process; gradients are averaged while backward still computes
-    fsdp   each process keeps a slice of every weight, and gathers a block when it is needed (FSDP2)
+
+    ddp    Distributed data parallel: each process has a whole copy of the model and trains it on batches of
+           its own. Their gradients are averaged, while backward still computes, so the copies stay equal.
+    fsdp   Fully sharded data parallel (FSDP2): each process keeps a slice of every weight, its gradient and
+           its optimizer state. A block's weights are gathered just before it computes, and dropped after.
+
 docs/scaling.md says how to start them and what each costs.
 """
 
@@ -25,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nanobackpack.errors import InputError, ProcessLost, short_repr
+from nanobackpack.errors import InputError, ProcessLost, first_line, short_repr
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.runtime import pick_device
 
@@ -34,9 +42,9 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job as one of them sees them. `rank` 0 is the one that writes and speaks.
+    """The processes of a job as one of them sees them. The one of rank 0 writes and speaks.
 
-    All must call `max`, `mean`, `sum`, `gather` and the methods below alike and in the same order.
+    All must call `max`, `sum`, `mean`, `gather` and the methods below alike and in the same order.
     """
 
     device: torch.device
@@ -49,13 +57,13 @@ class Processes:
 
     @property
     def is_local_first(self) -> bool:
-        """Whether it is the first of its machine, for what one of each machine must do."""
+        """True on one process per machine (LOCAL_RANK 0)."""
         return not self.is_distributed or _number("LOCAL_RANK", "0") == 0
 
     # --- What they agree on -------------------------------------------------------------------
 
     def max(self, value: int) -> int:
-        """The highest of the processes' values. It goes by the CPU, so that no GPU waits for it."""
+        """Return the highest of the processes' values. It goes by the CPU, so that no GPU waits for it."""
         if self.is_distributed:
             highest = torch.tensor(int(value))
             dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -63,31 +71,32 @@ class Processes:
         return value
 
     def sum(self, t: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """Sum over the processes, in place."""
         if self.is_distributed:
             dist.all_reduce(t)
         return t
 
     def mean(self, t: Tensor) -> Tensor:
-        """The mean over the processes, in place."""
+        """Average over the processes, in place."""
         return self.sum(t).div_(self.world_size)
 
     def deal(self, items: Iterable[X]) -> Iterator[tuple[X, bool]]:
-        """This process's share of items dealt out in turn, as (item, whether it counts).
+        """Yield this process's share of items dealt out in turn, as (item, whether it counts).
 
-        All get the same number, as a sharded model needs; who would get none gets one that does not count.
+        All get the same number, as a sharded model needs: who would get none at the end gets one that another
+        process has too, which does not count.
         """
         source = iter(items)
         while hand := list(islice(source, self.world_size)):
             yield hand[min(self.rank, len(hand) - 1)], self.rank < len(hand)
 
     def share(self, n: int) -> range:
-        """The numbers below n that are this process's: neighbours, and nearly as many for each."""
+        """Return this process's part of the numbers below n: neighbours, and nearly as many for each."""
         start, end = (-(-n * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return range(start, end)
 
     def gather(self, items: list[X]) -> list[X]:
-        """All processes' items one after the other on rank 0; [] elsewhere."""
+        """Return all processes' items one after the other on rank 0, [] elsewhere."""
         if not self.is_distributed:
             return items
         lists: list[Any] | None = None if self.rank else [None] * self.world_size
@@ -99,38 +108,45 @@ class Processes:
     def wrap(self, model: LanguageModel, how: Literal["ddp", "fsdp"], compiled: bool) -> nn.Module:
         """Move a model to the device and return what to call for its forward pass.
 
-        Its weights must be the same everywhere. With fsdp they come from the CPU block by block, so that
-        the whole never lies on the device, and each block is also what is compiled.
+        Its weights must be the same in all processes.
         """
         if self.is_distributed and how == "fsdp":
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
-
-            # It warns of in-place operations on what the sense network returns: there are none.
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-            mesh = init_device_mesh(self.device.type, (self.world_size,))
-            for part in [*model.context.h, *([model.senses] if isinstance(model, BackpackLM) else [])]:
-                if compiled:
-                    part.compile()
-                fully_shard(part, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+            self._shard(model, compiled)
             return model
         model.to(self.device)
         run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         return DistributedDataParallel(run, gradient_as_bucket_view=True) if self.is_distributed else run
 
+    def _shard(self, model: LanguageModel, compiled: bool) -> None:
+        """Slice each block, the sense network, and then what is left."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        # It warns of in-place operations on what the sense network returns: there are none.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        # Weights go to the device block by block, so that the whole never lies on it. What is gathered at
+        # once is also what is compiled at once.
+        for part in [*model.context.h, *([model.senses] if isinstance(model, BackpackLM) else [])]:
+            if compiled:
+                part.compile()
+            fully_shard(part, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def sync_on_last(self, forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Forward and backward of a micro-batch go in here. Whole copies average their gradients over the
-        processes once a step, in its last micro-batch; slices in each, as nobody has room for a whole one."""
+        """Forward and backward of a micro-batch go in here: whole copies average their gradients once a step,
+        in its last micro-batch; slices in each, as no process has room for a whole gradient."""
         wait = isinstance(forward, DistributedDataParallel) and not last
         return forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
     def state_of(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The state dicts of both as one process would have them. A sharded model's are gathered on the CPU
-        of rank 0, and are empty elsewhere."""
-        if not self._sharded(model):
+        """Return the state dicts of both as one process would have them.
+
+        A sharded model's are gathered on the CPU of rank 0, and are empty elsewhere.
+        """
+        if not self._is_sharded(model):
             return model.state_dict(), optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -138,22 +154,24 @@ class Processes:
         weights, named = get_state_dict(model, optimizer, options=options)
         if self.rank:
             return {}, {}
+        # torch names parameters here; an optimizer of one process numbers them, in the order of its groups.
         state: dict[str, Any] = named["state"]  # type: ignore[assignment]
         groups: list[dict[str, Any]] = named["param_groups"]  # type: ignore[assignment]
         order = [name for group in groups for name in group["params"]]
         return weights, {
             "state": {i: state[name] for i, name in enumerate(order) if name in state},
-            "param_groups": optimizer.state_dict()["param_groups"],  # its own number the parameters
+            "param_groups": optimizer.state_dict()["param_groups"],
         }
 
     def load_optimizer(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
         """Load an optimizer's state, which `state_of` gave for the same model however it was spread."""
-        if not self._sharded(model):
+        if not self._is_sharded(model):
             return optimizer.load_state_dict(state)
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
+        # From numbers back to names.
         names = {id(p): name for name, p in model.named_parameters()}
         order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         named: dict[str, Any] = {
@@ -163,9 +181,9 @@ class Processes:
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(model, optimizer, optim_state_dict=named, options=options)
         for group in optimizer.param_groups:
-            group["betas"] = tuple(group["betas"])  # which it turns into lists
+            group["betas"] = tuple(group["betas"])  # torch has turned them into lists
 
-    def _sharded(self, model: nn.Module) -> bool:
+    def _is_sharded(self, model: nn.Module) -> bool:
         if not self.is_distributed:
             return False
         from torch.distributed.fsdp import FSDPModule
@@ -173,20 +191,17 @@ class Processes:
         return isinstance(model, FSDPModule)
 
 
-# --- Their beginning and end ------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def joined(
     device: str, backend: Literal["nccl", "gloo"] = "nccl", timeout_s: int = 600
 ) -> Iterator[Processes]:
-    """The processes that torchrun started, connected while this lasts; or the single one.
+    """Connect the processes that torchrun started while this lasts; or yield the single one.
 
-    `device` is the setting; of several processes on a machine with GPUs each takes the one of its number.
-    One that lives but does not answer for `timeout_s` counts as lost; a death is noticed at once.
-    Raises: InputError if there is no such device or the processes cannot find each other; ProcessLost when
-    another one ends too early.
+    `device` is the setting: of several processes on a machine with GPUs each takes the one of its number.
+    A process that lives but does not answer for `timeout_s` counts as lost; a death is noticed at once, and
+    raises ProcessLost in the others.
     """
+    # Who are we? torchrun says so in the environment.
     world_size = _number("WORLD_SIZE", "1")
     if world_size == 1:
         yield Processes(pick_device(device))
@@ -201,23 +216,27 @@ def joined(
     own = pick_device(device, _number("LOCAL_RANK"))
     if own.type == "cuda":
         torch.cuda.set_device(own)
+
+    # Find the others.
     try:
         between = "cpu:gloo,cuda:nccl" if own.type == "cuda" and backend == "nccl" else "gloo"
         dist.init_process_group(between, timeout=timedelta(seconds=timeout_s))
-    except RuntimeError as e:
+    except RuntimeError as error:
         raise InputError(
-            f"process {rank} of {world_size} cannot reach the others ({_reason(e)}): check --master_addr "
+            f"process {rank} of {world_size} cannot reach the others ({_reason(error)}): check --master_addr "
             "and the firewall, and name the network card in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-        ) from e
+        ) from error
+
+    # Work together, until one of them is lost or all are done.
     try:
         yield Processes(own, rank, world_size)
-    except RuntimeError as e:
-        if not isinstance(e, dist.DistError) and not any(name in str(e) for name in ("gloo", "NCCL")):
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
         raise ProcessLost(
-            f"another process of this job ended or cannot be reached ({_reason(e)}); "
+            f"another process of this job ended or cannot be reached ({_reason(error)}); "
             "what was saved before is whole"
-        ) from e
+        ) from error
     finally:
         # gloo's threads may still drop tensors of the last sum: if Python ends meanwhile, the process aborts.
         time.sleep(0.2)
@@ -226,18 +245,16 @@ def joined(
 
 
 def _number(name: str, default: str = "") -> int:
-    """A number in the environment. Raises: InputError if it is none, or negative."""
+    """Return a number in the environment."""
     text = os.environ.get(name, default)
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise InputError(
-            f"{name}={short_repr(text)} in the environment is not a number: unset it, or start "
-            f"several processes "
-            "with torchrun, which sets it"
+            f"{name}={short_repr(text)} in the environment is not a number: unset it, or start several "
+            "processes with torchrun, which sets it"
         )
     return int(text)
 
 
 def _reason(error: Exception) -> str:
     """What went wrong, without gloo's source line before it and its advice after it."""
-    first = str(error).strip().splitlines()[0]
-    return re.sub(r"^\[.*?\] ", "", first).split(". ")[0]
+    return re.sub(r"^\[.*?\] ", "", first_line(error)).split(". ")[0]

@@ -1,16 +1,19 @@
-"""What a run starts from: fresh weights, its own last state, or another model.
+"""What a run starts from: fresh weights, its own last checkpoint, or another model.
 
-Settings of the architecture that have their default values follow the checkpoint, even where these were
-asked for, and a line says which; others must agree with it, but dropout may change, and a smaller block_size
-drops positions. A run goes on with the settings of its training as they are now, and says which are new; its
-data must be the same. A GPT that is to become a Backpack gives its embedding and its blocks, as the context
-network; the senses start fresh.
+    initial = initial_model(config, data)      # .model in training mode, .config with its architecture
+
+Settings of the architecture that have their default values follow the checkpoint, and a note says which;
+others must agree with it, but dropout may change, and a smaller block_size drops positions. A run that goes
+on takes all other settings as they are now, and a note lists those that are new; its data must be the same.
+A GPT that is to become a Backpack gives its embedding and its blocks, as the context network; the senses
+start fresh.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -20,228 +23,251 @@ import torch
 from torch import Tensor
 
 from nanobackpack.config import Architecture, ModelConfig, TrainConfig
-from nanobackpack.errors import InputError, short_repr
+from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
 from nanobackpack.safe.files import display_path
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import last_good_checkpoint
 from nanobackpack.train.optim import averages_of
 from nanobackpack.train.parallel import Processes
 
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def shape(model_name: str) -> list[str]:
-    """The settings of the architecture that the tensors of such a model depend on; block_size too."""
-    senses = {"n_sense_vector", "sense_network"} if model_name == "gpt2" else set()
-    return [f.name for f in dataclasses.fields(Architecture) if f.name not in {"dropout", *senses}]
-
 
 @dataclass(frozen=True)
-class Start:
-    """The model of a run, in training mode on the CPU, and what was found out on the way."""
+class Initial:
+    """The model of a run, in training mode on the CPU, and where it comes from."""
 
     model: BackpackLM | GPT
     config: TrainConfig  # the settings, where those of the architecture are the model's
-    resumed: dict[str, Any] | None = None  # the checkpoint, if its run goes on
-    note: str = ""  # where the weights come from, for people
-    source: Path | None = None  # the checkpoint's file
-    said: list[str] = field(default_factory=list)  # lines on what is not as it was
+    state: dict[str, Any] | None = None  # the checkpoint of the run that goes on
+    source: Path | None = None  # its file
+    origin: str = ""  # of weights from elsewhere, for people
+    notes: list[str] = field(default_factory=list)  # lines on what is not as one might expect
 
 
-def start(config: TrainConfig, data: TokenData) -> Start:
-    """What config.init_from asks for, for the vocabulary of `data`. Fresh weights come from torch's seed.
-
-    Raises: InputError if the checkpoint cannot be used, or does not fit the settings or the data.
-    """
+def initial_model(config: TrainConfig, data: TokenData) -> Initial:
+    """Make the model that config.init_from asks for, with the vocabulary of `data`."""
     if config.init_from == "resume":
         return resume(config, data)
     # Without a tokenizer the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
     size, used = (data.tokenizer.padded_size, data.tokenizer.vocab_size) if data.tokenizer else (50304, 50257)
     fresh = config.model_config(size, used if used < size else 0)
     if config.init_from == "scratch":
-        return Start(checkpoint.build_model(fresh).train(), config)
+        return Initial(checkpoint.build_model(fresh).train(), config)
+    # The weights of another model, whose ids must mean the same tokens.
     source = checkpoint.load_model(config.init_from)
     checkpoint.check_vocabulary(source, config.init_from, data)
     same = source.config.n_token == fresh.n_token
     return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
 
 
-def resume(config: TrainConfig, data: TokenData) -> Start:
-    """The last whole state of a run. Raises: InputError if there is none, or it does not fit."""
-    resumed, source, fallback = last_good_checkpoint(Path(config.out_dir))
-    if resumed.get("format") != checkpoint.FORMAT:
+# --- Going on with a run ----------------------------------------------------------------------
+
+
+def resume(config: TrainConfig, data: TokenData) -> Initial:
+    """Go on with the newest checkpoint in out_dir that is not damaged."""
+    state, source, fallback = checkpoint.last_good_checkpoint(Path(config.out_dir))
+    if state.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
-    check_state(resumed, source)
-    found = dataclasses.asdict(checkpoint.stored_config(resumed, source))
-    config, follows = following(config, found)
-    check_same(resumed, found, config, data, source)
-    model = checkpoint.model_from(resumed | {"model_args": found | {"dropout": config.dropout}}, source)
-    if config.block_size < model.config.block_size:
-        whole, model = (
-            model,
-            checkpoint.build_model(dataclasses.replace(model.config, block_size=config.block_size)),
-        )
+    check_state(state, source)
+    # The architecture is the checkpoint's, but for dropout and, if it is smaller, block_size.
+    stored = dataclasses.replace(checkpoint.stored_config(state, source), dropout=config.dropout)
+    config, follows = adopt_architecture(config, stored)
+    check_same_run(state, stored, config, data, source)
+    model = checkpoint.model_from(state | {"model_args": dataclasses.asdict(stored)}, source)
+    if config.block_size < stored.block_size:
+        whole, shorter = model, dataclasses.replace(model.config, block_size=config.block_size)
+        model = checkpoint.build_model(shorter)
         copy_weights(whole, model)
         model.tokenizer = whole.tokenizer
-    said = [line for line in (fallback, follows, changed(resumed.get("config"), config)) if line]
-    return Start(model.train(), config, resumed, source=source, said=said)
+    # All other settings are as they are now; say which are new.
+    before, now = state.get("config") or {}, dataclasses.asdict(config)
+    names = [name for name in now if name in before and name not in ("init_from", "out_dir")]
+    changes = describe_changes(before, now, names)
+    new = "settings that are new: " + ", ".join(changes) if changes else ""
+    return Initial(model.train(), config, state, source, notes=[n for n in (fallback, follows, new) if n])
 
 
 def check_state(state: dict[str, Any], source: Path) -> None:
-    """Raises: InputError naming the first part of a run's state that is missing, or not of its type.
+    """Refuse a state one of whose parts is missing or not what a run saves.
 
-    Not its model and its optimizer, which are looked at where they are taken in.
+    Not its model and its optimizer, which are looked at where they are loaded.
     """
 
-    def flat(values: Any) -> bool:
-        """Whether it is a dict of names and plain values; or None, in older files."""
-        return values is None or (
-            isinstance(values, dict) and all(type(k) is str and plain(v) for k, v in values.items())
+    def is_plain(value: Any) -> bool:
+        """Whether it is a number that a run can have, a text, None, or a dict of these by name."""
+        if isinstance(value, dict):
+            named = all(isinstance(key, str) for key in value)
+            return named and all(is_plain(v) and not isinstance(v, dict) for v in value.values())
+        if isinstance(value, float):
+            return not math.isnan(value)
+        return 0 <= value < 1 << 63 if isinstance(value, int) else isinstance(value, str | NoneType)
+
+    kinds: dict[str, Any] = {
+        "iter_num": int, "best_val_loss": float, "scaler": dict,
+        # In older files these are not all there:
+        "world_size": int | None, "tokenizer": str | None, "run": str | None, "config": dict | None,
+        "data": dict | None,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        value = state.get(name)
+        if not isinstance(value, kind) or not is_plain(value):
+            raise InputError(f"{source}: its {name} is missing or damaged")
+
+
+def check_same_run(
+    state: dict[str, Any], stored: ModelConfig, config: TrainConfig, data: TokenData, source: Path
+) -> None:
+    """Refuse to go on with another architecture, vocabulary, optimizer or text; list old and new values."""
+    # The settings on which the saved tensors depend.
+    names = architecture_fields(config.model_name)
+    if config.block_size < stored.block_size:  # then the last positions are dropped
+        names.remove("block_size")
+    before, now = dataclasses.asdict(stored), dataclasses.asdict(config)
+    if data.tokenizer:
+        names.append("vocab_size")
+        before["vocab_size"], now["vocab_size"] = stored.n_token, data.tokenizer.vocab_size
+    if "optimizer" in (settings := state.get("config") or {}):
+        names.append("optimizer")
+        before["optimizer"] = settings["optimizer"]
+    differ = describe_changes(before, now, names)
+    # The tokenizer. Its library may have come to write it in another way, so that its text is not all.
+    theirs = state.get("tokenizer")
+    if data.tokenizer and theirs != data.tokenizer.to_json():
+        known = Tokenizer.from_json(theirs, f"the tokenizer in {source}") if theirs else None
+        if difference := known.difference(data.tokenizer) if known else "it has none":
+            differ.append(f"another tokenizer: {difference}")
+    if differ:
+        raise InputError(
+            f"the checkpoint does not fit these settings ({', '.join(differ)}): "
+            "give the settings it was trained with, or --init_from=scratch"
+        )
+    # The text.
+    text, now = state.get("data"), data.fingerprint()
+    if text is not None and (differ := describe_changes(text, now, sorted(text | now))):
+        more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
+        raise InputError(
+            f"{display_path(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): go on "
+            f"with that, or start a new run with its weights, --init_from={config.out_dir} and another "
+            "--out_dir"
         )
 
-    def plain(value: Any) -> bool:
-        return type(value) in (bool, float, str, NoneType) or (type(value) is int and abs(value) < 1 << 63)
 
-    def counts(value: Any) -> bool:
-        return type(value) is int and plain(value) and value >= 0
-
-    best = state.get("best_val_loss")
-    valid = {
-        "iter_num": counts(state.get("iter_num")),
-        "best_val_loss": type(best) is float and not math.isnan(best),
-        "world_size": counts(state.get("world_size", 1)),
-        "tokenizer": isinstance(state.get("tokenizer"), str | None),
-        "run": isinstance(state.get("run"), str | None),
-        "scaler": isinstance(state.get("scaler"), dict) and flat(state["scaler"]),
-        "config": flat(state.get("config")),
-        "data": flat(state.get("data")),
-    }
-    if wrong := [name for name, ok in valid.items() if not ok]:
-        raise InputError(f"{source}: its {wrong[0]} is missing or damaged")
+def describe_changes(before: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """List which of these values differ, each as "name old → new"."""
+    return [
+        f"{name:.40} {before.get(name)!s:.80} → {now.get(name)!s:.80}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
 
 
-def changed(old: object, config: TrainConfig) -> str:
-    """A line that lists the settings a run goes on with which are not those it had; "" if all are."""
-    before = old if isinstance(old, dict) else {}
-    now = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("init_from", "out_dir")}
-    differ = [f"{k} {short_repr(before[k])} → {v}" for k, v in now.items() if k in before and before[k] != v]
-    return "settings that are new: " + ", ".join(differ) if differ else ""
+def describe_world_size_change(state: dict[str, Any], config: TrainConfig, world_size: int) -> str:
+    """Say what a run that goes on with another number of processes cannot keep; "" if on as many."""
+    before, settings = state.get("world_size", 1), state.get("config") or {}
+    if before == world_size:
+        return ""
+    counts = [before, settings.get("batch_size"), settings.get("gradient_accumulation_steps")]
+    if not all(isinstance(n, int) and n > 0 for n in counts):
+        raise InputError(f"{config.out_dir}/ckpt.pt: its world_size or its config is missing or damaged")
+    then, now = math.prod(counts), config.batch_size * config.gradient_accumulation_steps * world_size
+    if now != then:
+        what = (
+            f"a step sees {now} sequences, not {then}, so the pass through the text starts at another place: "
+            f"keep {then} with --gradient_accumulation_steps"
+        )
+    elif config.dropout:
+        what = "other units are dropped, so it goes on like the first run, but not exactly so"
+    else:
+        what = "sums are in another order, so it goes on as the first run but for rounding"
+    return f"processes: {world_size} now, {before} before: {what}"
 
 
 def restore(
-    resumed: dict[str, Any],
-    model: BackpackLM | GPT,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    processes: Processes,
-    source: Path,
+    initial: Initial, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, processes: Processes
 ) -> tuple[int, float]:
-    """Bring the rest of a run to where a checkpoint left it; returns steps done and best validation loss.
-
-    Raises: InputError, naming `source`, if these are damaged or those of another model or optimizer.
-    """
+    """Bring the rest of a run to where its checkpoint left it; return steps done and best validation loss."""
+    state = initial.state
+    if state is None:
+        return 0, math.inf
     try:
-        state = fitted(resumed["optimizer"], optimizer)
-        processes.load_optimizer(model, optimizer, state)
-        if resumed["scaler"]:  # {} in a run that needed none, as its dtype was another
-            scaler.load_state_dict(resumed["scaler"])
-    except (LookupError, ValueError, TypeError, AttributeError) as e:
-        raise InputError(f"{source}: its optimizer does not fit this run's ({str(e)[:200]})") from e
-    return resumed["iter_num"], resumed["best_val_loss"]
+        fitting = fit_optimizer_state(state["optimizer"], optimizer)
+        if state["scaler"]:  # {} in a run that needed none, as its dtype was another
+            scaler.load_state_dict(state["scaler"])
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        what = f"its optimizer does not fit this run's ({first_line(error)})"
+        raise InputError(f"{initial.source}: {what}") from error
+    processes.load_optimizer(initial.model, optimizer, fitting)
+    return state["iter_num"], state["best_val_loss"]
 
 
-def fitted(state: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's saved state for the one of this run: with the rates and decays of its settings, and
-    without the positions that a smaller block_size drops.
+def fit_optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a saved state for the optimizer of this run, or raise one of many errors if it does not fit.
 
-    Raises one of many exceptions unless all parameters have their own numbers in `state`, or none.
+    Weight decay and the like are those of the settings now; positions that a smaller block_size drops go.
     """
-    own = optimizer.state_dict()["param_groups"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    groups, held = state["param_groups"], state["state"]
-    numbers = [i for group in groups for i in group["params"]]
-    if not all(type(i) is int for i in numbers) or numbers != list(range(len(parameters))):
-        raise ValueError("it has other parameters")
-    if not isinstance(held, dict) or (held and held.keys() != set(numbers)):
+    groups = optimizer.state_dict()["param_groups"]
+    for group, old in zip(groups, saved["param_groups"], strict=True):
+        if old["params"] != group["params"]:
+            raise ValueError("it has other parameters")
+        group["lr"] = float(old["lr"])  # that of the last step; the next one has its own
+    # Each parameter has its averages, of its own shape; before the first step none has any.
+    parameters = [(p, averages_of(group)) for group in optimizer.param_groups for p in group["params"]]
+    if saved["state"] and saved["state"].keys() != set(range(len(parameters))):
         raise ValueError("it has the averages of other parameters")
-    averages = [a for group in own for a in [averages_of(group)] * len(group["params"])]
-    for i, names in enumerate(averages if held else []):
-        if held[i].keys() != names:
-            raise ValueError(f"parameter {i} has {short_repr(list(held[i]))} where {sorted(names)} belong")
-    if not all(type(group["lr"]) is float and math.isfinite(group["lr"]) for group in groups):
-        raise ValueError("a learning rate is not a finite number")
-
-    def cut(name: str, value: Any, shape: torch.Size) -> Tensor:
-        if not isinstance(value, Tensor) or value.dtype not in _REAL:
-            raise ValueError(f"{name} is not a tensor of real numbers")
-        shape = torch.Size() if name == "step" else shape
-        value = value[: shape[0]] if shape else value  # (T, D), or all of another parameter
-        if value.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)} where {tuple(shape)} belongs")
-        if name == "step" and not 0 <= value.item() < math.inf:
-            raise ValueError(f"step is {value.item()}")
-        return value
-
-    return {
-        "state": {
-            i: {k: cut(k, v, parameters[i].shape) for k, v in averages.items()}
-            for i, averages in held.items()
-        },
-        "param_groups": [o | {"lr": old["lr"]} for o, old in zip(own, groups, strict=True)],
-    }
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, (p, names) in enumerate(parameters if saved["state"] else []):
+        if saved["state"][i].keys() != names:
+            raise ValueError(f"parameter {i} has {short_repr(list(saved['state'][i]))}, not {sorted(names)}")
+        state[i] = {k: t if k == "step" else t[: p.shape[0]] for k, t in saved["state"][i].items()}
+        for k, t in state[i].items():
+            if t.shape != (() if k == "step" else p.shape) or not t.is_floating_point():
+                raise ValueError(f"{k} of parameter {i} has another shape or type")
+        if not 0 <= state[i]["step"].item() < math.inf:
+            raise ValueError(f"step of parameter {i} is {state[i]['step'].item()}")
+    return {"state": state, "param_groups": groups}
 
 
-def following(config: TrainConfig, found: dict[str, Any]) -> tuple[TrainConfig, str]:
-    """The settings, those of the architecture that have their default values as `found` has them; and a line
-    on those that are not as they were, "" if all are.
-
-    Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
-    """
-    names = {f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default}
-    names -= {"model_name", "dropout"}
-    new = {k: v for k, v in found.items() if k in names and v != getattr(config, k)}
-    follows = ", ".join(f"{name}={value}" for name, value in new.items())
-    return dataclasses.replace(config, **new), follows and f"as the checkpoint has it: {follows}"
+# --- Starting from another model --------------------------------------------------------------
 
 
-def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Start:
-    """A new run's model with the weights of `source`.
+def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Initial:
+    """Make a new run's model with the weights of `source`.
 
     A Backpack made of a GPT gets vocab_size rows, if these are more: the padding of all our models. A GPT
     stays as it is: padding has logit 0, GPT-2's own are far below, and all probability would go there.
-    Raises: InputError naming the settings that do not fit.
     """
+    # Which architecture? That of the source, or a Backpack around it.
     name, target = config.init_from, dataclasses.replace(source.config, dropout=config.dropout)
-    note = f"weights of {name}"
+    origin = f"weights of {name}"
     if source.config.model_name != config.model_name:
         if not isinstance(source, GPT):
             raise InputError(f"{name} is a Backpack, which cannot start a GPT: leave out --model_name=gpt2")
-        target = around(source.config, config, vocab_size)
-        note = (
+        target = backpack_around_gpt(target, config, vocab_size)
+        origin = (
             f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
         )
-    config, follows = following(config, dataclasses.asdict(target))
+    # Settings at their defaults follow it, the others must agree; only block_size may be smaller.
+    config, follows = adopt_architecture(config, target)
     differ = []
-    for key in shape(target.model_name):
+    for key in architecture_fields(target.model_name):
         wanted, has = getattr(config, key), getattr(target, key)
         if wanted != has and not (key == "block_size" and wanted < has):
             differ.append(f"{key}={wanted} (it has {has})")
     if differ:
         raise InputError(f"{name} does not fit {', '.join(differ)}: leave these settings out or adapt them")
+    # Fresh weights, and over them those that the source has.
     model = checkpoint.build_model(dataclasses.replace(target, block_size=config.block_size))
     if target.model_name != source.config.model_name:
         shorten_senses(model, source)
     copy_weights(source, model)
     model.tokenizer = source.tokenizer
-    return Start(model.train(), config, note=note, said=[follows] if follows else [])
+    return Initial(model.train(), config, origin=origin, notes=[follows] if follows else [])
 
 
-def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
-    """The Backpack whose context network is that GPT."""
+def backpack_around_gpt(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """Return the architecture of the Backpack whose context network is that GPT."""
     return dataclasses.replace(
         gpt,
         model_name="backpack-lm",
@@ -250,14 +276,16 @@ def around(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfi
         n_layer=gpt.n_layer + (config.sense_network == "nano"),
         vocab_size=max(gpt.vocab_size, vocab_size),
         vocab_used=gpt.n_token,
-        dropout=config.dropout,
     )
 
 
 @torch.no_grad()
 def shorten_senses(model: BackpackLM | GPT, source: BackpackLM | GPT) -> None:
-    """Fresh senses are made for a fresh embedding, of deviation 0.02. GPT-2's is seven times as long, and
-    so would the first logits be: hopelessly sure of themselves. So the senses become that much shorter."""
+    """Make fresh senses shorter, as befits the embedding of `source`.
+
+    They are made for a fresh embedding, of deviation 0.02. GPT-2's is seven times as long, and so would the
+    first logits be: hopelessly sure of themselves. So the senses become that much shorter.
+    """
     if isinstance(model, BackpackLM) and isinstance(model.senses, NanoSenses):
         model.senses.ln_2.weight.mul_(0.02 / source.wte.weight.std())
 
@@ -273,45 +301,22 @@ def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
             ours[name][n:] = 0
 
 
-def check_same(
-    old: dict[str, Any], before: dict[str, Any], config: TrainConfig, data: TokenData, source: Path
-) -> None:
-    """Refuse to resume a run `old`, whose architecture was `before`, with a model of another shape, another
-    tokenizer, optimizer or text.
+# --- Architectures ----------------------------------------------------------------------------
 
-    Raises: InputError listing old and new values.
+
+def adopt_architecture(config: TrainConfig, found: ModelConfig) -> tuple[TrainConfig, str]:
+    """Give settings of the architecture that have their default values those of `found`; also return a note.
+
+    Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
     """
-    tokenizer = data.tokenizer
-    after = {key: getattr(config, key) for key in shape(config.model_name)}
-    if tokenizer:
-        after |= {"vocab_size": tokenizer.vocab_size}
-        before = before | {"vocab_size": before["vocab_used"] or before["vocab_size"]}
-    settings = old.get("config")
-    if isinstance(settings, dict) and "optimizer" in settings:
-        before, after = before | {"optimizer": settings["optimizer"]}, after | {"optimizer": config.optimizer}
-    differ = [f"{k} {short_repr(before[k])} → {v}" for k, v in after.items() if before[k] != v]
-    if config.block_size < before["block_size"]:  # then the last positions are dropped
-        differ = [d for d in differ if not d.startswith("block_size ")]
-    theirs = old.get("tokenizer")
-    if tokenizer and theirs != tokenizer.to_json():  # the library may also have come to write it otherwise
-        known = Tokenizer.from_json(theirs, f"the tokenizer in {source}") if theirs else None
-        if difference := known.difference(tokenizer) if known else "it has none":
-            differ.append(f"another tokenizer: {difference}")
-    if differ:
-        raise InputError(
-            f"the checkpoint does not fit these settings ({', '.join(differ)}): "
-            "give the settings it was trained with, or --init_from=scratch"
-        )
-    text, now = old.get("data"), data.fingerprint()
-    if isinstance(text, dict) and text != now:
-        differ = [
-            f"{k:.40} {text.get(k)!s:.40} → {now.get(k)!s:.40}"
-            for k in sorted(text | now)
-            if text.get(k) != now.get(k)
-        ]
-        more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
-        raise InputError(
-            f"{display_path(data.folder)} is not the text of this run "
-            f"({', '.join(differ[:3])}{more}): go on with "
-            f"that, or start a new run with its weights, --init_from={config.out_dir} and another --out_dir"
-        )
+    free = [f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default]
+    new = {name: getattr(found, name) for name in free if name not in ("model_name", "dropout")}
+    new = {name: value for name, value in new.items() if value != getattr(config, name)}
+    follows = ", ".join(f"{name}={value}" for name, value in new.items())
+    return dataclasses.replace(config, **new), follows and f"as the checkpoint has it: {follows}"
+
+
+def architecture_fields(model_name: str) -> list[str]:
+    """Name the settings of the architecture on which the tensors of such a model depend."""
+    unused = {"dropout", "n_sense_vector", "sense_network"} if model_name == "gpt2" else {"dropout"}
+    return [f.name for f in dataclasses.fields(Architecture) if f.name not in unused]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zoo import BEASTS, LOADERS, write
-from zoo.registry import PROOF
+from zoo import BEASTS, PROOF, write
+from zoo.__main__ import LOADERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the keeper asks Linux for its peak memory")
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def fed(folder: Path, meals: list[str]) -> dict[str, dict[str, Any]]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
     while left := [m for m in meals if m not in results]:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.robust.zoo.keeper", folder, *left],
+            [sys.executable, "-m", "tests.robust.zoo", folder, *left],
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"meal"')]
