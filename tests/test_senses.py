@@ -403,7 +403,7 @@ def test_word_composition(senses: Senses, bos: bool):
 
 
 def test_word_composition_takes_one_spelling():
-    """At the beginning of a text a word may be other tokens, which cannot share its weight in the same way."""
+    """At the beginning of a text a word may be other tokens, which share its weight in another way."""
     model = tiny_model()
     model.tokenizer = t = joining()
     sentence = "abc abc"
