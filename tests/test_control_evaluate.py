@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nanobackpack.analysis import control
 from nanobackpack.analysis.control import ScaleSense
 from nanobackpack.analysis.effect import effect
 from nanobackpack.evaluate import bias, topic
+from nanobackpack.evaluate.bias import BiasConfig
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.evaluate.topic import TopicConfig
 from nanobackpack.model.backpack import LanguageModel
@@ -28,6 +30,7 @@ from nanobackpack.runtime import seed_of
 from nanobackpack.text.tokenizer import Tokenizer, first_ids
 
 WORDS = ["[UNK]", "he", "she", "nurse", "developer", "CEO", "My", "The", "said", "that", "was", "with", "car"]
+Capture = pytest.CaptureFixture[str]
 
 
 def word_tokenizer() -> Tokenizer:
@@ -80,11 +83,17 @@ def ratio_by_hand(model: LanguageModel, rows: list[list[int]], edits: tuple[cont
 def test_bias_ratio(kind: dict[str, Any]):
     """Prompts of different lengths in one batch, each read at its own end, and cut if too long."""
     model = worded(**kind, block_size=12)
-    rows = [[6, 3, 8, 9], [7, 4], [3] * 12, [5] * 11 + [3, 4, 7]]
-    by_hand = ratio_by_hand(model, [row[-12:] for row in rows])
+    rows = [[6, 3, 8, 9], [7, 4], [3] * 12, [5] * 11 + [3, 8, 7], [3, 8], [5, 3, 8] * 4]
+    cut = [row[-12:] for row in rows]
+    by_hand = ratio_by_hand(model, cut)
     assert bias.bias_ratio(model, rows, 1, 2) == pytest.approx(by_hand, rel=1e-4)
     assert bias.bias_ratio(model, rows, 2, 1) == pytest.approx(by_hand, rel=1e-4)
     assert not model.training
+    if isinstance(model, BackpackLM):  # an edit that depends on the text acts in each row on its own
+        edit = control.AmplifyInWord((3, 8), (8.0, 1.0))
+        edited = ratio_by_hand(model, cut, (edit,))
+        assert edited != pytest.approx(by_hand, rel=1e-4)
+        assert bias.bias_ratio(model, rows, 1, 2, edit) == pytest.approx(edited, rel=1e-4)
 
 
 def prompts(which: str, noun: str) -> list[list[int]]:
@@ -96,27 +105,23 @@ def test_gender_bias():
     """Table 5 of a tiny Backpack: each figure by hand, the sense the one that helps most where it is chosen,
     and the factor one that lowers what is minimised."""
     model = worded()
-    nouns = ["developer", "CEO", "nurse"]  # the set's order; the other nouns are unknown
-    tokens = {"developer": (4,), "CEO": (5,), "nurse": (3,)}
-    found = bias.bias(model, "en", max_iter=25)
-    assert found.nouns == nouns
+    tokens = {"developer": (4,), "CEO": (5,), "nurse": (3,)}  # the set's order; the other nouns are unknown
+
+    def by_hand(which: str, noun: str, factor: float, sense: int | None) -> float:
+        return ratio_by_hand(model, prompts(which, noun), (ScaleSense(tokens[noun], factor, sense),))
+
+    found = bias.bias(model, BiasConfig(max_iter=25))
+    assert found.nouns == list(tokens)
     assert list(found.ratios) == ["unmodified", "removed", "optimised"]
-    removed = [
-        sum(ratio_by_hand(model, prompts("estimation", n), (ScaleSense(tokens[n], 0.0, k),)) for n in nouns)
-        for k in range(4)
-    ]
+    removed = [sum(by_hand("estimation", noun, 0.0, k) for noun in tokens) for k in range(4)]
     assert found.sense == removed.index(min(removed))
-    for i, noun in enumerate(nouns):
-        for name, factor in (("unmodified", 1.0), ("removed", 0.0), ("optimised", found.factors[i])):
-            by_hand = ratio_by_hand(
-                model, prompts("prompts", noun), (ScaleSense(tokens[noun], factor, found.sense),)
-            )
-            assert found.ratios[name][i] == pytest.approx(by_hand, rel=1e-3)
-        before = ratio_by_hand(model, prompts("estimation", noun))
-        edit = ScaleSense(tokens[noun], found.factors[i], found.sense)
-        after = ratio_by_hand(model, prompts("estimation", noun), (edit,)) + abs(1 - found.factors[i])
-        assert after <= before + 1e-4
-        assert after < before or found.factors[i] == 1
+    for i, (noun, factor) in enumerate(zip(found.nouns, found.factors, strict=True)):
+        for name, p in (("unmodified", 1.0), ("removed", 0.0), ("optimised", factor)):
+            expected = by_hand("prompts", noun, p, found.sense)
+            assert found.ratios[name][i] == pytest.approx(expected, rel=1e-3)
+        before = by_hand("estimation", noun, 1.0, found.sense)
+        after = by_hand("estimation", noun, factor, found.sense) + abs(1 - factor)
+        assert after < before or (factor == 1 and after == pytest.approx(before))
     assert any(factor != 1 for factor in found.factors)
     means = {name: sum(values) / 3 for name, values in found.ratios.items()}
     assert found.means == pytest.approx(means)
@@ -124,42 +129,30 @@ def test_gender_bias():
     assert found.reduction("removed") == pytest.approx(100 * share)
     assert found.reduction("unmodified") == 0
     assert model.edits == ()
-    assert bias.bias(model, "en", 2, max_iter=1).sense == 2
+    assert bias.bias(model, BiasConfig(sense=2, max_iter=1)).sense == 2
     with pytest.raises(InputError, match="senses 0 to 3"):
-        bias.bias(model, "en", 4)
+        bias.bias(model, BiasConfig(sense=4))
 
 
 def test_gender_bias_of_a_gpt():
     """For a GPT she - he is projected out of what it reads of the noun."""
     model = worded(model_name="gpt2")
     with pytest.raises(InputError, match="sense=2: this model is a GPT"):
-        bias.bias(model, sense=2)
+        bias.bias(model, BiasConfig(sense=2))
     with torch.no_grad():
         model.wte.weight.mul_(8)  # so sure of itself that it pays to change it
-    found = bias.bias(model, max_iter=5)
+    found = bias.bias(model, BiasConfig(max_iter=5))
     assert found.sense is None
     assert list(found.ratios) == ["unmodified", "projected", "optimised"]
-    edit = control.nullspace(model, [3], 2, 1)
-    by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
-    assert found.ratios["projected"][2] == pytest.approx(by_hand, rel=1e-3)
-    assert by_hand != pytest.approx(found.ratios["unmodified"][2], rel=1e-3)
-    edit = control.nullspace(model, [3], 2, 1, found.factors[2])
-    by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
-    assert found.ratios["optimised"][2] == pytest.approx(by_hand, rel=1e-3)
+    for name, factor in (("projected", 0.0), ("optimised", found.factors[2])):
+        edit = control.nullspace(model, [3], 2, 1, factor)
+        by_hand = ratio_by_hand(model, prompts("prompts", "nurse"), (edit,))
+        assert found.ratios[name][2] == pytest.approx(by_hand, rel=1e-3)
+    assert found.ratios["projected"][2] != pytest.approx(found.ratios["unmodified"][2], rel=1e-3)
     assert any(factor != 1 for factor in found.factors)
 
 
-def test_bias_under_edits_of_weights():
-    """In a batch of prompts of different lengths each has its own last row, not that of the padding."""
-    model = worded(block_size=12)
-    rows = [[6, 3, 8, 9], [3, 8], [5, 3, 8] * 4]
-    edit = control.AmplifyInWord((3, 8), (8.0, 1.0))
-    by_hand = ratio_by_hand(model, rows, (edit,))
-    assert by_hand != pytest.approx(ratio_by_hand(model, rows), rel=1e-4)
-    assert bias.bias_ratio(model, rows, 1, 2, edit) == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_gender_bias_in_chinese(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_gender_bias_in_chinese(tmp_path: Path, capsys: Capture):
     """Nouns of several characters are scaled in all of them; what cannot be spelled is left out."""
     folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来想一想站起")
     out, err = run_program(
@@ -291,16 +284,17 @@ def test_classifier(tmp_path: Path):
 def test_effect(speller: BackpackLM):
     """Next tokens and samples without and with the edit, drawn with the same numbers."""
     edit = control.knowledge_edit(speller, 1, remove=2, add=3)
-    found = effect(Senses(speller), edit, "bad", k=3, n=2, new_tokens=9, temperature=2.0, seed=4)
+    found = effect(Senses(speller), edit, "bad", k=3, n=2, new_tokens=9, temperature=2.0, seed=4, tested="ef")
     ids = torch.tensor([speller.tokenizer.encode("bad")])
-    for edits, ranking, samples in (
+    for i, (edits, ranking, samples) in enumerate((
         ((), found.next_before, found.samples_before),
         ((edit,), found.next_after, found.samples_after),
-    ):
+    )):  # fmt: skip
         with torch.no_grad():
             p = plain_edited_logits(speller, ids, edits)[0].softmax(dim=0)[:8]
         assert ranking.ids[0].tolist() == p.topk(3).indices.tolist()
         assert ranking.scores[0].tolist() == pytest.approx(p.topk(3).values.tolist(), abs=1e-5)
+        assert found.probabilities[:, i].tolist() == pytest.approx(p[[5, 6]].tolist(), abs=1e-6)
         draw = torch.Generator().manual_seed(4)
         rows = speller.generate(ids.expand(2, -1), 9, 2.0, generator=draw, edits=edits)
         assert samples == [speller.tokenizer.decode(row[3:].tolist()) for row in rows]
@@ -311,77 +305,51 @@ def test_effect(speller: BackpackLM):
 # --- Commands -----------------------------------------------------------------------------------
 
 
-def test_knowledge_edit_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """It shows before and after, and keeps the edit for sample.py."""
-    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
-    arguments = [
-        "--word=a",
-        "--remove=bad",
-        "--add=d",
-        "--prompt=abc",
-        f"--save={file}",
-        f"--json={tmp_path}/j",
-    ]
-    out, err = run_program("knowledge_edit", folder, capsys, *arguments, "--max_new_tokens=5")
-    assert err == "note: 'bad' is 3 tokens: its first, 'b', stands for it\n"
-    assert out.startswith("# after 'abc'\n  before")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "run", "abcdefg\n")
+
+
+EDITS: list[tuple[str, list[str], str, Callable[[Any, Callable[[str], int]], control.Edit]]] = [
+    ("knowledge_edit", ["--word=a", "--remove=bad", "--add=d"],
+     "'bad' is 3 tokens: its first, 'b', stands for it",
+     lambda model, i: control.knowledge_edit(model, i("a"), i("b"), i("d"))),
+    ("knowledge_edit", ["--word=a", "--copy=b", "--senses", "1", "3", "--prompt=cde"],
+     "'cde' has none of the edited tokens ('a'), so nothing changes before one comes",
+     lambda model, i: control.copy_senses(model, i("a"), i("b"), [1, 3])),
+    ("knowledge_edit", ["--word=Brady", "--prompt=Brady"],  # a case of the paper: its name is enough
+     "'Brady' is 5 tokens: its first, 'B', stands for it",
+     lambda model, i: control.knowledge_edit(model, i("B"), i("P"), i("C"))),
+    ("steer", ["--word=a", "--sense=2", "--factor=-3", "--tokens", "e", "f"], "",
+     lambda _, i: ScaleSense((i("a"),), -3.0, 2)),
+    ("steer", ["--word=ba", "--amplify", "8", "1"], "",
+     lambda _, i: control.AmplifyInWord((i("b"), i("a")), (8.0, 1.0))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "note", "edit"), EDITS)
+def test_editing_commands(
+    tmp_path: Path, capsys: Capture, name: str, arguments: list[str], note: str, edit: Callable[..., Any]
+):
+    """They show before and after, and keep the edit for sample.py: its file is that of the edit by hand."""
+    folder = save_tiny(tmp_path / "run", "abcdefgBryPtiosCl\n")
+    files = [f"--save={folder}/edit", f"--json={folder}/j"]
+    out, err = run_program(name, folder, capsys, "--prompt=bad", *arguments, "--max_new_tokens=5", *files)
+    assert err.startswith(f"note: {note}\n" if note else "")
     model = load_model(folder)
-    (edit,) = control.load(file, model)
-    assert torch.equal(edit.table, control.knowledge_edit(model, 1, remove=2, add=4).table)
-    assert len(json.loads((tmp_path / "j").read_text())["samples_after"]) == 3
+    control.save(edit(model, model.tokenizer.id), folder / "expected", model)
+    assert (folder / "edit").read_bytes() == (folder / "expected").read_bytes()
+    found = json.loads((folder / "j").read_text())
+    (result,) = found if isinstance(found, list) else [found]
+    assert len(result["samples_after"]) == {"knowledge_edit": 3, "steer": 2}[name]
+    before, after = re.findall(r"^  (?:before|after) +(.*)", out, re.MULTILINE)
+    assert (before == after) == ("cde" in note)
+    for token, (p, q) in zip(result["tested"], result["probabilities"], strict=True):
+        assert f"{token!r} {p:.3g} {q:.3g} {q / p:.3f}" in " ".join(out.split())
+    assert len(result["tested"]) == 2 * ("--tokens" in arguments)
 
 
-def test_knowledge_edit_of_the_papers_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A word of the paper's needs no more than its name: here its first letters, B, P and C."""
-    folder, file = save_tiny(tmp_path / "run", "BradyPtiosCl"), tmp_path / "edit.safetensors"
-    given = ["--word=Brady", "--prompt=Brady", f"--save={file}", "--max_new_tokens=5"]
-    run_program("knowledge_edit", folder, capsys, *given)
-    model = load_model(folder)
-    (edit,) = control.load(file, model)
-    token = model.tokenizer.id
-    assert torch.equal(edit.table, control.knowledge_edit(model, token("B"), token("P"), token("C")).table)
-
-
-def test_knowledge_edit_command_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """--copy takes senses of another word; a prompt without the word gets a note."""
-    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
-    given = ["--word=a", "--copy=b", "--senses", "1", "3", "--prompt=cde", f"--save={file}"]
-    out, err = run_program("knowledge_edit", folder, capsys, *given, "--max_new_tokens=5")
-    assert err == "note: 'cde' has none of the edited tokens ('a'), so nothing changes before one comes\n"
-    before, after = (line.split()[1:] for line in out.splitlines() if line[:9].strip() in ("before", "after"))
-    assert before == after
-    model = load_model(folder)
-    (edit,) = control.load(file, model)
-    assert torch.equal(edit.table, control.copy_senses(model, 1, 2, [1, 3]).table)
-    given[3] = "9"
-    _, err = run_program("knowledge_edit", folder, capsys, *given, status=2)
-    assert "senses 0 to 3" in err
-
-
-def test_steer_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A sense scaled or a word amplified: the table has each token's probability before and after."""
-    folder = save_tiny(tmp_path / "run", "abcdefg\n")
-    model, file = load_model(folder), tmp_path / "edit.safetensors"
-    ids = torch.tensor([model.tokenizer.encode("bad")])
-    for given, expected in (
-        (["--word=a", "--sense=2", "--factor=-3"], ScaleSense((1,), -3.0, 2)),
-        (["--word=ba", "--amplify", "8", "1"], control.AmplifyInWord((2, 1), (8.0, 1.0))),
-    ):
-        given = [*given, "--prompt=bad", "--tokens", "e", "f", f"--save={file}", f"--json={tmp_path}/j"]
-        out, err = run_program("steer", folder, capsys, *given, "--max_new_tokens=5")
-        assert err == ""
-        assert control.load(file, model) == (expected,)
-        (found,) = json.loads((tmp_path / "j").read_text())
-        for i, edits in enumerate(((), (expected,))):
-            with torch.no_grad():
-                p = plain_edited_logits(model, ids, edits)[0].softmax(dim=0)
-            assert [row[i] for row in found["probabilities"]] == pytest.approx(p[[5, 6]].tolist(), abs=1e-6)
-        before, after = found["probabilities"][0]
-        assert f"{before:.3g}  {after:.3g}  {after / before:.3f}" in " ".join(out.split()).replace(" ", "  ")
-        assert before != pytest.approx(after, rel=1e-5)
-
-
-def test_steer_with_the_shipped_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_steer_with_the_shipped_prompts(tmp_path: Path, capsys: Capture):
     """Without a prompt those of nanoBackpackLM that hold the word, and its test tokens."""
     folder = save_tiny(tmp_path / "run", "沙滩上有不少在这人间里，充满了片非常好看丘撒堡粒石海球晒")
     given = ["--word=沙滩", "--amplify", "4", "1", "--num_samples=0", f"--json={tmp_path}/j"]
@@ -393,20 +361,16 @@ def test_steer_with_the_shipped_prompts(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.count("ratio") == 2
 
 
-def test_topic_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """It prints texts and shares, or with --evaluate the shares alone, and says that MAUVE is not there."""
-    folder, file = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "edit.safetensors"
-    arguments = ["--bag", "a", "b", "--strength=3", "--num_samples=2", "--length=9"]
-    out, err = run_program(
-        "topic_control", folder, capsys, *arguments, f"--save={file}", f"--json={tmp_path}/j"
-    )
+def test_topic_command(folder: Path, capsys: Capture):
+    """It prints texts and shares, and keeps the edit."""
+    given = ["--bag", "a", "b", "--strength=3", "--num_samples=2", "--length=9", f"--save={folder}/e"]
+    out, err = run_program("topic_control", folder, capsys, *given, f"--json={folder}/j")
     assert err == ""
     assert out.count("-" * 15) == 2
-    result = json.loads((tmp_path / "j").read_text())
-    share = result["topics"][0]["bag_tokens"]
+    share = json.loads((folder / "j").read_text())["topics"][0]["bag_tokens"]
     assert re.search(rf"^  a b +{share:.2f} % +[\d.]+ %$", out, re.MULTILINE)
     model = load_model(folder)
-    (edit,) = control.load(file, model)
+    (edit,) = control.load(folder / "e", model)
     assert torch.equal(edit.delta, control.topic(model, [1, 2], 3).delta)
 
 
@@ -457,21 +421,18 @@ def test_topic_command_measures_mauve(tmp_path: Path):
 
 @needs_mauve
 def test_mauve_is_refused_before_texts_are_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ):
     """A name that mauve-text cannot take is one line; without the package there is a note, and no number."""
-    folder = save_tiny(tmp_path / "run", "abcdefg\n")
-    (tmp_path / "real.txt").write_text("abc\nabd\n")
-    arguments = ["--bag", "a", "--num_samples=2", "--length=9", f"--reference={tmp_path}/real.txt"]
-    for features, message in (("xlnet", "wants gpt2 or bert"), (f"{tmp_path}/gpt2", "cannot be read")):
-        out, err = run_program(
-            "topic_control", folder, capsys, *arguments, f"--features={features}", status=2
-        )
-        assert out == ""
-        assert err.count("\n") == 1
+    real = folder / "real.txt"
+    real.write_text("abc\nabd\n")
+    given = ["--bag", "a", "--num_samples=2", "--length=9", f"--reference={real}"]
+    for features, message in (("xlnet", "wants gpt2 or bert"), (f"{folder}/gpt2", "cannot be read")):
+        out, err = run_program("topic_control", folder, capsys, *given, f"--features={features}", status=2)
+        assert (out, err.count("\n")) == ("", 1)
         assert message in err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    out, err = run_program("topic_control", folder, capsys, *arguments, "--evaluate")
+    out, err = run_program("topic_control", folder, capsys, *given, "--evaluate")
     assert out.startswith("# strength 2")
     assert "MAUVE" not in out
     assert err == "note: MAUVE is not measured: pip install 'nanobackpack[mauve]'\n"
@@ -502,23 +463,20 @@ def test_mauve_is_refused_before_texts_are_drawn(
         ("knowledge_edit", ["--word=a", "--remove=b", "--add=c", "--prompt="], "prompt is empty"),
         ("knowledge_edit", ["--word=", "--remove=b", "--add=c"], "empty word"),
         ("knowledge_edit", ["--k=0"], "k=0"),
+        ("knowledge_edit", ["--word=a", "--copy=b", "--senses", "9"], "senses 0 to 3"),
         ("knowledge_edit", ["--word=a", "--remove=b"], "'a' is none of MacBook, Brady, Obama, Barack"),
         ("knowledge_edit", ["--json=nowhere/x"], "no folder nowhere"),
     ],
 )
-def test_command_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], message: str
-):
+def test_command_errors(folder: Path, capsys: Capture, name: str, arguments: list[str], message: str):
     """Bad input ends a command with status 2 and one line that names it."""
-    folder = save_tiny(tmp_path / "run", "abcdefg\n")
     out, err = run_program(name, folder, capsys, *arguments, status=2)
-    assert out == ""
+    assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ")
-    assert err.count("\n") == 1
     assert re.search(message, err)
 
 
-def test_commands_on_a_gpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands_on_a_gpt(tmp_path: Path, capsys: Capture):
     """What works on senses says so."""
     folder = save_tiny(tmp_path / "run", "abcdefg\n", model_name="gpt2")
     for name, arguments in (("topic_control", ["--bag", "a"]), ("knowledge_edit", [])):

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_gpt2, tiny_model
+from conftest import run_program, save_gpt2, tiny_model
 from torch import Tensor
 
 from nanobackpack.analysis import control
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.perplexity import (
-    PerplexityConfig,
-    loss_of,
-    main,
-    mean,
-    open_stream,
-    perplexity,
-    with_bits,
-)
+from nanobackpack.evaluate.perplexity import PerplexityConfig, mean, open_stream, perplexity, with_bits
 from nanobackpack.model.backpack import LanguageModel, Output
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -34,14 +24,18 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.trainer import train
 
-ROOT = Path(__file__).resolve().parents[1]
 T = 12  # block_size of the tiny models
 STREAM = np.random.default_rng(0).integers(19, size=5 * T + 4).astype("<u2")
+Capture = pytest.CaptureFixture[str]
 
 
 def stream(folder: Path, ids: np.ndarray = STREAM, name: str = "evaluation") -> TokenData:
     ids.astype("<u2").tofile(folder / f"{name}.bin")
     return TokenData(folder, files={name: folder / f"{name}.bin"})
+
+
+def measured(model: LanguageModel, data: TokenData, **settings: Any) -> Any:
+    return perplexity(model, data, "evaluation", PerplexityConfig(**settings))
 
 
 class Unigram(LanguageModel):
@@ -70,23 +64,17 @@ def direct(model: LanguageModel, ids: np.ndarray, block_size: int) -> list[float
     return losses
 
 
-@pytest.mark.parametrize("kind", ["backpack-lm", "gpt2"])
-def test_the_whole_stream_is_the_definition(tmp_path: Path, kind: str) -> None:
-    model = tiny_model(model_name=kind)
-    losses = direct(model, STREAM, T)
+@pytest.mark.parametrize("kind", [{}, {"model_name": "gpt2"}, {"block_size": 5}])
+def test_the_whole_stream_is_the_definition(tmp_path: Path, kind: dict[str, Any]) -> None:
+    """In windows as long as the model reads: nanoBackpackLM's script broke on any block_size but 1024."""
+    model = tiny_model(**kind)
+    losses = direct(model, STREAM, model.config.block_size)
     for batch_size in (1, 2, 7):
-        result = perplexity(model, stream(tmp_path), "evaluation", batch_size=batch_size)
+        result = measured(model, stream(tmp_path), batch_size=batch_size)
         assert result.tokens == len(STREAM) - 1
         assert result.nats_per_token == pytest.approx(np.mean(losses), abs=1e-5)
         assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert not model.training
-
-
-def test_windows_are_as_long_as_the_model_can_read(tmp_path: Path) -> None:
-    """nanoBackpackLM's script broke on any block_size but 1024."""
-    short = tiny_model(block_size=5)
-    result = perplexity(short, stream(tmp_path), "evaluation")
-    assert result.nats_per_token == pytest.approx(np.mean(direct(short, STREAM, 5)), abs=1e-5)
 
 
 def test_losses_1_and_3_are_a_perplexity_of_7_389(tmp_path: Path) -> None:
@@ -94,22 +82,20 @@ def test_losses_1_and_3_are_a_perplexity_of_7_389(tmp_path: Path) -> None:
     p = [math.exp(-1), math.exp(-3)]
     model = Unigram([*p, 1 - sum(p)])
     data = stream(tmp_path, np.array([2, 0, 1, 0, 1, 0, 1]))
-    assert perplexity(model, data, "evaluation", batch_size=1).perplexity == pytest.approx(7.389, abs=1e-3)
+    assert measured(model, data, batch_size=1).perplexity == pytest.approx(7.389, abs=1e-3)
     uneven = stream(tmp_path, np.array([2, 0, 0, 1]))  # windows of 2 and 1: tokens count, not windows
-    result = perplexity(model, uneven, "evaluation", batch_size=1)
-    assert result.nats_per_token == pytest.approx((1 + 1 + 3) / 3, abs=1e-6)
+    assert measured(model, uneven, batch_size=1).nats_per_token == pytest.approx((1 + 1 + 3) / 3, abs=1e-6)
 
 
 def test_a_random_sample_is_repeatable(tmp_path: Path) -> None:
     model, data = tiny_model(), stream(tmp_path)
-    some = perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=5)
-    assert some == perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=5)
-    assert some != perplexity(model, data, "evaluation", batch_size=3, n_batch=4, seed=6)
+    some = measured(model, data, batch_size=3, batches=4, seed=5)
+    assert some == measured(model, data, batch_size=3, batches=4, seed=5)
+    assert some != measured(model, data, batch_size=3, batches=4, seed=6)
     assert some.tokens == 3 * 4 * T
-    many = perplexity(model, data, "evaluation", batch_size=50, n_batch=40)
-    ids = torch.from_numpy(STREAM.astype(np.int64)).unfold(0, T + 1, 1)  # (windows, T+1)
-    every, _ = loss_of(model, [(ids[:, :-1], ids[:, 1:])])
-    assert many.nats_per_token == pytest.approx(every, abs=0.03)
+    many = measured(model, data, batch_size=50, batches=40)
+    every = [direct(model, STREAM[start : start + T + 1], T) for start in range(len(STREAM) - T)]
+    assert many.nats_per_token == pytest.approx(np.mean(every), abs=0.03)
 
 
 def test_bits() -> None:
@@ -132,15 +118,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "the quick brown fox jumps over the lazy dog. " * 20
     tokenizer = Tokenizer.char(text)
     ids = np.array(tokenizer.encode(text), "<u2")
-    tokens = {"train": 500, "val": 200, "evaluation": 200}
-    (folder / "data").mkdir()
-    for split, n in tokens.items():
-        ids[:n].tofile(folder / "data" / f"{split}.bin")
-    tokenizer.save(folder / "data" / "tokenizer.json")
-    Meta(
-        vocab_size=tokenizer.vocab_size, dtype="uint16", tokens=tokens, chars=tokens | {"evaluation": 600},
-        tokenizer="tokenizer.json", source="a test", sha256={},
-    ).save(folder / "data" / "meta.json")  # fmt: skip
+    save_data(folder / "data", tokenizer, {"train": ids[:500], "val": ids[:200], "evaluation": ids[:200]})
     config = TrainConfig(
         dataset=str(folder / "data"), out_dir=str(folder / "out"), device="cpu", compile=False, n_layer=2,
         n_head=2, n_embd=16, n_sense_vector=2, block_size=16, batch_size=4, max_iters=2, eval_iters=1,
@@ -149,28 +127,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def program(name: str, *argv: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", [name, *argv, "--device=cpu"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "experiments" / name), run_name="__main__")
-    return int(stop.value.code or 0)
+def save_data(folder: Path, tokenizer: Tokenizer, splits: dict[str, np.ndarray]) -> None:
+    """A data set; its evaluation split has 3 characters a token, the others 1."""
+    folder.mkdir()
+    tokens = {split: len(ids) for split, ids in splits.items()}
+    for split, ids in splits.items():
+        ids.tofile(folder / f"{split}.bin")
+    tokenizer.save(folder / "tokenizer.json")
+    Meta(
+        vocab_size=tokenizer.vocab_size, dtype="uint16", tokens=tokens, tokenizer="tokenizer.json",
+        chars={split: n * (3 if split == "evaluation" else 1) for split, n in tokens.items()},
+        source="a test", sha256={},
+    ).save(folder / "meta.json")  # fmt: skip
 
 
-def test_perplexity_py(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_perplexity_py(run: Path, capsys: Capture) -> None:
     """On what the model was trained on, the evaluation split first; numbers as in metrics.jsonl."""
     file = run / "result.json"
-    flags = [f"--out_dir={run / 'out'}", f"--json={file}"]
-    assert program("perplexity.py", *flags, monkeypatch=monkeypatch) == 0
-    out, err = capsys.readouterr()
+    out, err = run_program("perplexity", run / "out", capsys, f"--json={file}")
     assert err == ""
     result = json.loads(file.read_text())
     end = json.loads((run / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     (row,) = result["rows"]
-    assert row["split"] == "evaluation"
-    assert result["block_size"] == 16
-    assert row["tokens"] == 199
+    assert (row["split"], row["tokens"], result["block_size"]) == ("evaluation", 199, 16)
     assert row["nats_per_token"] == pytest.approx(end["val_loss_full"], abs=1e-6)
     assert row["perplexity"] == pytest.approx(math.exp(end["val_loss_full"]), rel=1e-6)
     assert row["bits_per_char"] == pytest.approx(end["val_bits_per_char"] / 3, rel=1e-6)
@@ -180,22 +159,18 @@ def test_perplexity_py(
     assert len({len(line) for line in (head, *lines)}) == 1
 
 
-def test_what_an_edit_costs(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     """--edits measures the model under a file of edits."""
-    model, file = checkpoint.load_model(run / "out"), run / "edit.safetensors"
+    model, file, data = checkpoint.load_model(run / "out"), run / "edit.safetensors", TokenData(run / "data")
     edit = control.ScaleSense((1, 2, 3), 0.0)
     control.save(edit, file, model)
-    flags = [f"--out_dir={run / 'out'}", f"--json={run / 'edited.json'}", f"--edits={file}"]
-    assert program("perplexity.py", *flags, monkeypatch=monkeypatch) == 0
-    assert f"under {file}:" in capsys.readouterr().out
+    out, _ = run_program("perplexity", run / "out", capsys, f"--json={run}/edited.json", f"--edits={file}")
+    assert f"under {file}:" in out
     result = json.loads((run / "edited.json").read_text())
-    data = TokenData(run / "data")
     with control.applied(model, edit):
-        nats = perplexity(model, data, "evaluation").nats_per_token
+        nats = measured(model, data).nats_per_token
     assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
-    assert nats != pytest.approx(perplexity(model, data, "evaluation").nats_per_token, abs=1e-4)
+    assert nats != pytest.approx(measured(model, data).nats_per_token, abs=1e-4)
     assert result["edits"] == str(file)
 
 
@@ -209,54 +184,35 @@ def test_what_an_edit_costs(
         (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
         (["--init_from={gpt}", "--dataset={data}/val.bin"], "23 tokens, "),
         (["--dataset={other}"], "id 19 is "),
+        (["--json={data}"], "is a folder"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    flags: list[str], words: str,
-) -> None:  # fmt: skip
-    save_gpt2(tmp_path / "gpt", vocab_used=0)
-    other = tmp_path / "other"
-    other.mkdir()
-    for split in ("train", "val"):
-        STREAM.tofile(other / f"{split}.bin")
-    meta = Meta.load(run / "data" / "meta.json")
-    symbols = [meta_symbol(run, i) for i in range(meta.vocab_size)]
-    symbols[19] = "!"
-    Tokenizer.from_symbols(symbols).save(other / "tokenizer.json")
-    tokens = {"train": len(STREAM), "val": len(STREAM)}
-    Meta(
-        vocab_size=meta.vocab_size, dtype="uint16", tokens=tokens, chars=tokens, tokenizer="tokenizer.json",
-        source="a test", sha256={},
-    ).save(other / "meta.json")  # fmt: skip
-    places = {"gpt": tmp_path / "gpt", "data": run / "data", "other": other}
-    argv = [f"--out_dir={run / 'out'}", *(flag.format(**places) for flag in flags)]
-    assert program("perplexity.py", *argv, monkeypatch=monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
+    run: Path, tmp_path: Path, capsys: Capture, flags: list[str], words: str
+) -> None:
+    places = {"gpt": tmp_path / "gpt", "data": run / "data", "other": tmp_path / "other"}
+    save_gpt2(places["gpt"], vocab_used=0)
+    ours = Tokenizer.load(run / "data" / "tokenizer.json")
+    symbols = ["!" if i == 19 else ours.token(i) for i in range(ours.vocab_size)]
+    save_data(places["other"], Tokenizer.from_symbols(symbols), {"train": STREAM, "val": STREAM})
+    given = [flag.format(**places) for flag in flags]
+    out, err = run_program("perplexity", run / "out", capsys, *given, status=2)
+    assert (out, err.count("\n")) == ("", 1)
     assert words in err
 
 
-def meta_symbol(run: Path, i: int) -> str:
-    return Tokenizer.load(run / "data" / "tokenizer.json").token(i)
-
-
-def test_a_hugging_face_gpt2_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hugging_face_gpt2_on_a_file(tmp_path: Path, capsys: Capture) -> None:
     """T targets a window, where nanoBackpackLM's comparison scored T - 1 of them."""
     model = save_gpt2(tmp_path / "gpt")
     stream(tmp_path, name="de_evaluation")
-    file = tmp_path / "de_evaluation.bin"
-    config = PerplexityConfig(init_from=str(tmp_path / "gpt"), dataset=str(file), device="cpu")
-    main(config)
+    given = [f"--init_from={tmp_path / 'gpt'}", f"--dataset={tmp_path / 'de_evaluation.bin'}"]
+    out, _ = run_program("perplexity", tmp_path, capsys, *given)
     expected = np.mean(direct(model, STREAM, T))
-    line = capsys.readouterr().out.splitlines()[-1].split()
+    line = out.splitlines()[-1].split()
     assert line == ["de_evaluation", "63", f"{expected:.4f}", f"{math.exp(expected):,.2f}", "-"]
 
 
-def test_per_language(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_per_language(tmp_path: Path, capsys: Capture) -> None:
     ids = {"de": STREAM % 10, "eu": STREAM[:40] % 7 + 10}
     for language, tokens in ids.items():
         for split in ("train", "val", "evaluation"):
@@ -264,9 +220,9 @@ def test_per_language(
     model = tiny_model()
     args = {"model": model.state_dict(), "model_args": vars(model.config), "tokenizer": None}
     checkpoint.save_checkpoint(tmp_path / "ckpt.pt", args)
-    flags = [f"--out_dir={tmp_path}", f"--dataset={tmp_path}", f"--json={tmp_path / 'x.json'}"]
-    assert program("perplexity_per_language.py", *flags, monkeypatch=monkeypatch) == 0
-    lines = capsys.readouterr().out.splitlines()[2:]
+    given = [f"--dataset={tmp_path}", f"--json={tmp_path / 'x.json'}"]
+    out, _ = run_program("perplexity_per_language", tmp_path, capsys, *given)
+    lines = out.splitlines()[2:]
     losses = {language: direct(model, tokens, T) for language, tokens in ids.items()}
     means = {f"{language}_evaluation": np.mean(x) for language, x in losses.items()}
     means["all"] = np.mean(losses["de"] + losses["eu"])
@@ -275,8 +231,7 @@ def test_per_language(
         assert row["nats_per_token"] == pytest.approx(means[row["split"]], abs=1e-5)
         assert line.split()[2] == f"{row['nats_per_token']:.4f}"
     # The whole mixture in one row is the same as all languages together.
-    whole = perplexity(model, Mixture(tmp_path), "evaluation")
-    assert whole.nats_per_token == pytest.approx(means["all"], abs=1e-5)
+    assert measured(model, Mixture(tmp_path)).nats_per_token == pytest.approx(means["all"], abs=1e-5)
 
 
 def test_without_an_evaluation_split_val_is_taken(run: Path, tmp_path: Path) -> None:

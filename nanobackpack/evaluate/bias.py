@@ -25,7 +25,7 @@ from nanobackpack.analysis import results
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets, encode_or_none
-from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
+from nanobackpack.text.tokenizer import Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -76,74 +76,59 @@ class Bias(results.Result):
 
 
 def main(settings: BiasConfig) -> None:
-    results.report(
-        settings,
-        lambda model: bias(
-            model, settings.language, settings.sense, max_iter=settings.max_iter, bos=settings.bos
-        ),
-    )
+    results.report(settings, lambda model: bias(model, settings))
 
 
-def bias(
-    model: LanguageModel,
-    language: Literal["en", "zh"] = "en",
-    sense: int | Literal["auto"] = "auto",
-    *,
-    max_iter: int = 50,
-    bos: Bos = False,
-) -> Bias:
+def bias(model: LanguageModel, settings: BiasConfig) -> Bias:
     """Measure Table 5 for one model: the bias unmodified, with the sense removed (for a GPT: the direction
-    projected out), and with a factor optimised for each noun by Nelder-Mead, at most max_iter steps.
+    projected out), and with a factor optimised for each noun by Nelder-Mead.
 
-    "auto" takes the sense whose removal lowers the bias of the estimation prompts most: the paper's sense
-    10 is its own checkpoint's. Nouns and prompts that the tokenizer cannot spell are left out. The Chinese
-    estimation prompts are ours, as nanoBackpackLM has none: what is chosen or fitted is never measured on
-    the prompts it was fitted to.
+    What is chosen or fitted is never measured on the prompts it was fitted to: the sets have estimation
+    prompts for that, of which the Chinese ones are ours. Nouns and prompts that the tokenizer cannot spell
+    are left out.
     """
     try:
         from scipy.optimize import minimize
     except ImportError:
         raise InputError("optimised factors need scipy: pip install 'nanobackpack[analysis]'") from None
-    tokenizer, chosen = needs_tokenizer(model.tokenizer), control_sets()["bias"][language]
+    tokenizer, chosen = needs_tokenizer(model.tokenizer), control_sets()["bias"][settings.language]
     he, she = (_pronoun(tokenizer, pronoun) for pronoun in chosen["pronouns"])
-    nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer, bos))
+    nouns = _nouns(tokenizer, chosen, bos_ids(tokenizer, settings.bos))
     remedy = _remedy(model, he, she)
 
     def estimated(noun: Noun, factor: float, sense: int | None) -> float:
         return bias_ratio(model, noun.estimation, he, she, remedy(noun.ids, factor, sense))
 
-    # Choose the sense on the estimation prompts.
-    which: int | None
-    if model.config.model_name == "gpt2":
-        if sense != "auto":
-            raise InputError(f"sense={sense}: this model is a GPT and has no senses, leave it at auto")
-        which = None
-    elif sense == "auto":
+    # Choose the sense whose removal helps most on the estimation prompts: the paper's sense 10 is that of its
+    # own checkpoint.
+    is_gpt = model.config.model_name == "gpt2"
+    sense = None if settings.sense == "auto" else settings.sense
+    if is_gpt and sense is not None:
+        raise InputError(f"sense={sense}: this model is a GPT and has no senses, leave it at auto")
+    if not is_gpt and sense is None:
         removed = [sum(estimated(noun, 0.0, k) for noun in nouns) for k in range(model.config.n_sense_vector)]
-        which = removed.index(min(removed))
-    else:
-        which = sense
+        sense = removed.index(min(removed))
 
     # Fit a factor to each noun, again on the estimation prompts; far from 1 it costs something.
     factors: list[float] = []
     for noun in tqdm(nouns, "optimising", unit="noun", disable=None, leave=False):
 
         def objective(p: Sequence[float], noun: Noun = noun) -> float:
-            return estimated(noun, float(p[0]), which) + abs(1 - float(p[0]))
+            return estimated(noun, float(p[0]), sense) + abs(1 - float(p[0]))
 
-        best = minimize(objective, [1.0], method="Nelder-Mead", options={"maxiter": max_iter})
+        best = minimize(objective, [1.0], method="Nelder-Mead", options={"maxiter": settings.max_iter})
         factors.append(float(best.x[0]))
 
     # Measure all on the prompts of the test.
     remedies: dict[str, list[EditLike]] = {
         "unmodified": [() for _ in nouns],
-        "projected" if which is None else "removed": [remedy(noun.ids, 0.0, which) for noun in nouns],
-        "optimised": [remedy(n.ids, factor, which) for n, factor in zip(nouns, factors, strict=True)],
+        "projected" if is_gpt else "removed": [remedy(noun.ids, 0.0, sense) for noun in nouns],
+        "optimised": [remedy(n.ids, factor, sense) for n, factor in zip(nouns, factors, strict=True)],
     }
-    what = "GPT" if which is None else f"sense {which}"
+    what = "GPT" if is_gpt else f"sense {sense}"
     return Bias(
-        title=f"bias of {len(nouns)} nouns ({language}, {what})",
-        sense=which,
+        title=f"bias of {len(nouns)} nouns ({settings.language}, {what})",
+        sense=sense,
         nouns=[noun.word for noun in nouns],
         factors=factors,
         ratios={

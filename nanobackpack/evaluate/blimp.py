@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import (
-    TestSetConfig,
-    TextToScore,
-    encode_or_none,
-    read_json_lines,
-    score_texts,
-)
+from nanobackpack.evaluate import scoring
 from nanobackpack.safe.files import display_path
 from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
 
@@ -34,7 +28,7 @@ Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlimpConfig(TestSetConfig):
+class BlimpConfig(scoring.TestSetConfig):
     """How often a model prefers the grammatical one of two sentences."""
 
     data: tuple[str, ...] = ()
@@ -87,7 +81,7 @@ def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_
         texts = [text for pair in both if None not in pair for text in pair if text]
         if not texts:
             raise InputError(f"{name}: no pair can be scored, this tokenizer does not know their characters")
-        scores = [score.log_p for score in score_texts(model, texts, batch_size, name)]
+        scores = [score.log_p for score in scoring.score_texts(model, texts, batch_size, name)]
         correct = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
         accuracy.append(sum(correct) / len(correct))
         n.append(len(correct))
@@ -95,14 +89,14 @@ def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_
     return Blimp(title="sentence pairs", names=list(sets), accuracy=accuracy, n=n, left_out=left_out)
 
 
-def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> TextToScore | None:
+def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> scoring.TextToScore | None:
     """Prepare a sentence; None if it cannot be scored: whole sentences are compared, so none is cut."""
     tokenizer = needs_tokenizer(model.tokenizer)
-    ids = encode_or_none(tokenizer, sentence)
+    ids = scoring.encode_or_none(tokenizer, sentence)
     if ids is None or unknown_id(tokenizer) in ids:
         return None
     ids = bos_ids(tokenizer, bos) + ids
-    return TextToScore(ids, 1) if 2 <= len(ids) <= model.config.block_size + 1 else None
+    return scoring.TextToScore(ids, 1) if 2 <= len(ids) <= model.config.block_size + 1 else None
 
 
 def files_in(given: tuple[str, ...]) -> list[Path]:
@@ -117,4 +111,4 @@ def files_in(given: tuple[str, ...]) -> list[Path]:
 def read_sentence_pairs(path: str | Path) -> Pairs:
     """Read the (good, bad) sentences of a file."""
     fields = ("sentence_good", "sentence_bad")
-    return [(row["sentence_good"], row["sentence_bad"]) for row in read_json_lines(path, fields)]
+    return [(row["sentence_good"], row["sentence_bad"]) for row in scoring.read_json_lines(path, fields)]

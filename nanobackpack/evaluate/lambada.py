@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import (
-    TestSetConfig,
-    TextToScore,
-    encode_or_none,
-    read_json_lines,
-    score_texts,
-)
+from nanobackpack.evaluate import scoring
 from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
 
 if TYPE_CHECKING:
@@ -33,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LambadaConfig(TestSetConfig):
+class LambadaConfig(scoring.TestSetConfig):
     """How well a model predicts the last word of passages."""
 
     data: str = ""
@@ -76,17 +70,17 @@ def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, bat
     texts = []
     for passage in passages:
         context, word = split_last(passage)
-        start = encode_or_none(tokenizer, context)
-        whole = encode_or_none(tokenizer, context + word)
+        start = scoring.encode_or_none(tokenizer, context)
+        whole = scoring.encode_or_none(tokenizer, context + word)
         if start is None or whole is None:
             continue
         # The word's tokens are those that the passage has beyond its context: a space may be joined to them.
         end, start = whole[len(start) :], before + start
         if unknown not in start + end and start and 0 < len(end) <= model.config.block_size:
-            texts.append(TextToScore(start + end, len(start)))
+            texts.append(scoring.TextToScore(start + end, len(start)))
     if not texts:
         raise InputError("no passage can be scored: this tokenizer does not know their characters")
-    scores = score_texts(model, texts, batch_size, "passages")
+    scores = scoring.score_texts(model, texts, batch_size, "passages")
     return Lambada(
         title="last words",
         perplexity=math.exp(-sum(s.log_p for s in scores) / len(scores)),
@@ -98,7 +92,7 @@ def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, bat
 
 def read_passages(path: str | Path) -> list[str]:
     """Read the passages of a file of JSON lines."""
-    return [row["text"] for row in read_json_lines(path, ("text",), _check)]
+    return [row["text"] for row in scoring.read_json_lines(path, ("text",), _check)]
 
 
 def _check(row: dict[str, str]) -> str | None:

@@ -19,9 +19,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from nanobackpack.analysis import results
+from nanobackpack.analysis.results import Pooling
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
@@ -33,24 +34,16 @@ if TYPE_CHECKING:
 
     from nanobackpack.model.backpack import LanguageModel
 
-Pooling = Literal["avg", "first", "contextualized"]  # as in analysis/senses.py, which needs torch
 
-
-class Format(NamedTuple):
-    """How a test set is written: what separates columns, and the column of the score after the two words."""
-
-    separator: str | None  # None: any white space
-    score: int
-    header: bool
-
-
+# How each test set is written: what separates columns (None: any white space), the column of the score, where
+# the words are columns 0 and 1, and whether the first line is a header.
 FORMATS = {
-    "simlex": Format("\t", 3, True),  # SimLex-999 (Hill et al. 2015)
-    "simverb": Format("\t", 3, False),  # SimVerb-3500 (Gerz et al. 2016)
-    "rg65": Format(";", 2, False),  # Rubenstein and Goodenough 1965
-    "ws353": Format(",", 2, True),  # WordSim-353 (Finkelstein et al. 2002)
-    "wordsim240": Format(None, 2, False),  # Chinese
-    "wordsim297": Format(None, 2, False),  # Chinese
+    "simlex": ("\t", 3, True),  # SimLex-999 (Hill et al. 2015)
+    "simverb": ("\t", 3, False),  # SimVerb-3500 (Gerz et al. 2016)
+    "rg65": (";", 2, False),  # Rubenstein and Goodenough 1965
+    "ws353": (",", 2, True),  # WordSim-353 (Finkelstein et al. 2002)
+    "wordsim240": (None, 2, False),  # Chinese
+    "wordsim297": (None, 2, False),  # Chinese
 }
 
 

@@ -16,7 +16,7 @@ block_size; longer ones give each token more to go on, so compare models of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,12 +29,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
     from nanobackpack.text.data import TokenData
-
-    Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +109,19 @@ def main(settings: PerplexityConfig) -> None:
     from nanobackpack.runtime import keep_memory
 
     keep_memory()
-    report(settings, lambda model: measure(model, settings))
+    report(settings, lambda model: perplexities(model, settings))
 
 
-def measure(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities:
-    """Measure what the settings ask for."""
+def perplexities(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities:
+    """Measure all that the settings ask for."""
     from nanobackpack.analysis import control
     from nanobackpack.train.checkpoint import check_vocabulary
 
     data, split = open_stream(settings)
     check_vocabulary(model, settings.model_path, data)
     parts = list(data.parts(split)) if settings.per_language else [split]
-    sizes = {"batch_size": settings.batch_size, "n_batch": settings.batches, "seed": settings.seed}
-    edits = control.load(settings.edits, model) if settings.edits else ()
-    with control.applied(model, edits):
-        rows = [perplexity(model, data, part, **sizes) for part in parts]
+    with control.applied(model, control.load(settings.edits, model) if settings.edits else ()):
+        rows = [perplexity(model, data, part, settings) for part in parts]
     if len(rows) > 1:
         rows.append(mean("all", rows))
 
@@ -147,41 +141,26 @@ def measure(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities
     )
 
 
-def perplexity(
-    model: LanguageModel,
-    data: TokenData,
-    split: str,
-    *,
-    batch_size: int = 12,
-    n_batch: int = 0,
-    seed: int = 1337,
-) -> Perplexity:
-    """Measure the perplexity of a whole split, or with n_batch over that many random batches of it."""
-    from nanobackpack.runtime import generator
+def perplexity(model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig) -> Perplexity:
+    """Measure the perplexity of a whole split, or of random batches of it if the settings say so."""
+    from nanobackpack.runtime import generator, reading
 
-    T = model.config.block_size
-    if n_batch:
-        draw = generator(seed)
-        batches: Batches = (data.batch(split, batch_size, T, draw) for _ in range(n_batch))
-        size = n_batch * batch_size * T
-    else:
-        batches = data.windows(split, batch_size, T)
-        size = data.n_tokens(split) - len(data.parts(split))  # the first of each cannot be predicted
-    nats, n = loss_of(model, _with_bar(batches, size, split))
-    return with_bits(split, n, nats, data.chars_per_token(split))
-
-
-def loss_of(model: LanguageModel, batches: Batches) -> tuple[float, int]:
-    """Compute the mean loss in nats per token, and count the tokens, of batches x, y: (B, T) int64 each."""
-    from nanobackpack.runtime import reading
-
-    device, total, n = model.wte.weight.device, 0.0, 0
-    with reading(model):
-        for x, y in batches:
+    T, device, B = model.config.block_size, model.wte.weight.device, settings.batch_size
+    batches = data.windows(split, B, T)
+    size = data.n_tokens(split) - len(data.parts(split))  # the first of each cannot be predicted
+    if settings.batches:
+        draw = generator(settings.seed)
+        batches = (data.batch(split, B, T, draw) for _ in range(settings.batches))
+        size = settings.batches * B * T
+    total, n = 0.0, 0
+    bar = tqdm(desc=split, total=size, unit="token", unit_scale=True, disable=None, leave=False)
+    with reading(model), bar:
+        for x, y in batches:  # (B, T) each
             loss = model(x.to(device), y.to(device), loss_only=True).loss
-            total += loss.item() * y.numel()  # in float64
+            total += loss.item() * y.numel()  # the last window is shorter: each token counts alike
             n += y.numel()
-    return total / n, n
+            bar.update(y.numel())
+    return with_bits(split, n, total / n, data.chars_per_token(split))
 
 
 def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> Perplexity:
@@ -205,13 +184,6 @@ def mean(split: str, parts: list[Perplexity]) -> Perplexity:
     known = all(p.chars_per_token for p in parts)
     chars = sum(p.tokens * (p.chars_per_token or 0) for p in parts) / n if known else None
     return with_bits(split, n, sum(p.tokens * p.nats_per_token for p in parts) / n, chars)
-
-
-def _with_bar(batches: Batches, size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    with tqdm(desc=name, total=size, unit="token", unit_scale=True, disable=None, leave=False) as bar:
-        for x, y in batches:
-            yield x, y
-            bar.update(y.numel())
 
 
 def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:

@@ -25,13 +25,7 @@ from tqdm import tqdm
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.scoring import (
-    TestSetConfig,
-    TextToScore,
-    encode_or_none,
-    read_json_lines,
-    score_texts,
-)
+from nanobackpack.evaluate import scoring
 from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, unknown_id
 
 if TYPE_CHECKING:
@@ -43,7 +37,7 @@ BEAMS = {"v1": 3, "v2": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WcpcConfig(TestSetConfig):
+class WcpcConfig(scoring.TestSetConfig):
     """How often a model finds the word left out of a text."""
 
     data: str = ""
@@ -122,7 +116,7 @@ def _guess(model: LanguageModel, item: MaskedText, protocol: str, bos: Bos) -> l
     from nanobackpack.model.generate import beam_search
 
     tokenizer, half = needs_tokenizer(model.tokenizer), model.config.block_size // 2
-    before, after = (encode_or_none(tokenizer, text) for text in (item.before, item.after))
+    before, after = (scoring.encode_or_none(tokenizer, text) for text in (item.before, item.after))
     if before is None or after is None:
         return None
     before, after = bos_ids(tokenizer, bos) + before, after[:half]
@@ -133,8 +127,8 @@ def _guess(model: LanguageModel, item: MaskedText, protocol: str, bos: Bos) -> l
     rows, total = ids.tolist(), log_p.tolist()
     if protocol == "v2" and after:
         # How well does the rest of the text follow each guess?
-        texts = [TextToScore(before + row + after, len(before) + item.n_masks) for row in rows]
-        total = [p + score.log_p for p, score in zip(total, score_texts(model, texts), strict=True)]
+        texts = [scoring.TextToScore(before + row + after, len(before) + item.n_masks) for row in rows]
+        total = [p + score.log_p for p, score in zip(total, scoring.score_texts(model, texts), strict=True)]
     order = sorted(range(len(rows)), key=lambda i: -total[i])
     # Some tokenizers put a space between the characters they decode.
     return ["".join(tokenizer.decode(rows[i]).split()) for i in order]
@@ -149,7 +143,7 @@ def banned_ids(tokenizer: Tokenizer) -> list[int]:
 def read_masked_texts(path: str | Path) -> list[MaskedText]:
     """Read the items of a file of JSON lines."""
     items = []
-    for row in read_json_lines(path, ("masked_text", "correct_word"), _check):
+    for row in scoring.read_json_lines(path, ("masked_text", "correct_word"), _check):
         n = row["masked_text"].count(MASK)
         before, _, after = row["masked_text"].partition(MASK * n)
         items.append(MaskedText(before, n, after, row["correct_word"]))
