@@ -201,6 +201,7 @@ def test_sense_bias(senses: Senses):
     assert all(got.values[sense].item() == v for sense, v in got.ranked())
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_map_runs(speller: BackpackLM, monkeypatch: pytest.MonkeyPatch):
     """What the docs say draws the words of one sense in the plane: one point a word, a PNG."""
     pytest.importorskip("sklearn")
