@@ -61,8 +61,8 @@ class Senses:
     # 天
       sense 5  '子'  '下'  '津'  '色'  '水'  '意'
 
-    So sense 5 of 天 (sky) completes words: 天子 emperor, 天下 the world, 天津 Tianjin, 天色 daylight. And why does
-    the model continue 却说曹 with 操 (Cao Cao) and not with 丕, his son?
+    So sense 5 of 天 (sky) completes words: 天子 emperor, 天下 the world, 天津 Tianjin, 天色 daylight. And why
+    does the model continue 却说曹 with 操 (Cao Cao) rather than with 丕, his son?
 
     >>> why = senses.contributions("却说曹", "操", versus="丕")
     >>> why.contributions.shape     # T tokens, with BOS, of K senses each
