@@ -13,14 +13,26 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from conftest import save_tiny
 
+from nanobackpack import cli
+from nanobackpack.commands import VERBS
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:python|make|nanobackpack) [^#\n]*)", README, re.MULTILINE)
+
+OTHERS = [  # more of the page's scripts
+    "python experiments/perplexity.py --out_dir=out-shakespeare-char",
+    "python experiments/perplexity_per_language.py --out_dir=backpack_xlm",
+    *(f"python data/{name}/prepare.py" for name in ("shakespeare", "openwebtext", "clue_small", "tigerbot")),
+    "python data/common_crawl/prepare.py",
+]
 
 # What a command needs to be quick; the rest of it is run as written.
 TINY = "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2"
@@ -59,9 +71,8 @@ def run(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_readme_commands(copy: Path) -> None:
     """In the README's order, each of them works on what the ones before it made."""
-    commands = [c for c in COMMANDS if not c.startswith("make ")]
+    commands = [c for c in COMMANDS if not c.startswith("make ")] + OTHERS
     assert sum(c.startswith("nanobackpack ") for c in commands) >= 9
-    assert sum(c.startswith("python ") for c in commands) >= 9
     for command in commands:
         words = shlex.split(command)
         program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "nanobackpack"]
@@ -98,6 +109,28 @@ def test_the_first_lines_of_python_run(tmp_path: Path) -> None:
         exec("\n".join(lines).replace('"out-zh"', repr(str(tmp_path / "out-zh"))), {})
     assert printed.getvalue().startswith("# 天\n  sense 5  '")
     assert re.fullmatch(r"(\[\S+\s+\S+\]\n){2}", printed.getvalue().split("\n", 2)[2])
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "config" / "README.md"]
+
+
+def test_every_command_of_docs_and_help_texts_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    pages = [*PAGES, *(ROOT / "nanobackpack").rglob("*.py")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    commands = re.findall(r"^    nanobackpack (\w.*?)(?:   .*)?$", text, re.MULTILINE)
+    assert len(commands) > 60
+    for command in commands:
+        verb, *flags = shlex.split(command, comments=True)
+        if verb in VERBS and "mine.py" not in flags:  # a config file of the user's own
+            module = import_module(f"nanobackpack.{VERBS[verb][0]}")
+            cli.parse(get_type_hints(module.main)["settings"], flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
 
 
 def test_device_in_the_space_form_is_parsed(copy: Path) -> None:

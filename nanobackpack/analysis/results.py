@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from nanobackpack.config import AnalysisConfig, LoadConfig
 from nanobackpack.safe.files import check_writable, replacing
@@ -48,7 +48,6 @@ class Result:
 
 
 # --- The runner ---------------------------------------------------------------------------------
-
 
 Found = TypeVar("Found")
 
@@ -84,7 +83,7 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
 
 
 def _results_in(found: Any) -> Iterator[Result]:
-    """The results in a list, and in the lists in it."""
+    """Yield the results in a list, and in the lists in it."""
     if isinstance(found, Result):
         yield found
     else:
@@ -115,6 +114,10 @@ def to_json_values(value: Any) -> Any:
 
 
 # --- What analysis gives back -------------------------------------------------------------------
+
+Pooling = Literal["avg", "first", "contextualized"]
+"""The senses of a word of several tokens: their mean; those of the first; or s_l = Σ_j α[l,n,j] C(x_j)_l
+at the word's last token n, the word being all the model sees, so that Σ_l E · s_l = its logits."""
 
 
 class Scored(NamedTuple):
@@ -314,17 +317,16 @@ class Composition(Result):
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Show a title, column names (none if empty) and rows of cells whose columns line up."""
-    return f"# {title}\n{aligned([head, *rows] if head else rows)}"
+    """Show a title, column names and rows of cells whose columns line up, Chinese ones too.
 
-
-def aligned(rows: Iterable[Sequence[str]]) -> str:
-    """Show rows of cells as indented lines whose columns line up, Chinese ones too."""
-    rows = list(rows)
-    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    There may be no title ("") and no names ([]).
+    """
+    lines = [head, *rows] if head else list(rows)
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     # str.ljust would count characters, not the columns they take.
-    padded = [[c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  " + "  ".join(row).rstrip() for row in padded)
+    padded = [[c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)] for line in lines]
+    text = "\n".join("  " + "  ".join(cells).rstrip() for cells in padded)
+    return f"# {title}\n{text}" if title else text
 
 
 def width(text: str) -> int:

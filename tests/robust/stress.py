@@ -37,7 +37,7 @@ from jobs import LIMIT_S, Job, World, difference
 from test_trainer import TEXT, saved, temporary
 
 from nanobackpack import load_model
-from nanobackpack.analysis.results import aligned
+from nanobackpack.analysis import results
 from nanobackpack.runtime import keep_memory
 from nanobackpack.train.checkpoint import BackgroundWriter
 from nanobackpack.train.trainer import Trainer
@@ -268,9 +268,8 @@ def table(rows: Rows) -> str:
     """Rows of counts with their sum, aligned."""
     columns = list(next(iter(rows.values())))
     total = {c: sum_of(rows, c) for c in columns}
-    lines = [["", *columns]]
-    lines += [[name, *(f"{row[c]:,}" for c in columns)] for name, row in {**rows, "all": total}.items()]
-    return aligned(lines)
+    lines = [[name, *(f"{row[c]:,}" for c in columns)] for name, row in {**rows, "all": total}.items()]
+    return results.table("", ["", *columns], lines)
 
 
 def main() -> int:
