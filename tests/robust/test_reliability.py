@@ -376,13 +376,8 @@ def test_log_and_eval_settings_change_nothing(foxes: Path, tmp_path: Path) -> No
     out, hard = tmp_path / "out", {"max_iters": 9, "dropout": 0.2, "gradient_accumulation_steps": 2}
     train(tiny(foxes, tmp_path / "whole", **hard))
     train(tiny(foxes, out, **hard | {"max_iters": 4}))
-    other = {
-        "eval_interval": 3,
-        "eval_iters": 1,
-        "log_interval": 2,
-        "backup_checkpoint_step": 1,
-        "keep_last": 4,
-    }
+    other = {"eval_interval": 3, "eval_iters": 1, "log_interval": 2}
+    other |= {"backup_checkpoint_step": 1, "keep_last": 4}
     train(tiny(foxes, out, **hard, **other, init_from="resume"))
     ours, whole = learned(out), learned(tmp_path / "whole")
     assert identical(ours["model"], whole["model"])
@@ -441,9 +436,8 @@ def test_another_optimizer_is_refused(foxes: Path, tmp_path: Path) -> None:
 def test_the_command_in_bad_step_json_comes_to_the_same_step(foxes: Path, tmp_path: Path) -> None:
     out = tmp_path / "my out"
     train(tiny(foxes, out, max_iters=4))
-    wild = tiny(
-        foxes, out, max_iters=99, learning_rate=1e30, decay_lr=False, grad_clip=0.0, init_from="resume"
-    )
+    changes = {"max_iters": 99, "learning_rate": 1e30, "decay_lr": False, "grad_clip": 0.0}
+    wild = tiny(foxes, out, **changes, init_from="resume")
     with pytest.raises(InputError, match=r"bad_step\.json") as first:
         train(wild)
     report = json.loads((out / "bad_step.json").read_text())
