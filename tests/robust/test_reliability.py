@@ -10,6 +10,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,7 +30,7 @@ from nanobackpack import __version__, cli, load_model
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
-from nanobackpack.safe.run import less_memory, lock_folder, within_memory
+from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, within_memory
 from nanobackpack.text import data
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -291,6 +292,29 @@ def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "own"):
         pass
     assert (tmp_path / "own").is_dir()
+
+
+# --- Signals ----------------------------------------------------------------------------------
+
+
+def test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with StopSignals(alone=False) as stop:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # from the terminal, and from torchrun
+            signal.raise_signal(number)
+        assert stop.received == signal.SIGTERM
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 # --- Data -------------------------------------------------------------------------------------
