@@ -32,7 +32,7 @@ class Architecture(Settings):
     """The shape of the network: what `ModelConfig` and `TrainConfig` have in common."""
 
     model_name: Literal["backpack-lm", "gpt2"] = "backpack-lm"
-    """backpack-lm: the Backpack; gpt2: the Transformer baseline of the same layout."""
+    """backpack-lm: the Backpack; gpt2: the Transformer baseline, whatever its size and weights."""
     n_layer: int = 12
     """Layers; the nano Backpack has n_layer - 1 Transformer blocks, its sense network is the other."""
     n_head: int = 12

@@ -1,4 +1,4 @@
-"""What can go wrong: errors that are shown in one line."""
+"""Errors that are shown in one line, and what their messages are made of."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # It may quote a file or an argument, whose control characters must not reach a terminal.
+        # A message may quote a file or an argument, whose control characters must not reach a terminal.
         super().__init__("".join(c if c.isprintable() else " " for c in message))
 
 
 def short_repr(value: object) -> str:
-    """A value in one short line, however large, deep or repetitive it is."""
+    """Show a value in one short line, however large, deep or repetitive it is."""
     text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 

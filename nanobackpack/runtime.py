@@ -1,4 +1,9 @@
-"""Where and how things run: device, number type, compilation, and where randomness comes from."""
+"""Where and how things run: device, number type, compilation, memory, and where randomness comes from.
+
+device = pick_device("auto")                      # cuda, else mps, else cpu
+with autocast(device, pick_dtype("auto", device)), reading(model):
+    logits = model(ids.to(device)).logits
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,11 @@ from nanobackpack.errors import InputError
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device called `name`; "auto" takes cuda, else mps, else cpu.
+    """Return the device called `name`; "auto" takes cuda, else mps, else cpu.
 
-    Of several processes on this machine, the one of that local_rank: each takes a GPU, or all the CPU.
-    Raises: InputError if this machine has no such device.
+    With several processes, local_rank says which of this machine's processes this is.
     """
+    # Several processes: each takes a GPU of its own, or all share the CPU.
     if local_rank is not None:
         gpus = torch.cuda.device_count()
         if name not in ("auto", "cuda", "cpu"):
@@ -37,6 +42,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
             name = "cuda" if gpus else "cpu"
         if name == "cuda" and gpus:
             name = f"cuda:{local_rank}"
+    # One process: whatever this machine has, the fastest first.
     found = ["cpu"]
     if torch.backends.mps.is_available():
         found.insert(0, "mps")
@@ -52,15 +58,12 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; "auto" takes bfloat16 on GPUs with hardware for it, else float32.
-
-    Raises: InputError for float16 away from CUDA, where it has no gradient scaling.
-    """
+    """Return the type of matrix products; "auto": bfloat16 on GPUs with hardware for it, else float32."""
     cuda = device.type == "cuda"
     if name == "auto":
         has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float32
-    if name == "float16" and not cuda:
+    if name == "float16" and not cuda:  # only there are its gradients scaled
         raise InputError(f"dtype=float16 needs a CUDA device, not {device}: take --dtype=float32 or auto")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
@@ -81,7 +84,7 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tens
 
 @contextlib.contextmanager
 def reading(model: torch.nn.Module) -> Iterator[None]:
-    """Use a model without training it: eval mode and no gradients, and afterwards the mode it was in."""
+    """Use a model without training it: eval mode, no gradients; afterwards it is in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -92,10 +95,7 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 
 
 def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
-    """Whether to compile; "auto" does on CUDA where Triton is installed.
-
-    Raises: InputError if compilation is asked for and its compiler is missing.
-    """
+    """Decide whether to compile; "auto" does on CUDA where Triton is installed."""
     if setting is False or (setting == "auto" and device.type != "cuda"):
         return False
     if device.type == "cuda":
@@ -109,12 +109,11 @@ def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Let this process keep the memory it frees, or else give it back at once, where the C library can be
-    told so (glibc).
+    """Keep the memory that tensors free, for speed; or else give it back at once, to need less.
 
-    By default it gives back each tensor above 32 MB, and the next one is fetched from the kernel page by
-    page: a quarter of a CPU step with a large vocabulary. Smaller ones stay, in pieces that do not always
-    fit the next: a quarter more memory (docs/LOG.md). So there is one setting for speed and one for memory.
+    By default glibc gives back each tensor above 32 MB, and the next one is fetched from the kernel page by
+    page: a quarter of a CPU step with a large vocabulary. Smaller ones it keeps, in pieces that do not always
+    fit the next tensor: a quarter more memory (docs/LOG.md). Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -129,10 +128,10 @@ def keep_memory(keep: bool = True) -> None:
 
 
 def seed_of(*key: int) -> int:
-    """A 63-bit seed from a few numbers such as (seed, purpose, step): a different one for each key."""
+    """Make a 63-bit seed from a few numbers such as (seed, purpose, step): a different one for each key."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator of its own for the draw that `key` names, independent of all other draws."""
+    """Make a CPU generator for the draw that `key` names, independent of all other draws."""
     return torch.Generator().manual_seed(seed_of(*key))

@@ -26,25 +26,19 @@ TINY: dict[str, Any] = {
     "n_layer": 3, "n_head": 2, "n_embd": 16, "block_size": 12, "n_sense_vector": 4,
     "vocab_size": 23, "vocab_used": 19,
 }  # fmt: skip
-PAPER = {"sense_network": "paper", "n_layer": 2}
+PAPER: dict[str, Any] = {"sense_network": "paper", "n_layer": 2}
 
+# Every value of every setting of a model occurs, and with each other one that it could interfere with:
+# either sense network with a small vocabulary (fewer tokens than numbers in a vector, so that logits are
+# summed instead of vectors) and without, with biases and without; 1, 4 and D senses.
 BACKPACKS: dict[str, dict[str, Any]] = {
     "nano": {},
-    "nano-bias": {"bias": True},
-    "nano-k1": {"n_sense_vector": 1},
-    "nano-k16": {"n_sense_vector": 16},  # K = D: one number per query and key
-    "nano-1-layer": {"n_layer": 1},  # no Transformer block at all
-    "nano-few": {"n_embd": 32, "bias": True},  # fewer tokens than numbers in a vector
-    "paper-few": PAPER | {"n_embd": 32},
-    "paper": PAPER | {"bias": True, "scale_attn_by_inverse_layer_idx": True},
-    "paper-no-bias": PAPER,
-    "paper-k1": PAPER | {"n_sense_vector": 1},
-    "paper-k16": PAPER | {"n_sense_vector": 16, "bias": True},
+    "nano-bias-few": {"bias": True, "n_embd": 32},
+    "paper-bias-inverse": PAPER
+    | {"bias": True, "scale_attn_by_inverse_layer_idx": True, "n_sense_vector": 16},
+    "paper-k1-few": PAPER | {"n_sense_vector": 1, "n_embd": 32},
 }
-GPTS: dict[str, dict[str, Any]] = {
-    "gpt": {"model_name": "gpt2"},
-    "gpt-bias": {"model_name": "gpt2", "bias": True},
-}
+GPTS: dict[str, dict[str, Any]] = {"gpt-bias": {"model_name": "gpt2", "bias": True}}
 
 
 def tiny_model(seed: int = 0, **settings: Any) -> BackpackLM | GPT:

@@ -42,12 +42,6 @@ def joined(pieces: Iterator[Piece]) -> list[str]:
     return texts
 
 
-def message(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
 # --- Cutting -----------------------------------------------------------------------------------
 
 TEXT = st.text(st.sampled_from("ab1.,'  \n\n\n\r\t\u00a0\u3000\x1c中é"), max_size=300)
@@ -101,6 +95,11 @@ def write_parquet(path: Path) -> None:
     parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": DOCUMENTS}), path / "a.parquet")
 
 
+def write_xz(path: Path) -> None:
+    parts = [lzma.compress(json_lines(part), preset=9) for part in (DOCUMENTS[:1], [], DOCUMENTS[1:])]
+    (path / "a.jsonl.xz").write_bytes(bytes(8).join(parts) + bytes(4))  # streams, and zeros between them
+
+
 def write_zst(path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     half = [zstandard.compress(json_lines(part)) for part in (DOCUMENTS[:1], DOCUMENTS[1:])]
@@ -111,7 +110,7 @@ LAYOUTS: dict[str, Callable[[Path], object]] = {
     "text": write_text,
     "json lines": lambda path: (path / "a.jsonl").write_bytes(json_lines(DOCUMENTS)),
     "gz": lambda path: (path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(DOCUMENTS))),
-    "xz": lambda path: (path / "a.jsonl.xz").write_bytes(lzma.compress(json_lines(DOCUMENTS))),
+    "xz": write_xz,
     "zst": write_zst,
     "parquet": write_parquet,
 }
@@ -131,17 +130,12 @@ def test_layouts(layout: str, tmp_path: Path):
     assert sum(read) >= found.n_bytes / (2 if layout == "parquet" else 1)  # which skips what nobody wants
 
 
-def test_xz_in_several_streams(tmp_path: Path):
-    parts = [lzma.compress(json_lines(part), preset=9) for part in (DOCUMENTS[:1], [], DOCUMENTS[1:])]
-    (tmp_path / "a.jsonl.xz").write_bytes(bytes(8).join(parts) + bytes(4))
-    assert joined(from_files([tmp_path]).read()) == DOCUMENTS
-
-
 def test_brackets_in_a_text_are_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "_MAX_VALUES", 5)
     texts = ['[{,"\\' * 9, '\\"[[[[[[' * 2]
-    (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
-    assert joined(from_files([tmp_path]).read()) == texts
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts) + b'{"text": "a\\ud83d \\ud83d\\ude00 \\ufeff"}\n')
+    half = "a\ufffd \U0001f600 \ufeff"  # half a character is replaced
+    assert joined(from_files([tmp_path]).read()) == [*texts, half]
     (tmp_path / "b.jsonl").write_text('{"text": "", "x": [1, 2, 3, 4, 5]}')
     with pytest.raises(InputError, match=r"b.jsonl, line 1, has more than 5 values"):
         joined(from_files([tmp_path]).read())
@@ -163,15 +157,8 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "data").mkdir()
     write_parquet(tmp_path / "data")
     assert joined(from_hub(str(tmp_path / "data"), field("text")).read()) == DOCUMENTS
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"cannot fetch nobody/nothing .*: give local files with --input"):
         next(from_hub("nobody/nothing", field("text")).read())
-    assert "nobody/nothing" in message(error)
-    assert "--input" in str(error.value)
-
-
-def test_half_a_character_in_json_is_replaced(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d \\ud83d\\ude00 \\ufeff"}\n')
-    assert joined(from_files([tmp_path]).read()) == ["a\ufffd \U0001f600 \ufeff"]
 
 
 def test_chained():
@@ -186,22 +173,19 @@ def test_chained():
         ("a.txt", b"caf\xe9", "is not UTF-8 text"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', "line 3, is not JSON"),
         ("a.jsonl", b'["x"]\n', "line 1, is not a JSON object"),
-        ("a.jsonl", b'{"content": "x", "id": 1}\n', "no field 'text': it has 'content', 'id'"),
+        ("a.jsonl", b'{"content": "x", "id": 1}\n', "has no field 'text': it has 'content', 'id'"),
         ("a.jsonl", b'{"text": 5}\n', "should be text"),
-        ("a.jsonl.gz", b"no gzip", "cannot read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "cannot read"),
-        ("a.jsonl.xz", b"no xz", "cannot read"),
-        ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n' * 99)[:-9], "cannot read"),
-        ("a.jsonl.zst", b"no zst", "cannot read"),
-        ("a.parquet", b"no parquet", "cannot read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], ""),
+        ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n' * 99)[:-9], "its end is missing"),
+        ("a.jsonl.zst", b"no zst", ""),
+        ("a.parquet", b"no parquet", ""),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"{name}.* {reason}") as error:
         list(from_files([tmp_path / name]).read())
-    assert name in message(error)
-    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_find_files(tmp_path: Path):
@@ -214,13 +198,12 @@ def test_find_files(tmp_path: Path):
     (tmp_path / "none").mkdir()
     for wrong, reason in (
         ([], "no text given"),
-        ([tmp_path / "none"], "none has no *.txt"),
+        ([tmp_path / "none"], r"none has no \*\.txt"),
         ([tmp_path / "gone.txt"], "gone.txt: No such file"),
-        ([tmp_path / "*.gone"], "*.gone: No such file"),
+        ([tmp_path / "*.gone"], r"\*\.gone: No such file"),
     ):
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=reason):
             find_files(wrong)
-        assert reason in message(error)
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import save_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import (
     ROOT,
-    TEXT,
     finite,
     identical,
     learned,
@@ -33,6 +32,7 @@ from test_trainer import (
     temporary,
     tiny,
     without_timings,
+    write_foxes,
 )
 
 import nanobackpack as nb
@@ -41,9 +41,7 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
-from nanobackpack.text.prepare import write_dataset
-from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.train import checkpoint, resume
+from nanobackpack.train import resume
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.trainer import Trainer, train
 
@@ -54,9 +52,7 @@ WIDE = {"n_embd": 32}  # V <= D: the sum runs over logits instead of vectors
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "foxes"
-    write_dataset(folder, TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
-    return folder
+    return write_foxes(tmp_path_factory.mktemp("data") / "foxes")
 
 
 def flags(config: Any) -> list[str]:
@@ -123,14 +119,7 @@ def test_ddp(data: Path, tmp_path: Path) -> None:
     assert "on 2 × cpu (ddp)" in out
     assert "128 tokens per step" in out
     two = tmp_path / "two"
-    assert {p.name for p in two.iterdir()} == {
-        "ckpt.pt",
-        "ckpt_prev.pt",
-        "best.pt",
-        "config.json",
-        "metrics.jsonl",
-        "loss.png",
-    }
+    assert {p.name for p in two.iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     ours, one = saved(two)["model"], saved(tmp_path / "one")["model"]
     assert max(float((ours[k] - one[k]).abs().max()) for k in one) < 1e-4
 
@@ -159,10 +148,8 @@ def test_compiled(data: Path, tmp_path: Path, distributed: str) -> None:
 @pytest.mark.slow
 def test_three_processes_and_a_dropout_of_their_own(data: Path, tmp_path: Path) -> None:
     """With dropout no two runs can be equal; but the processes stay so, or the loss would not fall."""
-    config = tiny(
-        data, tmp_path, dropout=0.1, max_iters=60, eval_interval=60, learning_rate=2e-2, lr_decay_iters=60
-    )
-    train_on(config, n=3)
+    steps = {"max_iters": 60, "eval_interval": 60, "learning_rate": 2e-2, "lr_decay_iters": 60}
+    train_on(tiny(data, tmp_path, dropout=0.1, **steps), n=3)
     losses = [r["val_loss"] for r in records(tmp_path) if "val_loss" in r]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -234,7 +221,7 @@ def test_other_ranks_drop_other_units(data: Path, tmp_path: Path) -> None:
     for rank in range(3):
         trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
         batch = trainer.train_batch(0)
-        trainer.processes = type("Alone", (Processes,), {"several": False})(CPU, rank, 1)
+        trainer.processes = Processes(CPU, rank, 1)
         trainer.train_batch = lambda micro, batch=batch: batch  # type: ignore[method-assign, misc]
         losses.add(trainer.train_step(0.0).item())
     assert len(losses) == 3
@@ -255,16 +242,9 @@ def test_a_generator_for_each_row_is_that_row_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 5])
 def test_sampling_prints_the_same(tmp_path: Path, num_samples: int) -> None:
-    config = tiny_model(vocab_size=11, vocab_used=8).config
-    state = {"model": tiny_model(vocab_size=11, vocab_used=8).state_dict()}
-    tokenizer = Tokenizer.char("abcdefg\n").to_json()
-    checkpoint.save_checkpoint(
-        tmp_path / "ckpt.pt", state | {"model_args": dataclasses.asdict(config), "tokenizer": tokenizer}
-    )
-    command = [
-        str(ROOT / "sample.py"), f"--out_dir={tmp_path}", "--device=cpu", "--start=ab",
-        f"--num_samples={num_samples}", "--max_new_tokens=30",
-    ]  # fmt: skip
+    run = save_tiny(tmp_path / "run", "abcdefg")
+    command = [str(ROOT / "sample.py"), f"--out_dir={run}", "--device=cpu", "--start=ab"]
+    command += [f"--num_samples={num_samples}", "--max_new_tokens=30"]
     alone = subprocess.run(
         [sys.executable, *command], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True
     )
@@ -290,44 +270,37 @@ def test_resuming_on_two_processes_is_exact(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2])
-def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path, n: int) -> None:
-    """On n sharded processes, then alone, then sharded again: as if alone all the way."""
-    micro_batches = {1: 6, 2: 3, 3: 2}
-    runs = {k: STEPS | {"gradient_accumulation_steps": m} for k, m in micro_batches.items()}
+def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path) -> None:
+    """On two sharded processes, then alone, then sharded again: as if alone all the way."""
+    alone, shared = (STEPS | {"gradient_accumulation_steps": n} for n in (6, 3))
     out = tmp_path / "out"
-    train_on(tiny(data, out, **runs[n] | {"max_iters": 3}, distributed="fsdp"), n)
+    train_on(tiny(data, out, **shared | {"max_iters": 3}, distributed="fsdp"))
     model = nb.load_model(out)
     assert model.tokenizer is not None
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
-    assert saved(out)["world_size"] == n
-    train(tiny(data, out, **runs[1] | {"max_iters": 6}, init_from="resume"))
-    said = train_on(tiny(data, out, **runs[n], init_from="resume", distributed="fsdp"), n)
-    assert f"processes: {n} now, 1 before: sums are in another order" in said
-    train(tiny(data, tmp_path / "alone", **runs[1]))
+    assert saved(out)["world_size"] == 2
+    train(tiny(data, out, **alone | {"max_iters": 6}, init_from="resume"))
+    said = train_on(tiny(data, out, **shared, init_from="resume", distributed="fsdp"))
+    assert "processes: 2 now, 1 before: sums are in another order" in said
+    train(tiny(data, tmp_path / "alone", **alone))
     last, whole = (without_timings(records(folder))[-12:] for folder in (out, tmp_path / "alone"))
     for r, s in zip(last, whole, strict=True):  # steps, evaluations and the end
         assert r == pytest.approx(s, abs=1e-5)
-    ours, alone = saved(out), saved(tmp_path / "alone")
-    assert ours.keys() == alone.keys()
-    assert ours["optimizer"]["param_groups"] == alone["optimizer"]["param_groups"]
-    assert ours["optimizer"]["state"].keys() == alone["optimizer"]["state"].keys()
-    for i, state in alone["optimizer"]["state"].items():
-        for key, value in state.items():
-            torch.testing.assert_close(ours["optimizer"]["state"][i][key], value, rtol=1e-3, atol=1e-6)
+    ours, other = saved(out), saved(tmp_path / "alone")
+    assert ours.keys() == other.keys()
+    assert ours["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
+    torch.testing.assert_close(ours["optimizer"]["state"], other["optimizer"]["state"], rtol=1e-3, atol=1e-6)
 
 
 def test_what_another_number_of_processes_cannot_keep_is_said(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
-    old = {"world_size": 4, "config": dataclasses.asdict(config)}
-    assert resume.describe_world_size_change(old, config, 4) == ""
-    assert (
-        resume.describe_world_size_change({"config": old["config"]}, config, 1) == ""
-    )  # before there were several
-    assert "sees 8 sequences, not 16" in resume.describe_world_size_change(old, config, 2)
+    describe, old = resume.describe_world_size_change, {"world_size": 4, "config": dataclasses.asdict(config)}
+    assert describe(old, config, 4) == ""
+    assert describe({"config": old["config"]}, config, 1) == ""  # before there were several
+    assert "sees 8 sequences, not 16" in describe(old, config, 2)
     twice = dataclasses.replace(config, gradient_accumulation_steps=2)
-    assert "another order" in resume.describe_world_size_change(old, twice, 2)
-    assert "other units" in resume.describe_world_size_change(old, dataclasses.replace(twice, dropout=0.1), 2)
+    assert "another order" in describe(old, twice, 2)
+    assert "other units" in describe(old, dataclasses.replace(twice, dropout=0.1), 2)
 
 
 # --- When something goes wrong ----------------------------------------------------------------
@@ -360,24 +333,20 @@ def failing(kind: str, argv: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("distributed", "kind", "lines"),
+    ("distributed", "kind", "line"),
     [
-        ("ddp", "input", ["the wrong file: take another"]),
-        ("fsdp", "bug", [r"another process of this job ended .*"]),
-        ("ddp", "killed", [r"another process of this job ended .*"]),
-        ("fsdp", "killed", [r"another process of this job ended .*"]),
-        ("ddp", "nan", [r"the loss of step 3 is not a finite number .*ckpt.pt holds step 2, .*"]),
+        ("ddp", "input", "the wrong file: take another"),
+        ("fsdp", "bug", r"another process of this job ended .*"),
+        ("fsdp", "killed", r"another process of this job ended .*"),
+        ("ddp", "nan", r"the loss of step 3 is not a finite number .*ckpt.pt holds step 2, .*"),
     ],
 )
-def test_one_failing_ends_all(
-    data: Path, tmp_path: Path, distributed: str, kind: str, lines: list[str]
-) -> None:
+def test_one_failing_ends_all(data: Path, tmp_path: Path, distributed: str, kind: str, line: str) -> None:
     config = tiny(data, tmp_path, max_iters=1000, distributed=distributed)
     status, _, err = torchrun(__file__, kind, *flags(config))
     assert status != 0
-    said = re.findall(r"^error: (.*)$", err, re.M)
-    assert len(said) == len(lines)
-    assert all(map(re.fullmatch, lines, said)), said
+    (said,) = re.findall(r"^error: (.*)$", err, re.M)
+    assert re.fullmatch(line, said), said
     assert ("AssertionError: ours" in err) == (kind == "bug")
     assert saved(tmp_path)["iter_num"] == 2
     assert finite(saved(tmp_path))
@@ -394,10 +363,9 @@ def test_a_signal_to_one_stops_all_at_the_same_step(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
-def test_sigterm_to_the_job_saves(data: Path, tmp_path: Path, distributed: str) -> None:
+def test_sigterm_to_the_job_saves(data: Path, tmp_path: Path) -> None:
     """As a cluster's scheduler sends it to torchrun, which passes it on."""
-    config = tiny(data, tmp_path, max_iters=100_000, eval_interval=100_000, distributed=distributed)
+    config = tiny(data, tmp_path, max_iters=100_000, eval_interval=100_000)
     process = launch(["--standalone", "--nproc_per_node=2"], [str(ROOT / "train.py"), *flags(config)])
     assert process.stdout is not None
     while not re.match(r"step +\d+0/", line := process.stdout.readline()):
@@ -433,8 +401,10 @@ def test_several_processes_without_torchrun_are_one_line(monkeypatch: pytest.Mon
         pass
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])
-@pytest.mark.parametrize("value", ["two", "", "-1", "2 ", "9" * 5000])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", "two"), ("RANK", ""), ("LOCAL_RANK", "-1"), ("RANK", "2 "), ("WORLD_SIZE", "9" * 5000)],
+)
 def test_an_environment_that_is_no_number_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:

@@ -36,7 +36,7 @@ with_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the test sets")
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(params=["nano", "nano-few", "nano-k1", "paper", "gpt"])
+@pytest.fixture(params=BACKPACKS | GPTS)
 def model(request: pytest.FixtureRequest) -> BackpackLM | GPT:
     model = tiny_model(**(BACKPACKS | GPTS)[request.param] | {"vocab_size": 12, "vocab_used": 9})
     model.tokenizer = Tokenizer.char(LETTERS)

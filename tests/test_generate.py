@@ -18,9 +18,15 @@ from nanobackpack.model.generate import choose, stream
 # --- The cache --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("T", [1, 5, 12, 17])
 @pytest.mark.parametrize(
-    "sampling", [{"temperature": 0}, {"temperature": 9.0}, {"temperature": 6.0, "top_k": 5}]
+    ("T", "sampling"),
+    [
+        (1, {"temperature": 0}),
+        (5, {"temperature": 9.0}),
+        (12, {"temperature": 6.0, "top_k": 5}),
+        (17, {"temperature": 9.0}),
+        (17, {"temperature": 0}),
+    ],
 )
 def test_cached_equals_uncached(model, T: int, sampling: dict[str, Any]):
     """Token for token what recomputing the whole window gives: greedy and sampled, for prompts shorter and
@@ -48,7 +54,7 @@ def test_cached_logits_equal_the_plain_formula(model, ids: Tensor):
     assert (alone - expected[:, -1]).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("T", [1, 12, 17])
+@pytest.mark.parametrize("T", [1, 17])
 def test_restart_equals_plain_restart(model, T: int):
     """With restart each token sees what came since the window was last cut in half, and nothing else."""
     prompt = torch.randint(19, (2, T), generator=torch.Generator().manual_seed(T))
@@ -94,7 +100,7 @@ def test_seed_decides():
     assert torch.equal(model.generate(prompt, 30), first)
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0, 100.0])
+@pytest.mark.parametrize("temperature", [0, 100.0])
 def test_padded_ids_are_never_sampled(temperature: float):
     """Ids from vocab_used on do not come up, even where the model would prefer them."""
     model = tiny_model(vocab_size=23, vocab_used=5)
@@ -140,6 +146,8 @@ def test_stream_yields_one_step_at_a_time():
         (torch.zeros(1, 0, dtype=torch.int64), {}, "0 tokens"),
         (torch.tensor([[1.0]]), {}, "float32"),
         (torch.tensor([1, 2]), {}, r"\(2,\)"),
+        (torch.tensor([[23] + [0] * 39]), {}, "id 23 is outside"),  # long out of sight
+        (torch.tensor([[1]]), {"max_new_tokens": -1}, "max_new_tokens -1"),
         (torch.tensor([[1]]), {"temperature": -0.1}, "temperature -0.1"),
         (torch.tensor([[1]]), {"temperature": float("nan")}, "temperature nan"),
         (torch.tensor([[1]]), {"top_k": 0}, "top_k 0"),
@@ -147,10 +155,11 @@ def test_stream_yields_one_step_at_a_time():
         (torch.tensor([[1]]), {"top_p": 1.1}, "top_p 1.1"),
     ],
 )
-def test_errors(model, prompt: Tensor, sampling: dict[str, Any], message: str):
+def test_errors(prompt: Tensor, sampling: dict[str, Any], message: str):
     """A prompt or setting out of range is a ValueError that names it."""
-    with pytest.raises(ValueError, match=message):
-        model.generate(prompt, 3, **sampling)
+    for model in (tiny_model(), tiny_model(model_name="gpt2")):
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, **{"max_new_tokens": 3} | sampling)
 
 
 # --- choose -----------------------------------------------------------------------------------
@@ -184,12 +193,6 @@ def test_temperature_zero_takes_the_likeliest(logits: list[float]):
     best = ranked(logits)[0]
     assert chosen(logits, temperature=0) == {best}
     assert chosen(logits, temperature=0, top_k=3, top_p=0.5) == {best}
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-39])
-def test_tiny_temperatures_approach_zero(temperature: float):
-    """However small the temperature, dividing by it does not overflow: it takes the likeliest."""
-    assert chosen([1.0, 3.0, -2.0], temperature=temperature) == {1}
 
 
 @given(different_logits, st.integers(1, 14))
@@ -238,35 +241,18 @@ def test_rows_are_chosen_on_their_own():
         assert choose(logits, **sampling).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-40])
-def test_a_temperature_that_rounds_to_0_takes_the_likeliest(temperature: float):
-    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -torch.inf, 5.5]])
-    assert choose(logits, temperature).tolist() == [1, 2]
-
-
-def test_a_temperature_beyond_float32_still_obeys_minus_infinity():
-    logits = torch.tensor([[0.0, -torch.inf, 1.0]]).expand(500, -1)
-    drawn = choose(logits, 1e300, generator=torch.Generator().manual_seed(0))
-    assert set(drawn.tolist()) == {0, 2}
-
-
-def test_a_top_p_that_rounds_to_0_takes_the_likeliest():
-    assert choose(torch.tensor([[0.0, 2.0, 1.0]]), 1.0, top_p=1e-320).tolist() == [1]
+def test_settings_at_the_edge_of_float32():
+    """A temperature or top_p that rounds to 0, or nearly, takes the likeliest; one beyond float32 does not
+    revive what is impossible."""
+    rows = torch.tensor([[0.0, 2.0, 1.0], [5.0, -torch.inf, 5.5]])
+    for temperature in (0.0, 1e-320, 1e-40, 1e-39, 1e-3):
+        assert choose(rows, temperature).tolist() == [1, 2]
+    assert choose(rows, top_p=1e-320).tolist() == [1, 2]
+    assert chosen([0.0, -torch.inf, 1.0], temperature=1e300) == {0, 2}
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers(bad: float):
-    with pytest.raises(InputError, match="not finite"):
-        choose(torch.tensor([[0.0, bad, 1.0]]))
-    with pytest.raises(InputError, match="not finite"):
-        choose(torch.full((1, 3), -torch.inf))
-
-
-def test_a_prompt_longer_than_the_window_is_checked_whole():
-    model = tiny_model()
-    prompt = torch.zeros(1, 40, dtype=torch.int64)
-    prompt[0, 0] = 23  # long out of sight
-    with pytest.raises(ValueError, match="id 23 is outside"):
-        model.generate(prompt, 1)
-    with pytest.raises(ValueError, match="max_new_tokens -1"):
-        model.generate(prompt[:, 1:], -1)
+    for logits in (torch.tensor([[0.0, bad, 1.0]]), torch.full((1, 3), -torch.inf)):
+        with pytest.raises(InputError, match="not finite"):
+            choose(logits)

@@ -43,7 +43,7 @@ def test_loss_and_gradients_equal_the_plain_formula(name: str, compiled: bool) -
         assert (a - b).abs().max() <= 1e-5 * max(1.0, b.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-few", "paper"])
+@pytest.mark.parametrize("name", ["nano", "nano-bias-few", "paper-bias-inverse"])
 def test_bfloat16_is_near(name: str) -> None:
     model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
     x, y, types = batch(BACKPACKS[name])
@@ -52,7 +52,7 @@ def test_bfloat16_is_near(name: str) -> None:
     assert (loss - plain_loss(model, x, y)).abs() < 0.1
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-few", "paper"])
+@pytest.mark.parametrize("name", ["nano", "nano-bias-few", "paper-bias-inverse"])
 def test_cached_equals_uncached(name: str) -> None:
     model = tiny_model(**BACKPACKS[name]).to(DEVICE)
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]], device=DEVICE)

@@ -41,12 +41,7 @@ def settings(data: Path, out: Path, init_from: str | Path, **changes: Any) -> Tr
 
 @pytest.fixture
 def bins(tmp_path: Path) -> Path:
-    """Token ids alone."""
-    folder = tmp_path / "bins"
-    folder.mkdir()
-    for split in ("train", "val"):
-        np.random.default_rng(1).integers(V, size=200).astype("<u2").tofile(folder / f"{split}.bin")
-    return folder
+    return ids_alone(tmp_path / "bins", np.random.default_rng(1).integers(V, size=200))
 
 
 @pytest.fixture
@@ -60,16 +55,18 @@ def letters(tmp_path: Path) -> Path:
 def saved(folder: Path, tokenizer: Tokenizer | None = None, **changes: Any) -> BackpackLM | GPT:
     """A tiny model as a run's folder."""
     model = tiny_model(**changes)
+    model.tokenizer = tokenizer
     folder.mkdir()
-    checkpoint.save_checkpoint(
-        folder / "ckpt.pt",
-        {
-            "model": model.state_dict(),
-            "model_args": dataclasses.asdict(model.config),
-            "tokenizer": tokenizer.to_json() if tokenizer else None,
-        },
-    )
+    checkpoint.save_model(model, folder / "ckpt.pt")
     return model
+
+
+def ids_alone(folder: Path, ids: Any) -> Path:
+    """A data set of token ids without a tokenizer."""
+    folder.mkdir()
+    for split in ("train", "val"):
+        np.asarray(ids).astype("<u2").tofile(folder / f"{split}.bin")
+    return folder
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -129,11 +126,9 @@ def test_gpt2_becomes_the_context_network_of_a_backpack(bins: Path, tmp_path: Pa
 def test_gpt2_rows_are_padded_for_a_backpack(tmp_path: Path) -> None:
     """50257 rows become 50304, as all of ours with GPT-2's tokens; the new ones are 0 and never sampled."""
     save_gpt2(tmp_path / "gpt", vocab_size=50257, vocab_used=0, n_embd=2, n_head=1, n_layer=1)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split in ("train", "val"):
-        np.arange(30, dtype="<u2").tofile(folder / f"{split}.bin")
-    config = settings(folder, tmp_path / "out", tmp_path / "gpt", n_sense_vector=2)
+    config = settings(
+        ids_alone(tmp_path / "data", range(30)), tmp_path / "out", tmp_path / "gpt", n_sense_vector=2
+    )
     model = Trainer(config).model
     assert (model.config.vocab_size, model.config.n_token) == (50304, 50257)
     assert model.wte.weight[50257:].abs().max() == 0
@@ -156,8 +151,7 @@ def test_a_run_says_where_its_weights_come_from(
 # --- Other checkpoints ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["nano", "paper"])
-@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize(("kind", "as_file"), [("nano", False), ("paper", True)])
 def test_any_checkpoint(bins: Path, tmp_path: Path, kind: str, as_file: bool) -> None:
     model = saved(tmp_path / "first", sense_network=kind, bias=True)
     source = tmp_path / "first" / "ckpt.pt" if as_file else tmp_path / "first"
@@ -171,10 +165,7 @@ def test_any_checkpoint(bins: Path, tmp_path: Path, kind: str, as_file: bool) ->
 def test_foreign_checkpoints(tmp_path: Path, name: str) -> None:
     """nanoBackpackLM's ckpt.pt and a backpack-gpt2 folder start a run as ours do."""
     model = load_model(GOLDEN / name)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split in ("train", "val"):
-        (np.arange(600) % 50).astype("<u2").tofile(folder / f"{split}.bin")
+    folder = ids_alone(tmp_path / "data", np.arange(600) % 50)
     changes = {"n_sense_vector": model.config.n_sense_vector, "max_iters": 1}
     config = settings(folder, tmp_path / "out", GOLDEN / name, **changes)
     assert equal(Trainer(config).model, model)

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKPACKS, TINY, tiny_model
+from conftest import BACKPACKS, GPTS, TINY, tiny_model
 from oracle import plain_alpha, plain_logits, plain_loss, plain_senses
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanobackpack import BackpackLM, InputError, ModelConfig, TrainConfig, load_model
+from nanobackpack import BackpackLM, ModelConfig, TrainConfig, load_model
+from nanobackpack.model.kernels import unique_ids
 from nanobackpack.model.layouts import NANO, PAPER, Layout, export_state, import_state
 from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
@@ -96,39 +97,36 @@ def filled_paper(**settings: Any) -> BackpackLM:
     return filled(PAPER, 44, {"backpack.sense_weight_net.c_attn.weight": 43}, **PAPER_SETTINGS | settings)
 
 
-@pytest.mark.parametrize(
-    ("column", "alpha", "sense", "logits", "loss"),
-    [
-        (
-            "nano",
-            [0.20115, 0.19890, 0.19903, 0.19457, 0.20635],
-            [0.50606, 0.32422, 1.00207, -1.20703],
-            [0.23599, 0.30773, 0.24133, 0.06661, -0.13801, -0.28068, -0.29737],
-            2.519876,
-        ),
-        (
-            "nano-bias",
-            [0.02796, 0.05929, 0.04713, 0.43194, 0.43368],
-            [-0.01436, -0.30261, 0.30427, 0.82687],
-            [-0.71789, -1.01085, -0.85006, -0.30771, 0.37276, 0.88591, 1.00141],
-            2.662077,
-        ),
-        (
-            "paper",
-            [0.433929, 0.198789, 0.234047, 0.009067, 0.124168],
-            [-0.022078, 0.040511, 0.084047, 0.088055],
-            [-0.305766, -0.122945, 0.115061, 0.301421, 0.352482, 0.245325, 0.028050],
-            2.042043,
-        ),
-    ],
-)
-def test_self_check(column: str, alpha: list[float], sense: list[float], logits: list[float], loss: float):
+SELF_CHECKS: dict[str, tuple[Callable[[], BackpackLM], list[float], list[float], list[float], float]] = {
+    "nano": (
+        lambda: filled(NANO, 16, {"wte.weight": 15}),
+        [0.20115, 0.19890, 0.19903, 0.19457, 0.20635],
+        [0.50606, 0.32422, 1.00207, -1.20703],
+        [0.23599, 0.30773, 0.24133, 0.06661, -0.13801, -0.28068, -0.29737],
+        2.519876,
+    ),
+    "nano-bias": (
+        lambda: filled(NANO, 29, {"wte.weight": 28}, bias=True),
+        [0.02796, 0.05929, 0.04713, 0.43194, 0.43368],
+        [-0.01436, -0.30261, 0.30427, 0.82687],
+        [-0.71789, -1.01085, -0.85006, -0.30771, 0.37276, 0.88591, 1.00141],
+        2.662077,
+    ),
+    "paper": (
+        filled_paper,
+        [0.433929, 0.198789, 0.234047, 0.009067, 0.124168],
+        [-0.022078, 0.040511, 0.084047, 0.088055],
+        [-0.305766, -0.122945, 0.115061, 0.301421, 0.352482, 0.245325, 0.028050],
+        2.042043,
+    ),
+}
+
+
+@pytest.mark.parametrize("column", SELF_CHECKS)
+def test_self_check(column: str):
     """Weights written down as a formula give the originals' α, senses, logits and loss within 2e-5."""
-    model = {
-        "nano": lambda: filled(NANO, 16, {"wte.weight": 15}),
-        "nano-bias": lambda: filled(NANO, 29, {"wte.weight": 28}, bias=True),
-        "paper": filled_paper,
-    }[column]()
+    make, alpha, sense, logits, loss = SELF_CHECKS[column]
+    model = make()
     out = model(SELF_CHECK_IDS, SELF_CHECK_TARGETS)
     assert model.contextualization(SELF_CHECK_IDS)[0, 1, 4].tolist() == pytest.approx(alpha, abs=2e-5)
     assert model.sense_vectors([4])[0, 2, :4].tolist() == pytest.approx(sense, abs=2e-5)
@@ -141,17 +139,6 @@ def test_self_check_without_inverse_layer_scale():
     model = filled_paper(scale_attn_by_inverse_layer_idx=False)
     alpha = model.contextualization(SELF_CHECK_IDS)[0, 1, 4].tolist()
     assert alpha == pytest.approx([0.43394, 0.19816, 0.23344, 0.00904, 0.12542], abs=2e-5)
-
-
-def test_self_check_removing_a_sense():
-    """The public α and C make up the logits: without sense 2 of token 4 they are as the original's."""
-    model = filled_paper()
-    senses = model.sense_vectors(SELF_CHECK_IDS[0])  # (T, K, D)
-    senses[SELF_CHECK_IDS[0] == 4, 2] = 0
-    o = torch.einsum("lij,jld->id", model.contextualization(SELF_CHECK_IDS)[0], senses)  # (T, D)
-    last = (model.wte.weight @ o[-1]).tolist()
-    expected = [-0.277619, -0.103842, 0.116545, 0.284620, 0.324937, 0.219401, 0.015382]
-    assert last == pytest.approx(expected, abs=2e-5)
 
 
 COUNTS = [  # settings, all parameters, without positions (None: not published)
@@ -167,6 +154,11 @@ COUNTS = [  # settings, all parameters, without positions (None: not published)
     ("V50264 L8 D640 T512 K16 paper", 103_856_000, None),
     ("V50264 L12 D768 T512 K16 paper", 170_083_584, None),
 ]
+PARTS = [  # of the paper's models, as published: context network with the embedding, senses, α
+    ("V50264 L6 D384 T512 K16 paper", 30_145_536, 11_218_560, 295_680),
+    ("V50264 L8 D640 T512 K16 paper", 71_886_080, 31_149_440, 820_480),
+    ("V50264 L12 D768 T512 K16 paper", 124_051_968, 44_850_432, 1_181_184),
+]
 
 
 def without_memory(size: str) -> torch.nn.Module:
@@ -181,40 +173,32 @@ def without_memory(size: str) -> torch.nn.Module:
         return build_model(ModelConfig(**settings))
 
 
-@pytest.mark.parametrize(("size", "n", "n_without_positions"), COUNTS)
-def test_parameter_counts(size: str, n: int, n_without_positions: int | None):
-    """Published model sizes have exactly the originals' number of weights."""
-    model = without_memory(size)
-    assert model.num_params() == n
-    if n_without_positions:
-        assert model.num_params(positions=False) == n_without_positions
-
-
-@pytest.mark.parametrize(
-    ("size", "context", "senses", "alpha"),
-    [
-        ("V50264 L6 D384 T512 K16 paper", 30_145_536, 11_218_560, 295_680),
-        ("V50264 L8 D640 T512 K16 paper", 71_886_080, 31_149_440, 820_480),
-        ("V50264 L12 D768 T512 K16 paper", 124_051_968, 44_850_432, 1_181_184),
-    ],
-)
-def test_parameter_counts_of_parts(size: str, context: int, senses: int, alpha: int):
-    """The paper's models divide their weights as published: context network, senses, α."""
-    model = without_memory(size)
-    parts = [sum(p.numel() for p in part.parameters()) for part in (model.context, model.senses, model.alpha)]
-    assert [parts[0] + model.wte.weight.numel(), *parts[1:]] == [context, senses, alpha]
+def test_parameter_counts():
+    """Published model sizes, and the parts of the paper's, have exactly the originals' number of weights."""
+    for size, n, n_without_positions in COUNTS:
+        model = without_memory(size)
+        assert model.num_params() == n, size
+        assert n_without_positions in (None, model.num_params(positions=False)), size
+    for size, *expected in PARTS:
+        model = without_memory(size)
+        parts = (model.context, model.senses, model.alpha)
+        context, *others = [sum(p.numel() for p in part.parameters()) for part in parts]
+        assert [context + model.wte.weight.numel(), *others] == expected, size
 
 
 # --- The plain formula ------------------------------------------------------------------------
 
 
-def assert_equals_plain_formula(model, ids: Tensor) -> None:
+def assert_equals_plain_formula(model, ids: Tensor, **options: Any) -> None:
     """Logits, loss and every gradient equal the plain formula's within 1e-5 of their size."""
     targets = ids.roll(-1, dims=1)
-    out = model(ids, targets)
+    out = model(ids, targets, **options)
     expected = plain_logits(model, ids)
     assert expected.std() > 0.3  # the weights are large enough to show a difference
-    assert_close(out.logits, expected, 1e-5 * max(1.0, expected.abs().max().item()))
+    if "loss_only" in options:
+        assert out.logits is None
+    else:
+        assert_close(out.logits, expected, 1e-5 * max(1.0, expected.abs().max().item()))
     loss = plain_loss(model, ids, targets)
     assert_close(out.loss, loss)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -224,8 +208,7 @@ def assert_equals_plain_formula(model, ids: Tensor) -> None:
         assert (a - b).abs().max().item() <= 1e-5 * max(1.0, b.abs().max().item()), name
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("rows", "training"), [(1, True), (3, False)])
 def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
     """Numbers and gradients are the plain formula's, for few positions and for many.
 
@@ -234,13 +217,29 @@ def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
     assert_equals_plain_formula(model.train(training), ids[:rows])
 
 
-@pytest.mark.parametrize("name", ["nano-bias", "paper", "nano-k1"])
-@pytest.mark.parametrize("vocab_size", [23, 900])
+@pytest.mark.parametrize("known", [False, True])
+def test_training_equals_plain_formula(model, ids: Tensor, known: bool):
+    """So are they in the form that training runs: without logits, with the unique ids found beforehand."""
+    tokens = unique_ids(ids, TINY["vocab_size"], multiple=16) if known else None
+    assert_equals_plain_formula(model.train(), ids, loss_only=True, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size"),
+    [("nano-bias-few", 23), ("paper-bias-inverse", 23), ("paper-k1-few", 900), ("nano", 900)],
+)
 def test_equals_plain_formula_when_long(name: str, vocab_size: int):
     """Long sequences, which are worked on in blocks, give the same numbers and gradients too."""
     model = tiny_model(**BACKPACKS[name], block_size=300, vocab_size=vocab_size)
     draw = torch.Generator().manual_seed(2)
     assert_equals_plain_formula(model, torch.randint(vocab_size, (2, 300), generator=draw))
+
+
+def test_logits_at_some_positions(model, ids: Tensor):
+    """Asked for at some positions only, logits are those of these positions, in the order asked for."""
+    rows, positions = torch.tensor([2, 0, 0]), torch.tensor([11, 3, 0])
+    some = model(ids, at=(rows, positions)).logits  # (N, V)
+    assert_close(some, model(ids).logits[rows, positions], 1e-5 * max(1.0, some.abs().max().item()))
 
 
 def test_alpha(backpack: BackpackLM, ids: Tensor):
@@ -279,16 +278,16 @@ def test_senses_depend_on_the_token_alone(backpack: BackpackLM, ids: Tensor):
     assert_close(by_sense.sum(dim=(1, 4)), logits, 2e-5 * logits.abs().max().item())
 
 
-def test_sense_vectors_of_some_ids(backpack: BackpackLM):
+def test_sense_vectors_of_some_ids():
     """Rows come in the order asked for, repeats and padded ids included, in chunks of any size."""
-    table = backpack.sense_vectors()
-    some = [5, 0, 22, 5]
-    assert_close(backpack.sense_vectors(some), table[some])
-    assert_close(backpack.sense_vectors(torch.tensor(some), chunk=3), table[some])
-    assert torch.equal(backpack.sense_vectors([5, 5])[0], backpack.sense_vectors([5, 5])[1])
+    model = tiny_model()
+    table, some = model.sense_vectors(), [5, 0, 22, 5]
+    assert_close(model.sense_vectors(some), table[some])
+    assert_close(model.sense_vectors(torch.tensor(some), chunk=3), table[some])
+    assert torch.equal(model.sense_vectors([5, 5])[0], model.sense_vectors([5, 5])[1])
     for bad in ([23], [-1], [[1, 2]]):
         with pytest.raises(ValueError, match="22"):
-            backpack.sense_vectors(bad)
+            model.sense_vectors(bad)
 
 
 # --- Shapes and errors ------------------------------------------------------------------------
@@ -311,25 +310,8 @@ def test_one_layer_nano_has_no_blocks(K: int, ids: Tensor):
     assert len(model.context.h) == 0
     assert len(tiny_model(n_layer=3, n_sense_vector=K).context.h) == 2
     assert len(tiny_model(n_layer=3, n_sense_vector=K, sense_network="paper").context.h) == 3
-    assert model.contextualization(ids).shape == (3, K, 12, 12)
-    assert model.sense_vectors([1, 2]).shape == (2, K, TINY["n_embd"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_sense_vector": 5}, "n_sense_vector=5 does not divide n_embd=16"),
-        ({"n_head": 3}, "n_head=3 does not divide n_embd=16"),
-        ({"n_layer": 0}, "n_layer=0"),
-        ({"n_sense_vector": 0}, "n_sense_vector=0"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"vocab_used": 24}, "vocab_used=24"),
-    ],
-)
-def test_impossible_shapes(settings: dict[str, Any], message: str):
-    """A shape that cannot work is refused when the settings are made, naming setting and value."""
-    with pytest.raises(InputError, match=message):
-        ModelConfig(**TINY | settings)
+    assert_equals_plain_formula(model, ids)
+    assert_close(model.contextualization(ids), plain_alpha(model, ids))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +319,7 @@ def test_impossible_shapes(settings: dict[str, Any], message: str):
     [
         (torch.zeros(1, 13, dtype=torch.int64), "13 tokens.*block_size=12"),
         (torch.zeros(1, 0, dtype=torch.int64), "0 tokens"),
+        (torch.zeros(0, 3, dtype=torch.int64), "empty batch"),
         (torch.tensor([[3, 23]]), "token id 23 .* 0 to 22"),
         (torch.tensor([[-2, 3]]), "token id -2 "),
         (torch.zeros(1, 3, dtype=torch.int32), "int32"),
@@ -344,13 +327,27 @@ def test_impossible_shapes(settings: dict[str, Any], message: str):
         (torch.zeros(3, dtype=torch.int64), r"\(3,\)"),
     ],
 )
-def test_ids_a_model_cannot_take(model, bad: Tensor, message: str):
+def test_ids_a_model_cannot_take(bad: Tensor, message: str):
     """Ids of a wrong length, range, type or shape are ValueErrors that name what was wrong."""
-    with pytest.raises(ValueError, match=message):
-        model(bad)
-    if isinstance(model, BackpackLM):
+    backpack, gpt = tiny_model(), tiny_model(**GPTS["gpt-bias"])
+    for use in (backpack, backpack.contextualization, gpt):
         with pytest.raises(ValueError, match=message):
-            model.contextualization(bad)
+            use(bad)
+
+
+@pytest.mark.parametrize("loss_only", [False, True])
+def test_targets_a_model_cannot_take(model, ids: Tensor, loss_only: bool):
+    """Found before any kernel indexes with them; -1 and the padded ids are none of them."""
+    targets = ids.clone()
+    targets[0, 3], targets[1, 2] = -1, 22
+    assert model(ids, targets, loss_only=loss_only).loss.isfinite()
+    for bad in (-2, -100, 23, 10**12):
+        targets[2, 11] = bad
+        with pytest.raises(ValueError, match=f"id {bad} is outside the vocabulary: -1 to 22"):
+            model(ids, targets, loss_only=loss_only)
+    for other in (ids.int(), ids.float(), ids[:, 1:], ids[:2], ids.flatten()):
+        with pytest.raises(ValueError, match=r"targets must be \(3, 12\) int64"):
+            model(ids, other, loss_only=loss_only)
 
 
 def test_targets_of_minus_one_are_ignored(model, ids: Tensor):
@@ -379,34 +376,28 @@ def test_initial_weights():
             assert abs(p.mean().item()) < expected / 10
 
 
-@pytest.mark.parametrize("name", ["nano", "paper", "gpt"])
+@pytest.mark.parametrize("name", ["nano", "paper-bias-inverse", "gpt-bias"])
 def test_dropout_only_in_training(name: str, ids: Tensor):
-    """In training mode each pass differs; in eval mode none does, and it equals a model without dropout."""
-    settings = {"model_name": "gpt2"} if name == "gpt" else {"sense_network": name}
+    """In training mode each pass differs; in eval mode none does, and it equals a model without dropout.
+
+    Looking at senses and α never drops out, and leaves the model training.
+    """
+    settings = (BACKPACKS | GPTS)[name]
     model, sure = tiny_model(**settings, dropout=0.3), tiny_model(**settings)
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert torch.equal(model(ids).logits, sure(ids).logits)
     model.train()
     torch.manual_seed(0)
-    assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
-    torch.manual_seed(0)
     first = model(ids).logits
+    assert (model(ids).logits - first).abs().max() > 0.1
     torch.manual_seed(0)
     assert torch.equal(first, model(ids).logits)
     sure.train()
     assert torch.equal(sure(ids).logits, sure(ids).logits)
-
-
-@pytest.mark.parametrize("name", ["nano", "paper"])
-def test_looking_at_senses_and_alpha_never_drops_out(name: str, ids: Tensor):
-    """sense_vectors and contextualization give a training model's true values, and leave it training."""
-    model = tiny_model(**BACKPACKS[name], dropout=0.5)
-    alpha, table = model.contextualization(ids), model.sense_vectors()
-    model.train()
-    assert torch.equal(model.contextualization(ids), alpha)
-    assert torch.equal(model.sense_vectors(), table)
-    assert model.training
-    assert model.senses.training
+    if isinstance(model, BackpackLM):
+        assert torch.equal(model.contextualization(ids), sure.contextualization(ids))
+        assert torch.equal(model.sense_vectors(), sure.sense_vectors())
+        assert all(module.training for module in model.modules())
 
 
 def logits_in_training(model: BackpackLM, forward: Any, ids: Tensor, n: int) -> Tensor:
@@ -417,16 +408,16 @@ def logits_in_training(model: BackpackLM, forward: Any, ids: Tensor, n: int) -> 
         return torch.cat([forward(ids) for _ in range(n)])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputing_blocks_changes_nothing(model, ids: Tensor, dropout: float):
-    for module in model.modules():
-        module.dropout = dropout
+@pytest.mark.parametrize("name", ["nano-bias-few", "paper-bias-inverse", "gpt-bias"])
+def test_recomputing_blocks_changes_nothing(name: str, ids: Tensor):
+    """Not even what is dropped: a block that is computed again draws the same random numbers."""
     gradients = []
-    for model.context.recompute in (False, True):
+    for recompute in (False, True):
+        model = tiny_model(**(BACKPACKS | GPTS)[name], dropout=0.3).train()
+        model.context.recompute = recompute
         torch.manual_seed(0)
-        model.train().zero_grad()
         model(ids, ids).loss.backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
+        gradients.append([p.grad for p in model.parameters()])
     for kept, recomputed in zip(*gradients, strict=True):
         assert torch.equal(kept, recomputed)
 
@@ -444,10 +435,11 @@ def test_recomputing_keeps_one_tensor_of_a_block(recompute: bool):
     assert (kept[1] - kept[0] <= 3) == recompute  # three more blocks
 
 
-def test_alpha_dropout_is_unbiased():
+@pytest.mark.parametrize("n_embd", [16, 32])
+def test_alpha_dropout_is_unbiased(n_embd: int):
     """Dropout on α alone keeps the mean of the logits, which are linear in α; the paper's model has none."""
     ids = torch.tensor([[3, 3, 5, 8]])
-    model = tiny_model(n_layer=1, dropout=0.5)
+    model = tiny_model(n_layer=1, n_embd=n_embd, dropout=0.5)
     exact = model(ids).logits[0]
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -462,7 +454,7 @@ def test_alpha_dropout_is_unbiased():
     assert tiny_model(sense_network="paper", dropout=0.5).alpha.dropout == 0
 
 
-@pytest.mark.parametrize("name", ["nano", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["nano", pytest.param("paper-bias-inverse", marks=pytest.mark.slow)])
 def test_dropout_distributes_as_in_the_plain_formula(name: str):
     """Training logits have the mean and spread of the plain formula's, where each position drops its own."""
     ids = torch.tensor([[3, 3, 3, 5, 8, 5]])
@@ -474,28 +466,3 @@ def test_dropout_distributes_as_in_the_plain_formula(name: str):
     ratio = ours.std(dim=0) / plain.std(dim=0)
     assert ratio.min() > 0.85
     assert ratio.max() < 1.15
-
-
-@pytest.mark.parametrize("loss_only", [False, True])
-@pytest.mark.parametrize("bad", [-2, -100, 23, 10**12])
-def test_targets_outside_the_vocabulary(model, ids: Tensor, loss_only: bool, bad: int):
-    """Found before any kernel indexes with them; -1 and the padded ids are none of them."""
-    targets = ids.clone()
-    targets[0, 3], targets[1, 2], targets[2, 11] = -1, 22, bad
-    with pytest.raises(ValueError, match=f"id {bad} is outside the vocabulary: -1 to 22"):
-        model(ids, targets, loss_only=loss_only)
-    targets[2, 11] = 0
-    assert model(ids, targets, loss_only=loss_only).loss.isfinite()
-
-
-@pytest.mark.parametrize(
-    "change", [Tensor.int, Tensor.float, lambda t: t[:, 1:], lambda t: t[:2], Tensor.flatten]
-)
-def test_targets_of_another_shape_or_type(model, ids: Tensor, change: Callable[[Tensor], Tensor]):
-    with pytest.raises(ValueError, match=r"targets must be \(3, 12\) int64"):
-        model(ids, change(ids))
-
-
-def test_no_sequence_at_all(model):
-    with pytest.raises(ValueError, match="empty batch"):
-        model(torch.zeros(0, 3, dtype=torch.int64))

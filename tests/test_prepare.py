@@ -27,7 +27,7 @@ from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files
 from nanobackpack.text.data import TokenData, open_dataset
 from nanobackpack.text.meta import KNOWN, Meta
-from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
+from nanobackpack.text.splits import fraction, split_random, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -298,31 +298,6 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
 
 
-def test_languages(tmp_path: Path):
-    corpora = {"de_": corpus_of(DOCS), "fr_": corpus_of(DOCS[::-1])}
-    split = split_random(val=fraction(0.1))
-    meta = prepare.write_tokens(tmp_path, corpora, BPE, split, dtype="uint32", languages=["de", "fr"])
-    assert Meta.load(tmp_path / "meta.json") == meta
-    assert meta.languages == ["de", "fr"]
-    assert list(meta.tokens) == ["de_train", "de_val", "fr_train", "fr_val"]
-    assert len(documents_of(read_ids(tmp_path, "fr_train"), 0)) == 270
-    assert (tmp_path / "de_val.bin").stat().st_size == 4 * meta.tokens["de_val"]
-
-
-def test_shards(tmp_path: Path):
-    meta = prepare.write_tokens(
-        tmp_path, {"de/de_": corpus_of(DOCS)}, BPE, deal_shards(10), dtype="uint32", languages=["de"]
-    )
-    assert {p.name for p in (tmp_path / "de").iterdir()} == {f"de_{i}.bin" for i in range(10)}
-    found = [BPE.decode(d[:-1]) for i in range(10) for d in documents_of(read_ids(tmp_path, f"de_{i}"), 0)]
-    assert sorted(found) == sorted(DOCS)
-    assert max(meta.chars.values()) - min(meta.chars.values()) <= max(map(len, DOCS))
-    assert max(meta.tokens.values()) < 1.2 * min(meta.tokens.values())
-    assert f"de_*.bin {sum(meta.tokens.values()):,} tokens" in " ".join(
-        prepare.summary(meta, tmp_path).split()
-    )
-
-
 # --- The scripts -------------------------------------------------------------------------------
 
 
@@ -419,6 +394,7 @@ def test_pydocs_char_from_another_folder(tmp_path: Path):
     assert meta.tokens["train"] == int(sum(meta.tokens.values()) * 0.9) > 100_000
 
 
+TRAIN_VAL_EVALUATION = ("train", "val", "evaluation")
 CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"0123456789abcdefghijklmnopqrstuvwxyz天地玄黄宇宙洪荒日月"]
 
 
@@ -508,12 +484,19 @@ def test_common_crawl(script: Script, tmp_path: Path, chinese: Path):
     script("common_crawl", *args, "--out", tmp_path / "out")
     meta = Meta.load(tmp_path / "out" / "meta.json")
     assert (meta.languages, meta.dtype) == (["de", "zh"], "uint32")
-    names = ("zh_train", "zh_val", "zh_evaluation")
+    names = [f"zh_{split}" for split in TRAIN_VAL_EVALUATION]
     assert held_texts(tmp_path / "out", *names) == sorted(f"[CLS]{text}[SEP]" for text in documents)
     assert [len(held_texts(tmp_path / "out", name)) for name in names] == [34, 2, 4]
-    script("common_crawl", *args, "--shards", 10, "--out", tmp_path / "packs")
-    assert len(held_texts(tmp_path / "packs", *[f"de_{i}" for i in range(10)])) == 20
-    assert (tmp_path / "packs" / "tokenizer.json").exists()
+    assert list(meta.tokens) == [f"{language}_{s}" for language in ("de", "zh") for s in TRAIN_VAL_EVALUATION]
+    assert (tmp_path / "out" / "de_val.bin").stat().st_size == 4 * meta.tokens["de_val"]
+    out = script("common_crawl", *args, "--shards", 10, "--out", tmp_path / "packs")
+    shards = [f"zh_{i}" for i in range(10)]
+    assert held_texts(tmp_path / "packs", *shards) == sorted(f"[CLS]{text}[SEP]" for text in documents)
+    assert {p.name for p in (tmp_path / "packs" / "zh").iterdir()} == {f"{name}.bin" for name in shards}
+    tokens = Meta.load(tmp_path / "packs" / "meta.json").tokens
+    assert {tokens[name] for name in shards} == {16}  # four documents of two characters each
+    assert f"zh_*.bin {160} tokens" in " ".join(out.split())
+    assert open_dataset(tmp_path / "packs").n_tokens("train") == sum(tokens.values()) * 9 // 10
     for wrong, reason in (
         (("--shards", 100), "too few for 100 shards"),
         (("--languages", "am"), "--languages"),

@@ -5,29 +5,39 @@ Without a network, on purpose: what would be downloaded must fail in one line th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from conftest import save_tiny
+
+from nanobackpack import cli
+from nanobackpack.commands import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    ((?:python|make) [^#\n]*)", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    ((?:python|make|nanobackpack) [^#\n]*)", README, re.MULTILINE)
 
 # What a command needs to be quick; the rest of it is run as written.
 TINY = "--n_layer=2 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=3 --eval_iters=2"
-TEXT = "First Citizen:\nBefore we proceed any further, hear me speak to the king. O Rome! The quick\n" * 200
+TEXT = (
+    "My lord, the king and his queen love her son.\nBefore we proceed, hear me speak from the heart.\n" * 200
+)
 
 
 def extra(command: str) -> list[str]:
-    if command.startswith("python train.py"):
+    if "train.py" in command or "nanobackpack train" in command:
         return [*TINY.split(), "--device=cpu"]
-    if command.startswith("python sample.py"):
+    if "sample.py" in command or "nanobackpack sample" in command:
         return ["--num_samples=2", "--max_new_tokens=20"]
     return []
 
@@ -40,11 +50,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ".*", "out*", "tests", "*.bin", "meta.json", "tokenizer.json", "input.txt", "__pycache__"
     )
     shutil.copytree(ROOT, folder, ignore=ignore)
-    (folder / "prompt.txt").write_text("First", encoding="utf-8")
-    (folder / "my_book.txt").write_text(TEXT, encoding="utf-8")
-    (folder / "my_notes").mkdir()
-    (folder / "my_notes" / "today.md").write_text(TEXT, encoding="utf-8")
-    (folder / "shakespeare.txt").write_text(TEXT, encoding="utf-8")
+    for name in ("shakespeare.txt", "don_quixote.txt"):
+        (folder / name).write_text(TEXT, encoding="utf-8")
     return folder
 
 
@@ -57,14 +64,15 @@ def run(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_readme_commands(copy: Path) -> None:
     """In the README's order, each of them works on what the ones before it made."""
-    commands = [c for c in COMMANDS if c.startswith("python ") and "--help" not in c]
-    assert len(commands) >= 9
+    commands = [c for c in COMMANDS if not c.startswith("make ")]
+    assert sum(c.startswith("nanobackpack ") for c in commands) >= 9
+    assert sum(c.startswith("python ") for c in commands) >= 9
     for command in commands:
-        args = [sys.executable, *shlex.split(command)[1:], *extra(command)]
+        words = shlex.split(command)
+        program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "nanobackpack"]
+        args = [*program, *words[1:], *extra(command)]
         result = run(copy, *args)
-        if (
-            "prepare.py" in command and "textfiles" not in command
-        ):  # wants the network, or texts that are not here
+        if "prepare.py" in command:  # wants the network, or texts that are not here
             assert result.returncode == 2, command
             assert result.stderr.startswith("error: "), command
             assert result.stderr.count("\n") == 1, command + result.stderr
@@ -82,6 +90,41 @@ def test_readme_commands(copy: Path) -> None:
         assert result.stdout, command
     made = {p.name for p in (copy / "out-shakespeare-char").iterdir()}
     assert made - {"ckpt_prev.pt"} == {"ckpt.pt", "best.pt", "metrics.jsonl", "config.json", "loss.png"}
+
+
+def test_the_first_lines_of_python_run(tmp_path: Path) -> None:
+    """On a tiny model, whose numbers are others."""
+    save_tiny(tmp_path / "out-zh", "天曹操丕却说子下津色水意", n_sense_vector=8)
+    block = re.search(r"```python\n(>>> .*?)```", README, re.DOTALL)
+    assert block
+    lines = [line[4:] for line in block[1].splitlines() if line.startswith((">>> ", "... "))]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("\n".join(lines).replace('"out-zh"', repr(str(tmp_path / "out-zh"))), {})
+    assert printed.getvalue().startswith("# 天\n  sense 5  '")
+    assert re.fullmatch(r"(\[\S+\s+\S+\]\n){2}", printed.getvalue().split("\n", 2)[2])
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "config" / "README.md"]
+
+
+def test_every_command_of_docs_and_help_texts_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    pages = [*PAGES, *(ROOT / "nanobackpack").rglob("*.py")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    commands = re.findall(r"^    nanobackpack (\w.*?)(?:   .*)?$", text, re.MULTILINE)
+    assert len(commands) > 60
+    for command in commands:
+        verb, *flags = shlex.split(command, comments=True)
+        if verb in VERBS and "mine.py" not in flags:  # a config file of the user's own
+            module = import_module(f"nanobackpack.{VERBS[verb][0]}")
+            cli.parse(get_type_hints(module.main)["settings"], flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
 
 
 def test_device_in_the_space_form_is_parsed(copy: Path) -> None:

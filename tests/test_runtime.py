@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,27 +31,20 @@ def test_cpu_is_always_there() -> None:
     assert pick_device("cpu") == CPU
 
 
-@no_gpu
-def test_auto_on_a_plain_machine_is_cpu() -> None:
-    assert pick_device("auto") == CPU
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "CPU", "cpu:1", "gpu", "meta"])
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "CPU", "cpu:1", "meta"])
 def test_a_device_that_is_not_here_is_one_line(name: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(
+        InputError, match=f"^device='{name}' is not here: this machine has .*cpu.*--device=auto"
+    ):
         pick_device(name)
-    message = str(error.value)
-    assert repr(name) in message
-    assert "cpu" in message
-    assert "--device=auto" in message
-    assert "\n" not in message
 
 
 @no_gpu
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_gpu_on_a_plain_machine_is_one_line(name: str) -> None:
-    with pytest.raises(InputError, match="this machine has cpu"):
-        pick_device(name)
+def test_a_plain_machine_has_a_cpu_alone() -> None:
+    assert pick_device("auto") == CPU
+    for name in ("cuda", "cuda:0", "mps"):
+        with pytest.raises(InputError, match="this machine has cpu "):
+            pick_device(name)
 
 
 def test_dtype_on_cpu() -> None:
@@ -96,11 +88,9 @@ def test_compile_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_seeds_are_fixed_numbers() -> None:
     """Their values are part of what makes old runs repeatable, so they must not drift."""
-    assert [seed_of(1337, 0), seed_of(1337, 1, 0, 0), seed_of(0)] == [
-        6791203004760804454,
-        8311963500192281539,
-        7896617691693857887,
-    ]
+    assert seed_of(1337, 0) == 6791203004760804454
+    assert seed_of(1337, 1, 0, 0) == 8311963500192281539
+    assert seed_of(0) == 7896617691693857887
 
 
 def test_seeds_differ_for_different_keys() -> None:
@@ -119,21 +109,16 @@ def test_generators_repeat_and_are_independent() -> None:
     assert draw(1, 2, 3) == draw(1, 2, 3)
     draws = [draw(s, p, t) for s in range(3) for p in range(3) for t in range(3)]
     assert len({tuple(d) for d in draws}) == 27
-    one, two = generator(5, 1), generator(5, 2)  # drawing from one leaves the other alone
-    torch.rand(100, generator=one)
+    one, two, before = generator(5, 1), generator(5, 2), torch.get_rng_state()
+    torch.rand(100, generator=one)  # drawing from one leaves the other alone, and torch's own
     assert torch.equal(torch.rand(4, generator=two), torch.rand(4, generator=generator(5, 2)))
-
-
-def test_generators_leave_global_randomness_alone() -> None:
-    before = torch.get_rng_state()
-    torch.rand(10, generator=generator(1, 2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- Importing --------------------------------------------------------------------------------
 
 PROBE = """
-import json, logging, random, signal, sys, warnings
+import importlib, json, logging, random, signal, sys
 import numpy, torch
 
 class NoReading(list):
@@ -165,7 +150,6 @@ def state():
 modules = json.loads(sys.argv[1])
 sys.argv = NoReading(["probe", "--no_such_setting=1"])
 before = state()
-import importlib
 importlib.import_module("nanobackpack")
 heavy = [m for m in ("matplotlib", "transformers", "scipy", "pandas", "sklearn") if m in sys.modules]
 for name in modules:
@@ -177,38 +161,19 @@ with open("result.json", "w") as f:
 """
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What importing every module of the package did, in a fresh interpreter in an empty folder."""
-    folder = tmp_path_factory.mktemp("import")
-    modules = [
-        m.name
-        for m in pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
-        if not m.name.endswith("__main__")
-    ]
+def test_importing_does_nothing_else(tmp_path: Path) -> None:
+    """Every module of the package, in a fresh interpreter in an empty folder."""
+    found = pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
+    modules = [m.name for m in found if not m.name.endswith("__main__")]
     assert {"nanobackpack.train.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
-    (folder / "probe.py").write_text(PROBE, encoding="utf-8")
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    (tmp_path / "probe.py").write_text(PROBE, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "probe.py", json.dumps(modules)], cwd=folder, capture_output=True, text=True, env=env
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "result.json").read_text())
-    left = {p.name for p in folder.iterdir()} - {"probe.py", "result.json", "__pycache__"}
-    return result | {"stdout": done.stdout, "stderr": done.stderr, "left": left}
-
-
-def test_importing_prints_and_writes_nothing(imported: dict[str, Any]) -> None:
-    assert (imported["stdout"], imported["stderr"], imported["left"]) == ("", "", set())
-
-
-def test_importing_leaves_argv_alone(imported: dict[str, Any]) -> None:
-    assert imported["argv"] == ["probe", "--no_such_setting=1"]
-
-
-def test_importing_changes_no_global_state(imported: dict[str, Any]) -> None:
-    assert imported["changed"] == []  # seeds, default type and device, threads, logging, signals
-
-
-def test_importing_the_package_loads_nothing_heavy(imported: dict[str, Any]) -> None:
-    assert imported["heavy"] == []
+        [sys.executable, "probe.py", json.dumps(modules)], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {p.name for p in tmp_path.iterdir()} - {"probe.py", "result.json", "__pycache__"} == set()
+    assert result["argv"] == ["probe", "--no_such_setting=1"]
+    assert result["changed"] == []  # seeds, default type and device, threads, logging, signals
+    assert result["heavy"] == []

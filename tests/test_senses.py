@@ -220,10 +220,10 @@ def test_the_recipe_for_a_map_runs(speller: BackpackLM, monkeypatch: pytest.Monk
 # --- Words and tokens ---------------------------------------------------------------------------
 
 
-def joining() -> Tokenizer:
+def joining(*more: tuple[str, str]) -> Tokenizer:
     """Byte-level BPE as GPT-2's: "Ġ" is a space joined to the word after it."""
     vocabulary = {t: i for i, t in enumerate(["Ġ", "a", "b", "c", "Ġa", "Ġab", "ab", "[UNK]", "Ċ"])}
-    merges = [("Ġ", "a"), ("a", "b"), ("Ġa", "b")]
+    merges = [("Ġ", "a"), *more, ("Ġa", "b")]
     inner = hf.Tokenizer(hf.models.BPE(vocab=vocabulary, merges=merges))
     inner.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = hf.decoders.ByteLevel()
@@ -232,7 +232,7 @@ def joining() -> Tokenizer:
 
 def test_words_take_the_space_that_joins_them():
     """ " word" as inside a text where that is how the tokenizer writes it, else the word as it is."""
-    t = joining()
+    t = joining(("a", "b"))
     for word, tokens in (
         ("ab", [" ab"]),
         ("ac", [" a", "c"]),
@@ -400,6 +400,18 @@ def test_word_composition(senses: Senses, bos: bool):
             counts[0 if d < 0.1 else 1 if d < 0.2 else 2] += 1
     assert got.consistency == counts
     assert sum(counts) == 3 * len(mean)
+
+
+def test_word_composition_takes_one_spelling():
+    """At the beginning of a text a word may be other tokens, which share its weight in another way."""
+    model = tiny_model()
+    model.tokenizer = t = joining()
+    sentence = "abc abc"
+    assert [t.token(i) for i in t.encode(sentence)] == ["a", "b", "c", " ab", "c"]
+    assert len(Senses(model).find(sentence, "abc")) == 2
+    got = Senses(model).word_composition("abc", [sentence])
+    assert got.tokens == [" ab", "c"]
+    assert [share.shape[1:] for share in got.shares] == [(1, 2)]
 
 
 def test_what_prompts_begin_with(senses: Senses):

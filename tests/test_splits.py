@@ -48,10 +48,8 @@ def test_drawn_gives_each_document_to_one_split(n: int, data: st.DataObject):
     assert [p for _, p in assigned] == list(pieces_of(documents))  # all of them, in order
     owners = [name for name, piece in assigned if piece.opens]
     assert owners == [name for name, piece in assigned if piece.closes]  # no document is torn
-    assert (
-        Counter(owners)
-        == Counter({"evaluation": n_evaluation, "val": n_val, "train": n - n_evaluation - n_val}) - Counter()
-    )
+    wanted = {"evaluation": n_evaluation, "val": n_val, "train": n - n_evaluation - n_val}
+    assert Counter(owners) == Counter(wanted) - Counter()
     assert split.names == ("train", "val", "evaluation")
 
 
@@ -64,19 +62,16 @@ def test_drawn_is_the_same_each_time_and_uniform():
         numbers = [int(p.text) for n, p in assigned if n == name]
         assert len(numbers) == 2000
         assert abs(sum(numbers) / 2000 - 10_000) < 4 * 20_000 / 12**0.5 / 2000**0.5
-    first = [int(p.text) for n, p in assigned if n == "evaluation"]
-    again = assign(
-        split_random(evaluation=fraction(0.1)), documents
-    )  # drawing val changes nothing in evaluation
-    assert first == [int(p.text) for n, p in again if n == "evaluation"]
+    alone = assign(split_random(evaluation=fraction(0.1)), documents)  # that val is drawn changes nothing
+    assert [p for n, p in assigned if n == "evaluation"] == [p for n, p in alone if n == "evaluation"]
 
 
 def test_drawn_from_too_few():
+    split = split_random(evaluation=fraction(0.1), val=fraction(0.1))
     for n in (1, 2):
-        with pytest.raises(InputError) as error:
-            assign(split_random(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * n)
-        assert f"only {n} documents" in str(error.value)
-    assert len(assign(split_random(evaluation=fraction(0.1), val=fraction(0.1)), [["x"]] * 3)) == 3
+        with pytest.raises(InputError, match=f"only {n} documents"):
+            assign(split, [["x"]] * n)
+    assert len(assign(split, [["x"]] * 3)) == 3
 
 
 def test_fraction():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanobackpack.analysis.control import applied
-from nanobackpack.analysis.results import Ranking, Result, aligned
+from nanobackpack.analysis.results import Ranking, Result, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import EditLike, flatten_edits
 from nanobackpack.text.tokenizer import Text, token_id
@@ -48,7 +48,7 @@ class Effect(Result):
         if self.tested:
             rows = zip(self.tested, self.probabilities.tolist(), self.ratios.tolist(), strict=True)
             cells = [[repr(token), f"{p:.3g}", f"{q:.3g}", f"{ratio:.3f}"] for token, (p, q), ratio in rows]
-            lines.append(aligned([["", "before", "after", "ratio"], *cells]))
+            lines.append(table("", ["", "before", "after", "ratio"], cells))
         return "\n".join(lines)
 
 

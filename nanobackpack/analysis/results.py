@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from nanobackpack.config import AnalysisConfig, LoadConfig
 from nanobackpack.safe.files import check_writable, replacing
@@ -47,7 +48,6 @@ class Result:
 
 
 # --- The runner ---------------------------------------------------------------------------------
-
 
 Found = TypeVar("Found")
 
@@ -83,7 +83,7 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
 
 
 def _results_in(found: Any) -> Iterator[Result]:
-    """The results in a list, and in the lists in it."""
+    """Yield the results in a list, and in the lists in it."""
     if isinstance(found, Result):
         yield found
     else:
@@ -114,6 +114,10 @@ def to_json_values(value: Any) -> Any:
 
 
 # --- What analysis gives back -------------------------------------------------------------------
+
+Pooling = Literal["avg", "first", "contextualized"]
+"""The senses of a word of several tokens: their mean; those of the first; or s_l = Σ_j α[l,n,j] C(x_j)_l
+at the word's last token n, the word being all the model sees, so that Σ_l E · s_l = its logits."""
 
 
 class Scored(NamedTuple):
@@ -313,17 +317,16 @@ class Composition(Result):
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Show a title, column names (none if empty) and rows of cells whose columns line up."""
-    return f"# {title}\n{aligned([head, *rows] if head else rows)}"
+    """Show a title, column names and rows of cells whose columns line up, Chinese ones too.
 
-
-def aligned(rows: Iterable[Sequence[str]]) -> str:
-    """Show rows of cells as indented lines whose columns line up, Chinese ones too."""
-    rows = list(rows)
-    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    There may be no title ("") and no names ([]).
+    """
+    lines = [head, *rows] if head else list(rows)
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     # str.ljust would count characters, not the columns they take.
-    padded = [[c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  " + "  ".join(row).rstrip() for row in padded)
+    padded = [[c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)] for line in lines]
+    text = "\n".join("  " + "  ".join(cells).rstrip() for cells in padded)
+    return f"# {title}\n{text}" if title else text
 
 
 def width(text: str) -> int:
@@ -376,7 +379,7 @@ def heat_map(
         # parse_math=False: a $ in a token is a $, not the beginning of a formula.
         axes.set_xticks(range(len(columns)), columns, rotation=0 if cells else 90, parse_math=False)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_title(title, parse_math=False)
+        axes.set_title(textwrap.fill(title, int(8 * size[0])), parse_math=False)  # as wide as the picture
         for r, row in enumerate(cells):
             for n, text in enumerate(row):
                 color = "white" if shown[r, n].abs() > 0.6 * limit else "black"  # legible on dark cells

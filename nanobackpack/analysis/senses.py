@@ -31,6 +31,7 @@ from nanobackpack.analysis.results import (
     Contributions,
     Located,
     PerSense,
+    Pooling,
     Ranking,
     Similarity,
     Weights,
@@ -50,10 +51,6 @@ from nanobackpack.text.tokenizer import (
     token_id,
     word_ids,
 )
-
-Pooling = Literal["avg", "first", "contextualized"]
-"""The senses of a word of several tokens: their mean; those of the first; or s_l = Σ_j α[l,n,j] C(x_j)_l
-at the word's last token n, the word being all the model sees, so that Σ_l E · s_l = its logits."""
 
 
 class Senses:

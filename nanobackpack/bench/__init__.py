@@ -20,12 +20,13 @@ measured, workers.py for how.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from nanobackpack.config import check_types
+from nanobackpack.config import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
+class BenchConfig(Settings):
     """Speed and memory of the plain formula, of this package and of a GPT, side by side."""
 
     quick: bool = False
@@ -41,13 +42,22 @@ class BenchConfig:
     only: str = ""
     """Measure only the rows whose name contains this."""
 
-    def __post_init__(self) -> None:
-        check_types(self)
-
 
 def main(settings: BenchConfig) -> None:
-    """Print the table, and write the files that are asked for."""
+    """Measure the rows that are asked for, then profile and draw if asked to."""
     # torch and everything that needs it come in here, so that `nanobackpack bench --help` is quick
-    from nanobackpack.bench.cases import run
+    from nanobackpack.bench.cases import cases, plot, profile, table
+    from nanobackpack.bench.workers import Bench
+    from nanobackpack.runtime import pick_device
 
-    run(settings)
+    device = str(pick_device(settings.device))
+    bench = Bench(device, settings.quick)
+    try:
+        chosen = cases(settings.quick, cuda=device.startswith("cuda"))
+        table(bench, [c for c in chosen if settings.only.lower() in c.what.lower()], settings.json)
+        if settings.profile:
+            profile(bench, Path(settings.profile))
+        if settings.plot:
+            plot(bench, Path(settings.plot))
+    finally:
+        bench.close()

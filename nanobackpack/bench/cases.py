@@ -27,11 +27,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanobackpack.bench import BenchConfig
 from nanobackpack.bench.plain import plain_logits
 from nanobackpack.bench.workers import KINDS, Bench, Setup, Text
 from nanobackpack.config import ModelConfig
-from nanobackpack.runtime import pick_device
 from nanobackpack.safe.files import replacing
 from nanobackpack.text.data import TokenData
 from nanobackpack.train.checkpoint import build_model
@@ -274,21 +272,6 @@ def cell_text(value: Any) -> str:
 
 
 # --- The program ------------------------------------------------------------------------------
-
-
-def run(settings: BenchConfig) -> None:
-    """Measure the rows that are asked for, then profile and draw if asked to."""
-    device = str(pick_device(settings.device))
-    bench = Bench(device, settings.quick)
-    try:
-        chosen = cases(settings.quick, cuda=device.startswith("cuda"))
-        table(bench, [c for c in chosen if settings.only.lower() in c.what.lower()], settings.json)
-        if settings.profile:
-            profile(bench, Path(settings.profile))
-        if settings.plot:
-            plot(bench, Path(settings.plot))
-    finally:
-        bench.close()
 
 
 def table(bench: Bench, cases: list[Case], file: str = "") -> None:

@@ -19,9 +19,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from nanobackpack.analysis import results
+from nanobackpack.analysis.results import Pooling
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nanobackpack.model.backpack import LanguageModel
-
-Pooling = Literal["avg", "first", "contextualized"]  # as in analysis/senses.py, which needs torch
 
 
 # How each test set is written: what separates columns (None: any white space), the column of the score, where

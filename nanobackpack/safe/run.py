@@ -40,7 +40,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ca
 @contextmanager
 def guard_run(config: TrainConfig, rank: int = 0) -> Iterator[None]:
     """Lock the folder of a run (its first process does), and turn running out of memory into advice."""
-    lock = locked(Path(config.out_dir)) if rank == 0 else nullcontext()
+    lock = lock_folder(Path(config.out_dir)) if rank == 0 else nullcontext()
     with lock, within_memory(config):
         yield
 
@@ -49,7 +49,7 @@ def guard_run(config: TrainConfig, rank: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make the folder and hold its lock; an InputError names the process that holds it already."""
     # The lock is the system's, on an open file: however a process ends, kill -9 included, it is free again.
     # The library filelock would not do: before its version 4 an attempt empties the file, and with it the

@@ -3,6 +3,8 @@
     load_untrusted("ckpt.pt")             a file of torch.save: tensors and plain values
     load_plain_pickle("meta.pkl", limit)  a pickle of plain values
     check_tokenizer(text, "its name")     a tokenizer.json, before the tokenizers library reads it
+    count_values(line, limit)             a line of JSON, before Python makes objects of it
+    unpack_xz(file, limit)                a text packed with xz, within so much memory
 
 A library that opens a file safely runs nothing, but may still take all memory or never end. So a pickle is
 followed operation by operation before any is carried out, a container must be what torch.save writes, and
@@ -61,7 +63,9 @@ def load_untrusted(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a file")
     try:
         # Look before anything is built; then torch's own weights_only is a second wall.
-        is_zip = check_archive(path)
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"  # as since torch 1.6
+        (check_zip if is_zip else check_legacy)(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         content = copy_plain_values(loaded)
     except (pickle.UnpicklingError, InputError) as error:
@@ -163,16 +167,8 @@ def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
     return last
 
 
-def check_archive(path: Path) -> bool:
-    """Look through a file of torch.save; return whether it is a zip archive, as since torch 1.6."""
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\3\4"
-    (check_zip if is_zip else check_legacy)(path)
-    return is_zip
-
-
 def check_zip(path: Path) -> None:
-    """Look through a file of torch.save, a zip archive since torch 1.6, and compare its checksums."""
+    """Look through a file of torch.save, and compare its checksums."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = {part.filename.lower() for part in parts}  # torch does not tell "a" from "A"
@@ -308,9 +304,9 @@ def _longest(text: object) -> int:
 
 
 def count_values(line: str, limit: int) -> int:
-    """How many values a line of JSON has, at least; exact enough to tell whether they are above `limit`."""
-    # Each value but one begins after one of these characters, but texts may hold them too. Where they are too
-    # many, count the texts; and where these are not too many, look only at what lies outside of them.
+    """Count the values in a line of JSON, exactly enough to tell whether there are more than `limit`."""
+    # Each value but the first begins after one of these characters, but texts may hold them too. Where they
+    # are too many, count the texts; where these are not, count only what lies outside of them.
     n = sum(map(line.count, "[{,"))
     if n > limit:
         line = line.replace("\\\\", "").replace('\\"', "")  # all quotes now begin or end a text
@@ -321,7 +317,7 @@ def count_values(line: str, limit: int) -> int:
 
 
 def unpack_xz(raw: BinaryIO, limit: int) -> BinaryIO:
-    """What is in a file of .xz, as lzma.open reads it, but with at most `limit` bytes of memory."""
+    """Read what is in a file of .xz, as lzma.open does, but with at most `limit` bytes of memory."""
     return io.BufferedReader(_Unxz(raw, limit))
 
 

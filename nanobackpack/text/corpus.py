@@ -47,14 +47,15 @@ Segments = Callable[[dict[str, Any]], Sequence[str]]
 
 
 class Piece(NamedTuple):
-    """A piece of a document: its first one opens it, its last one closes it.
+    """A piece of a document.
 
-    A closed piece followed by one that opens nothing is a separator within the document.
+    A document of several texts, such as a question and its answer, has an end mark between them too: each of
+    them closes, and only the first opens.
     """
 
     text: str
-    opens: bool = True
-    closes: bool = True
+    opens: bool = True  # the document begins with it
+    closes: bool = True  # an end mark follows it
 
 
 class Corpus(NamedTuple):
@@ -84,13 +85,12 @@ def from_files(
 
     def read(progress: Progress = int) -> Iterator[Piece]:
         for path in files:
-            how = kind or KINDS.get(_unpacked(path).suffix, "text")
-            left = _most(path)
-            with _reading(path):
-                for piece in _READERS[how](path, segments or field("text"), progress):
-                    left -= len(piece.text)
-                    if left < 0:
-                        raise _too_much(path)
+            read_kind = _READERS[kind or KINDS.get(_unpacked(path).suffix, "text")]
+            packed_size, n_chars = path.stat().st_size, 0
+            with _one_line_errors(path):
+                for piece in read_kind(path, segments or field("text"), progress):
+                    n_chars += len(piece.text)
+                    _check_growth(path, packed_size, n_chars)
                     yield piece
 
     return Corpus(", ".join(map(display_path, paths)), sum(p.stat().st_size for p in files), read)
@@ -142,7 +142,7 @@ def document(segments: Sequence[str]) -> Iterator[Piece]:
     if any(map(str.strip, segments)):
         for i, segment in enumerate(segments):
             parts = (segment[at : at + PIECE_CHARS] for at in range(0, len(segment), PIECE_CHARS))
-            yield from cut(parts, opens=i == 0)  # the last piece of each closes: a separator follows
+            yield from cut(parts, opens=i == 0)
 
 
 def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
@@ -196,28 +196,28 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
     return sorted(files)
 
 
-def _most(path: Path) -> int:
-    """How much a file may hold: texts of people never shrink to a thousandth."""
-    return _MAX_LINE_CHARS + 1000 * path.stat().st_size
-
-
-def _too_much(path: Path) -> InputError:
-    return InputError(f"{display_path(path)} unpacks to more than 1,000 times its size: give it unpacked")
-
-
 def _unpacked(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in _UNPACK else path
 
 
-def _text(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _opened(path, progress) as file:
-        parts = iter(lambda: file.read(PIECE_CHARS), "")
-        for first in parts:  # an empty file holds no document
-            yield from cut(itertools.chain([first], parts))
+def _check_growth(path: Path, packed_size: int, size: int) -> None:
+    """Refuse a file that unpacks to a thousand times its size: texts of people never do."""
+    if size > _MAX_LINE_CHARS + 1000 * packed_size:
+        raise InputError(f"{display_path(path)} unpacks to more than 1,000 times its size: give it unpacked")
 
 
-def _lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _opened(path, progress) as file:
+# The readers of the kinds of files.
+
+
+def _read_text(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _open_text(path, progress) as file:
+        first = file.read(PIECE_CHARS)
+        if first:  # an empty file holds no document
+            yield from cut(itertools.chain([first], iter(lambda: file.read(PIECE_CHARS), "")))
+
+
+def _read_lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _open_text(path, progress) as file:
         for _, line in _numbered(path, file):
             yield from document([line.rstrip("\r\n")])
 
@@ -232,8 +232,8 @@ def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _opened(path, progress) as file:
+def _read_json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+    with _open_text(path, progress) as file:
         for number, line in _numbered(path, file):
             if line.isspace():
                 continue
@@ -249,17 +249,17 @@ def _json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]
             yield from document(_texts(record, segments, where))
 
 
-def _parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+def _read_parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
     parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
     # What the file says of its size, before any of it is read.
     meta = parquet.read_metadata(path)
     n_bytes = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    if max(meta.num_rows, n_bytes) > _most(path):
-        raise _too_much(path)
+    _check_growth(path, path.stat().st_size, max(meta.num_rows, n_bytes))
     schema = meta.schema.to_arrow_schema()
     names = [column.name for column in schema if _holds_text(column.type)]
     # Only columns of text are read, and as dictionaries: a small file may name one long text in many rows.
-    with _Watched(path, progress) as raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
+    raw = io.BufferedReader(_Watched(path, progress))
+    with raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
         for batch in file.iter_batches(batch_size=256, columns=names):
             columns = {n: c for n, c in zip(batch.schema.names, batch.columns, strict=True) if n in names}
             for name, column in columns.items():
@@ -278,7 +278,7 @@ def _holds_text(column_type: Any) -> bool:
     return str(getattr(column_type, "value_type", column_type)) in ("string", "large_string", "string_view")
 
 
-_READERS = {"text": _text, "lines": _lines, "json": _json, "parquet": _parquet}
+_READERS = {"text": _read_text, "lines": _read_lines, "json": _read_json, "parquet": _read_parquet}
 
 
 def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
@@ -309,14 +309,9 @@ class _Watched(io.FileIO):
         self.progress(n)
         return n
 
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(-1 if size is None else size)
-        self.progress(len(data))
-        return data
-
 
 @contextmanager
-def _opened(path: Path, progress: Progress) -> Iterator[IO[str]]:
+def _open_text(path: Path, progress: Progress) -> Iterator[IO[str]]:
     """The text of a file, unpacked, its line ends untouched, cut into lines at "\\n" alone."""
     with io.BufferedReader(_Watched(path, progress)) as raw:
         packed = _UNPACK[path.suffix](raw) if path.suffix in _UNPACK else raw
@@ -336,7 +331,7 @@ _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _one_line_errors(path: Path) -> Iterator[None]:
     """Turn what can go wrong with a file into one line."""
     try:
         yield
@@ -344,13 +339,11 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{display_path(path)} is not UTF-8 text ({error.reason}): convert it first"
         ) from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"cannot read {display_path(path)}: {reason}") from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("pyarrow", "zstandard", "zstd"):
+    except Exception as error:  # those of pyarrow and zstandard cannot be named where these are not installed
+        known = isinstance(error, OSError | EOFError | lzma.LZMAError | zlib.error)
+        if not known and type(error).__module__.partition(".")[0] not in ("pyarrow", "zstandard", "zstd"):
             raise
-        raise InputError(f"cannot read {display_path(path)}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {display_path(path)}: {first_line(error)}") from None
 
 
 def _extra(module: str) -> Any:

@@ -1,7 +1,10 @@
 """What a data set says about itself: meta.json beside its .bin files, nanoBackpackLM's meta.pkl, or nothing.
 
-meta = Meta.load(folder / "meta.json")     # sizes, type of the ids, where the text came from, checksums
-tokenizer = read_tokenizer(folder)         # None if the folder has none
+    meta = Meta.load(folder / "meta.json")     # sizes, type of the ids, where the text came from, checksums
+    tokenizer = read_tokenizer(folder)         # None if the folder has none
+
+What a folder says is checked against its files when these are opened (data.py). It need not say anything: a
+folder of bare .bin files is a data set too.
 """
 
 from __future__ import annotations

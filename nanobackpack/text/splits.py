@@ -27,11 +27,11 @@ class Split(NamedTuple):
 
     names: tuple[str, ...]  # of the splits
     assign: Callable[[Iterable[Piece], Counts], Iterator[tuple[str, Piece]]]
-    """Gives each piece the name of its split. Raises InputError if there are too few documents."""
+    """Gives each piece the name of its split; refuses too few documents."""
 
 
 def split_tail(val: float) -> Split:
-    """The last `val` of the characters is validation. Raises InputError unless 0 < val < 1."""
+    """The last `val` of the characters is validation."""
     if not 0 < val < 1:
         raise InputError(f"val={val} is out of range: it must lie between 0 and 1, as 0.1")
 
@@ -41,7 +41,7 @@ def split_tail(val: float) -> Split:
             n = len(piece.text)
             if n <= left:
                 yield "train", piece
-            elif left > 0:
+            elif left > 0:  # the border lies within this piece
                 yield "train", piece._replace(text=piece.text[:left], closes=False)
                 yield "val", piece._replace(text=piece.text[left:], opens=False)
             else:
@@ -64,8 +64,9 @@ def split_random(**held_out: Callable[[int], int]) -> Split:
 
     def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
         n, random = counts.documents, np.random.default_rng(SEED)
+        # Draw the numbers of the documents of each split held out, then go through all documents.
         owner: dict[int, str] = {}
-        taken = np.empty(0, np.int64)  # numbers of the documents held out so far, sorted
+        taken = np.empty(0, np.int64)  # numbers drawn so far, sorted
         for name, share in held_out.items():
             k = share(n)
             if k >= n - len(taken):

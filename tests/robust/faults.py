@@ -15,27 +15,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import (
-    Job,
-    World,
-    clock_backwards,
-    difference,
-    little_memory,
-    no_network,
-    poisoned,
-    slowly,
-    small_files,
-    small_logs,
-    tiny_files,
-)
+import jobs
+from jobs import Job, World, difference, slowly, small_files
 from test_trainer import TEXT, identical, saved, temporary
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.text.corpus import from_text
 from nanobackpack.text.meta import Meta
-from nanobackpack.text.prepare import write_dataset, write_tokens
-from nanobackpack.text.splits import split_tail
+from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 
@@ -131,9 +118,8 @@ def truncated_data(world: World, draw: random.Random) -> str:
 def full_disk_in_a_save(world: World, draw: random.Random) -> str:
     out = world.stopped()
     before = (out / "ckpt.pt").read_bytes()
-    wrong = refused(
-        Job(world.config(out, init_from="resume"), before=small_files), "ckpt.pt", "--init_from=resume"
-    )
+    job = Job(world.config(out, init_from="resume"), before=small_files)
+    wrong = refused(job, "ckpt.pt", "--init_from=resume")
     if wrong or temporary(out) or (out / "ckpt.pt").read_bytes() != before:
         return wrong or "ckpt.pt is not what it was"
     return world.goes_on(out)
@@ -143,13 +129,13 @@ def full_disk_at_the_start(world: World, draw: random.Random) -> str:
     """With so little room that not even the settings can be written; the run before stays as it was."""
     out = world.stopped()
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    wrong = refused(Job(world.config(out), before=tiny_files), "config.json", "File too large")
+    wrong = refused(Job(world.config(out), before=jobs.tiny_files), "config.json", "File too large")
     return wrong or ("" if {p.name: p.read_bytes() for p in out.iterdir()} == before else "it changed")
 
 
 def full_disk_in_the_log(world: World, draw: random.Random) -> str:
     out, changes = world.place() / "out", {"max_iters": 400, "eval_interval": 100}
-    job = Job(world.config(out, **changes), before=small_logs)
+    job = Job(world.config(out, **changes), before=jobs.small_logs)
     if wrong := refused(job, "metrics.jsonl", "--init_from=resume"):
         return wrong
     return world.goes_on(out, **changes)
@@ -163,15 +149,7 @@ def prepare(config: TrainConfig) -> None:
 
 def prepare_languages(config: TrainConfig) -> None:
     """As `prepare`, of two languages: only the second does not fit."""
-    corpora = {"de_": from_text(TEXT[1:], "de"), "fr_": from_text(TEXT * 100, "fr")}
-    write_tokens(
-        Path(config.dataset),
-        corpora,
-        Tokenizer.char(TEXT),
-        split_tail(0.1),
-        framed=False,
-        languages=("de", "fr"),
-    )
+    jobs.write_languages(Path(config.dataset), TEXT[1:], TEXT * 100)
 
 
 def full_disk_in_prepare(world: World, draw: random.Random) -> str:
@@ -252,7 +230,9 @@ def one_of_two_hangs(world: World, draw: random.Random) -> str:
 
 def no_number(world: World, draw: random.Random) -> str:
     out = world.place() / "out"
-    if wrong := refused(Job(world.config(out), before=poisoned), "step 9 ", "holds step 8", "bad_step.json"):
+    if wrong := refused(
+        Job(world.config(out), before=jobs.poisoned), "step 9 ", "holds step 8", "bad_step.json"
+    ):
         return wrong
     report = json.loads((out / "bad_step.json").read_text())
     if report["step"] != 9 or report["learning_rate"] <= 0 or "--max_iters=10" not in report["command"]:
@@ -262,7 +242,7 @@ def no_number(world: World, draw: random.Random) -> str:
 
 def out_of_memory(world: World, draw: random.Random) -> str:
     out, n = world.place() / "out", 2 * draw.randrange(200_000, 300_000)
-    job = Job(world.config(out, batch_size=n), before=little_memory)
+    job = Job(world.config(out, batch_size=n), before=jobs.little_memory)
     return refused(
         job, "out of memory", f"--batch_size={n // 2} --gradient_accumulation_steps=4", "--recompute=True"
     )
@@ -292,13 +272,13 @@ def impossible_place(world: World, draw: random.Random) -> str:
 
 def without_network(world: World, draw: random.Random) -> str:
     out = world.place() / "out"
-    job = Job(world.config(out, init_from="somebody/nothing"), before=no_network)
+    job = Job(world.config(out, init_from="somebody/nothing"), before=jobs.no_network)
     return refused(job, "somebody/nothing", "cannot be fetched") or ("out is left" if out.exists() else "")
 
 
 def clock_goes_backwards(world: World, draw: random.Random) -> str:
     out = world.place() / "out"
-    status, printed = Job(world.config(out), before=clock_backwards).result()
+    status, printed = Job(world.config(out), before=jobs.clock_backwards).result()
     return printed[-500:] if status else difference(out, world.finished())
 
 

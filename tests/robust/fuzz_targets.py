@@ -40,23 +40,8 @@ SIZES: dict[str, Any] = {
 INTEGERS = [0, 1, -1, 2, 7, 255, 256, 65535, 65536, 2**31, 2**32 - 1, 2**63, -(2**63), 10**40]
 FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-320, 1e-40, 1e-7, 1e40, 1e308, math.inf, -math.inf, math.nan]
 TEXTS = [
-    "",
-    " ",
-    "\n",
-    "\0",
-    "auto",
-    "True",
-    "False",
-    "None",
-    "nan",
-    "1e400",
-    "0x10",
-    "--",
-    "-1",
-    "=",
-    "é",
-    "字",
-]
+    "", " ", "\n", "\0", "auto", "True", "False", "None", "nan", "1e400", "0x10", "--", "-1", "=", "é", "字",
+]  # fmt: skip
 
 
 def text(draw: Random, longest: int = 12) -> str:
@@ -73,13 +58,10 @@ def value(draw: Random, depth: int = 0) -> Any:
     if kind == 7:
         return {text(draw, 4): value(draw, depth + 1) for _ in range(draw.randint(0, 3))}
     simple = [
-        draw.choice(INTEGERS),
-        draw.randint(-9, 99),
-        draw.choice(FLOATS),
-        draw.choice(TEXTS),
-        text(draw),
-    ]
-    return [*simple, draw.choice([None, True, False])][kind]
+        draw.choice(INTEGERS), draw.randint(-9, 99), draw.choice(FLOATS), draw.choice(TEXTS), text(draw),
+        draw.choice([None, True, False]),
+    ]  # fmt: skip
+    return simple[kind]
 
 
 def changed(draw: Random, tree: Any) -> Any:
@@ -226,9 +208,8 @@ def folder() -> tempfile.TemporaryDirectory[str]:
 
 def data(draw: Random) -> bool:
     """A data set with a damaged file is refused, or has ids of its vocabulary only."""
-    path = Path(folder().name) / draw.choice(
-        ["train.bin", "val.bin", "meta.json", "meta.json", "tokenizer.json"]
-    )
+    names = ["train.bin", "val.bin", "meta.json", "meta.json", "tokenizer.json"]
+    path = Path(folder().name) / draw.choice(names)
     good = path.read_bytes()
     new = damaged(draw, good)
     if path.name == "meta.json" and draw.random() < 0.7:
@@ -322,9 +303,8 @@ def sampler(draw: Random) -> bool:
     seed = draw.getrandbits(32)
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * draw.choice([0, 1, 30, 1e30])
     for _ in range(draw.choice([0, 0, 1, 3])):
-        logits[draw.randrange(3), draw.randrange(7)] = draw.choice(
-            [-math.inf, -math.inf, math.inf, math.nan, 0]
-        )
+        odd = draw.choice([-math.inf, -math.inf, math.inf, math.nan, 0])
+        logits[draw.randrange(3), draw.randrange(7)] = odd
     temperature = draw.choice([draw.choice(FLOATS), 0, draw.random(), 3 * draw.random()])
     top_k = draw.choice([None, draw.choice(INTEGERS), draw.randint(1, 7)])
     top_p = draw.choice([None, draw.choice(FLOATS), draw.random()])

@@ -137,38 +137,35 @@ def _run(
 # --- What hinders a job, called in its process ------------------------------------------------
 
 
-def slowly() -> None:
-    """Each step takes 10 ms more, so that there is time to do something to the job."""
+def before_steps(disturb: Callable[[Trainer], object]) -> None:
+    """Something happens before each step."""
     step = Trainer.train_step
 
     def train_step(self: Trainer, lr: float) -> torch.Tensor:
-        time.sleep(0.01)
+        disturb(self)
         return step(self, lr)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def slowly() -> None:
+    """Each step takes 10 ms more, so that there is time to do something to the job."""
+    before_steps(lambda trainer: time.sleep(0.01))
 
 
 def poisoned() -> None:
     """A weight turns into nonsense before step 9."""
-    step = Trainer.train_step
-
-    def train_step(self: Trainer, lr: float) -> torch.Tensor:
-        if self.step == 9:
-            with torch.no_grad():
-                self.model.wte.weight[:, 0] = torch.nan
-        return step(self, lr)
-
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    before_steps(lambda trainer: trainer.step == 9 and trainer.model.wte.weight.data[:, 0].fill_(torch.nan))
 
 
-def small_files() -> None:
-    """No file can grow beyond 20 kB: the disk is full for all but small ones."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+def small_files(n_bytes: int = 20_000) -> None:
+    """No file can grow beyond that: the disk is full for all but small ones."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
 def tiny_files() -> None:
     """The disk is full for the settings of a run too, which have more than 500 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+    small_files(500)
 
 
 def small_logs() -> None:
@@ -215,6 +212,13 @@ def no_network() -> None:
 # --- Runs to compare with ---------------------------------------------------------------------
 
 
+def write_languages(folder: Path, de: str, fr: str) -> None:
+    """A data set of two languages."""
+    corpora = {"de_": from_text(de, "de"), "fr_": from_text(fr, "fr")}
+    options: dict[str, Any] = {"framed": False, "languages": ("de", "fr")}
+    write_tokens(folder, corpora, Tokenizer.char(TEXT), split_tail(0.1), **options)
+
+
 class World:
     """A folder with data and finished runs; `place` gives each test a new corner of it."""
 
@@ -223,15 +227,7 @@ class World:
         self.data = folder / "foxes"
         write_dataset(self.data, TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
         self.languages = folder / "languages"
-        corpora = {f"{name}_": from_text(TEXT[start:], name) for name, start in (("de", 0), ("fr", 900))}
-        write_tokens(
-            self.languages,
-            corpora,
-            Tokenizer.char(TEXT),
-            split_tail(0.1),
-            framed=False,
-            languages=("de", "fr"),
-        )
+        write_languages(self.languages, TEXT, TEXT[900:])
         self._finished: dict[str, Path] = {}
         self._seconds: dict[Path, float] = {}
         self._places = 0

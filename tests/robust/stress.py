@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,17 @@ from jobs import LIMIT_S, Job, World, difference
 from test_trainer import TEXT, saved, temporary
 
 from nanobackpack import load_model
+from nanobackpack.analysis import results
 from nanobackpack.runtime import keep_memory
 from nanobackpack.train.checkpoint import BackgroundWriter
 from nanobackpack.train.trainer import Trainer
 
 Rows = dict[str, dict[str, int]]  # what was tried → column → count
 HANG_S = 60  # an input that takes longer is a failure
+
+
+def sum_of(rows: Rows, column: str) -> int:
+    return sum(row[column] for row in rows.values())
 
 
 # --- Random input -----------------------------------------------------------------------------
@@ -74,21 +80,19 @@ def fuzz(n: int = 100_000, seed: int = 0, only: str = "") -> Rows:
     return rows
 
 
-class alarm:
-    """Raise TimeoutError in what takes longer; what hangs in a library's code ends the process."""
+@contextlib.contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer."""
 
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
+    def ring(*unused: object) -> None:
+        raise TimeoutError(f"more than {seconds} s")
 
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGALRM, self.ring)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *error: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def ring(self, *unused: object) -> None:
-        raise TimeoutError(f"more than {self.seconds} s")
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 # --- Trainings that are killed and hindered ---------------------------------------------------
@@ -121,13 +125,9 @@ def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
             row["lost" if wrong else "survived"] += row["killed"] - before
             if wrong:
                 tqdm.write(f"{name}: {wrong}", file=sys.stderr)
-            if _sum(rows, "killed") >= n:
+            if sum_of(rows, "killed") >= n:
                 return rows
     raise AssertionError("a cycle has no end")
-
-
-def _sum(rows: Rows, column: str) -> int:
-    return sum(row[column] for row in rows.values())
 
 
 def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int, bar: Any) -> str:
@@ -142,9 +142,9 @@ def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int
     while True:
         begun = "scratch" if saved(out)["config"]["seed"] == EARLIER else "resume"
         job = Job(world.config(out, init_from=begun, **changes), n=n_process)
-        if _sum(rows, "killed") >= n:
+        if sum_of(rows, "killed") >= n:
             job.ends_within(LIMIT_S)
-        elif _sum(rows, "inside a save") < (_sum(rows, "killed") + 1) // 10:
+        elif sum_of(rows, "inside a save") < (sum_of(rows, "killed") + 1) // 10:
             job.wait_for(lambda: any(p.name.startswith(".ckpt") for p in temporary(out)))
         else:
             job.ends_within(draw.uniform(0, world.seconds(whole)))
@@ -226,10 +226,9 @@ def load(n: int = 100_000, seed: int = 0) -> Rows:
     rows: Rows = {}
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        often = {"eval_interval": 50, "eval_iters": 1, "log_interval": 10, "dropout": 0.0}
-        config = world.config(
-            Path(folder) / "out", max_iters=n, gradient_accumulation_steps=1, seed=seed, **often
-        )
+        often: dict[str, Any] = {"eval_interval": 50, "eval_iters": 1, "log_interval": 10, "dropout": 0.0}
+        often |= {"gradient_accumulation_steps": 1, "seed": seed}
+        config = world.config(Path(folder) / "out", max_iters=n, **often)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             trainer = Watched(config)
             trainer.run()
@@ -268,17 +267,9 @@ PARTS = {"fuzz": fuzz, "kill": kill, "faults": faults, "load": load, "save": sav
 def table(rows: Rows) -> str:
     """Rows of counts with their sum, aligned."""
     columns = list(next(iter(rows.values())))
-    total = {c: sum(row[c] for row in rows.values()) for c in columns}
-    lines = [["", *columns]]
-    lines += [[name, *(f"{row[c]:,}" for c in columns)] for name, row in {**rows, "all": total}.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(w) if i else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    total = {c: sum_of(rows, c) for c in columns}
+    lines = [[name, *(f"{row[c]:,}" for c in columns)] for name, row in {**rows, "all": total}.items()]
+    return results.table("", ["", *columns], lines)
 
 
 def main() -> int:

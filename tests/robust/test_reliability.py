@@ -29,7 +29,7 @@ from nanobackpack import __version__, cli, load_model
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
-from nanobackpack.safe.run import less_memory, locked, within_memory
+from nanobackpack.safe.run import less_memory, lock_folder, within_memory
 from nanobackpack.text import data
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -273,22 +273,22 @@ def test_no_damaged_byte_of_a_checkpoint_is_believed(tmp_path: Path) -> None:
 
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "out"
-    with locked(folder):
-        with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), locked(folder):
+    with lock_folder(folder):
+        with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), lock_folder(folder):
             pass
         (folder / "ckpt.pt").touch()
     (folder / "run.lock").write_text("what a killed process left")
-    with locked(folder):
+    with lock_folder(folder):
         assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
     assert [p.name for p in folder.iterdir()] == ["ckpt.pt"]
 
 
 def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "deep" / "out"):
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path / "deep" / "out"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "own").mkdir()  # but not one that was there
-    with locked(tmp_path / "own"):
+    with lock_folder(tmp_path / "own"):
         pass
     assert (tmp_path / "own").is_dir()
 

@@ -1,0 +1,186 @@
+"""Small breakages of the code that the tests must find, and the test that finds each.
+
+A mutant is (file under nanobackpack/, old text, new text, test): with the old text, which occurs once,
+replaced by the new one, the test must fail.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+BACKPACK, KERNELS, GENERATE = "model/backpack.py", "model/kernels.py", "model/generate.py"
+EDITS, LAYOUTS = "model/edits.py", "model/layouts.py"
+
+MUTANTS = [
+    # --- The network ---
+    # α scaled by the width of the model, not of a sense
+    Mutant(
+        BACKPACK, "1.0 / math.sqrt(D // K)", "1.0 / math.sqrt(D)", "test_models.py::test_equals_plain_formula"
+    ),
+    # attention scaled by the width of the model, not of a head
+    Mutant(BACKPACK, "math.sqrt(D // config.n_head)", "math.sqrt(D)", "test_models.py::test_golden"),
+    # block i scaled by 1 / (i + 2)
+    Mutant(BACKPACK, "self.scale /= index + 1", "self.scale /= index + 2", "test_models.py::test_golden"),
+    # nano: senses without the residual
+    Mutant(BACKPACK, "(w + u.unsqueeze(-2))", "w", "test_models.py::test_golden"),
+    # paper: the embedding's norm not added to it
+    Mutant(
+        BACKPACK,
+        "r = self.drop(self.ln_0(r)) + r",
+        "r = self.drop(self.ln_0(r))",
+        "test_models.py::test_golden",
+    ),
+    # dropout shared by all positions of a token
+    Mutant(
+        BACKPACK,
+        "tokens = each_position(input_ids)",
+        "tokens = unique_ids(input_ids, len(E))",
+        "test_models.py::test_dropout_distributes_as_in_the_plain_formula",
+    ),
+    # the path for small vocabularies forgets the dropout of α
+    Mutant(
+        BACKPACK,
+        "linear(C, E), tokens.inverse, dropout)",
+        "linear(C, E), tokens.inverse)",
+        "test_models.py::test_alpha_dropout_is_unbiased",
+    ),
+    # logits at other positions than asked for
+    Mutant(BACKPACK, "o = o[at]", "o = o[at[0], at[1] - 1]", "test_models.py::test_logits_at_some_positions"),
+    # initial residual projections too large
+    Mutant(
+        BACKPACK,
+        "math.sqrt(2 * self.config.n_layer)",
+        "math.sqrt(self.config.n_layer)",
+        "test_models.py::test_initial_weights",
+    ),
+    # --- The kernels ---
+    # a query sees one key of its future
+    Mutant(
+        KERNELS, "device=q.device).triu(1)", "device=q.device).triu(2)", "test_kernels.py::test_sense_sum"
+    ),
+    Mutant(
+        KERNELS,
+        "device=scores.device).triu(1)",
+        "device=scores.device).triu(2)",
+        "test_models.py::test_alpha",
+    ),
+    # senses and tokens in the wrong order
+    Mutant(
+        KERNELS,
+        "table = C.transpose(0, 1).reshape(K * U, W)  # sense",
+        "table = C.reshape(K * U, W)  # sense",
+        "test_kernels.py::test_sense_sum",
+    ),
+    # every block of queries drops the same
+    Mutant(KERNELS, " + self.queries.start) %", ") %", "test_kernels.py::test_sense_sum_with_dropout"),
+    # backward drops something else than forward
+    Mutant(
+        KERNELS,
+        "mask = block.dropout_mask(alpha, dropout, seed)",
+        "mask = block.dropout_mask(alpha, dropout, seed + 1)",
+        "test_kernels.py::test_sense_sum_with_dropout",
+    ),
+    # ignored targets count in the mean
+    Mutant(
+        KERNELS, "(real / real.sum())", "(real / len(real))", "test_kernels.py::test_linear_cross_entropy"
+    ),
+    # the gradient of E from the last chunk alone
+    Mutant(
+        KERNELS, "new if dEt is None else dEt.add_(new)", "new", "test_kernels.py::test_linear_cross_entropy"
+    ),
+    # --- Generation ---
+    # each new token at position 0
+    Mutant(
+        BACKPACK,
+        "start = 0 if cache is None else cache.length",
+        "start = 0",
+        "test_generate.py::test_cached_equals_uncached",
+    ),
+    # the cached table of few tokens in the wrong order
+    Mutant(
+        BACKPACK,
+        "linear(C, E).transpose(0, 1).flatten(0, 1)",
+        "linear(C, E).flatten(0, 1)",
+        "test_generate.py::test_cached_logits_equal_the_plain_formula",
+    ),
+    # the sliding window one short
+    Mutant(
+        GENERATE,
+        "restart else window[:, -size:]",
+        "restart else window[:, 1 - size :]",
+        "test_generate.py::test_cached_equals_uncached",
+    ),
+    # a restart keeps one token too many
+    Mutant(
+        GENERATE,
+        "-max(1, size // 2) :]",
+        "-max(1, size // 2 + 1) :]",
+        "test_generate.py::test_restart_equals_plain_restart",
+    ),
+    # padded ids can be sampled
+    Mutant(
+        GENERATE,
+        "choose(logits[:, : model.config.n_token], ",
+        "choose(logits, ",
+        "test_generate.py::test_padded_ids_are_never_sampled",
+    ),
+    # top_p leaves out the token that reaches it; top_k the last one
+    Mutant(
+        GENERATE,
+        "p.cumsum(dim=1) - p >= top_p",
+        "p.cumsum(dim=1) >= top_p",
+        "test_generate.py::test_top_p_is_exact",
+    ),
+    Mutant(GENERATE, "logits < kth", "logits <= kth", "test_generate.py::test_top_k_is_exact"),
+    # beams numbered by the whole vocabulary, padding included
+    Mutant(
+        GENERATE,
+        "best // V, (best % V)",
+        "best // (V + 1), (best % V)",
+        "test_evaluate.py::test_enough_beams_find_the_best",
+    ),
+    # generation drops out
+    Mutant(
+        GENERATE,
+        "model.train(False)\n    try:\n        active",
+        "try:\n        active",
+        "test_generate.py::test_mode_is_restored",
+    ),
+    # --- Edits ---
+    # rows inside the word are amplified too
+    Mutant(
+        EDITS,
+        "(rows >= start + n - 1)",
+        "(rows >= start)",
+        "test_control.py::test_logits_equal_the_definition",
+    ),
+    # a cached token does not add to the support of the senses before it
+    Mutant(
+        EDITS,
+        "a[..., :-1] += _positive",
+        "_ = _positive",
+        "test_control.py::test_cached_generation_equals_uncached",
+    ),
+    # --- Layouts ---
+    # copies of a tied tensor are not compared
+    Mutant(
+        LAYOUTS,
+        "not torch.equal(left.pop(key), ours[name])",
+        "left.pop(key) is None",
+        "test_layouts.py::test_paper_tied_copies_must_agree",
+    ),
+    # numbers of senses not put in order
+    Mutant(LAYOUTS, "outer = (D, K) if inward else (K, D)", "outer = (K, D)", "test_models.py::test_golden"),
+    # weights that are no numbers
+    Mutant(
+        LAYOUTS, "if not p.isfinite().all():", "if p is None:", "test_layouts.py::test_own_tensors_refused"
+    ),
+]
