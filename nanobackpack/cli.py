@@ -32,7 +32,7 @@ from nanobackpack.errors import InputError, ProcessLost, short_repr
 
 C = TypeVar("C")
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")  # tyro has others, with more installed
 # The bundled config files: in the package once it is installed, in config/ of a copy of the repository.
 _PACKAGED = Path(__file__).with_name("configs")
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "config"
@@ -159,7 +159,7 @@ def complete(kinds: type | dict[str, type], argv: Sequence[str], prog: str) -> N
     """Print or write the completion script of a program, or of a program with verbs, and exit."""
     if len(argv) < 2 + (argv[0] == COMPLETION[1]) or argv[1] not in SHELLS:
         file = " and a file" if argv[0] == COMPLETION[1] else ""
-        raise InputError(f"{argv[0]} needs a shell{file}: one of {', '.join(SHELLS)}")
+        raise InputError(f"{argv[0]} needs a shell{file}: {' or '.join(SHELLS)}")
     make: Callable[..., Any] = tyro.extras.subcommand_cli_from_dict if isinstance(kinds, dict) else tyro.cli
     make(kinds, args=argv, **_options(prog))
 
