@@ -447,8 +447,8 @@ def test_the_command_in_bad_step_json_comes_to_the_same_step(foxes: Path, tmp_pa
     with pytest.raises(InputError, match=r"bad_step\.json") as first:
         train(wild)
     report = json.loads((out / "bad_step.json").read_text())
-    program, script, *flags = shlex.split(report["command"])
-    assert (program, script) == ("python", "train.py")
+    program, verb, *flags = shlex.split(report["command"])
+    assert (program, verb) == ("nanobackpack", "train")
     assert report["learning_rate"] == 1e30
     assert f"step {report['step']}" in str(first.value)
     seed = seed_of(wild.seed, BATCH)

@@ -82,7 +82,7 @@ CALLS = {
     "exec": (Calls(exec, f"import os; os.mkdir({PROOF!r})"), "calls exec"),
     "open": (Calls(open, PROOF, "w"), "opens a file for writing"),
     "import": (Calls(__import__, "antigravity"), "imports a module, which may do anything"),
-    "bytearray": (Calls(bytearray, 1 << 36), "asks for 64 GB by a type that torch allows"),
+    "bytearray": (Calls(bytearray, 1 << 28), "asks for 256 MB by a type that torch allows"),
     "tensor": (Calls(torch.Tensor, 1 << 34), "asks for 64 GB by a type that torch allows"),
 }
 for name, (call, why) in CALLS.items():
