@@ -17,7 +17,7 @@ class Mutant(NamedTuple):
 
 
 BACKPACK, KERNELS, GENERATE = "model/backpack.py", "model/kernels.py", "model/generate.py"
-EDITS, LAYOUTS = "model/edits.py", "model/layouts.py"
+EDITS, LAYOUTS, SCORING = "model/edits.py", "model/layouts.py", "evaluate/scoring.py"
 UNTRUSTED, FILES, RUN = "safe/untrusted.py", "safe/files.py", "safe/run.py"
 ZOO, RELIABILITY = "robust/test_zoo.py::test_nothing_in_the_zoo_does_harm", "robust/test_reliability.py"
 
@@ -147,7 +147,7 @@ MUTANTS = [
         GENERATE,
         "best // V, (best % V)",
         "best // (V + 1), (best % V)",
-        "test_evaluate.py::test_enough_beams_find_the_best",
+        "test_evaluate.py::test_beams_keep_the_best",
     ),
     # generation drops out
     Mutant(
@@ -225,5 +225,62 @@ MUTANTS = [
         "self.received or number",
         "number",
         f"{RELIABILITY}::test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run",
+    ),
+    # --- Evaluation ---
+    # a text is exact if any of its tokens is the likeliest; its first tokens are scored, not its last
+    Mutant(SCORING, "bool(e.all())", "bool(e.any())", "test_evaluate.py::test_exact_means_every_token"),
+    Mutant(SCORING, "len(x) - len(y), len(x))", "len(y))", "test_evaluate.py::test_score"),
+    # the last, shorter window of a stream counts as much as a whole one
+    Mutant(
+        "evaluate/perplexity.py",
+        "total += loss.item() * y.numel()",
+        "total += loss.item() * B * T",
+        "test_perplexity.py::test_losses_1_and_3_are_a_perplexity_of_7_389",
+    ),
+    # the last word without its first token
+    Mutant(
+        "evaluate/lambada.py",
+        "whole[len(start) :]",
+        "whole[len(start) + 1 :]",
+        "test_evaluate.py::test_last_words",
+    ),
+    # ties are right
+    Mutant("evaluate/blimp.py", "good > bad for", "good >= bad for", "test_evaluate.py::test_sentence_pairs"),
+    # v2 forgets how likely the word itself is; the third guess is not looked at
+    Mutant(
+        "evaluate/wcpc.py",
+        "[p + score.log_p for",
+        "[score.log_p for",
+        "test_evaluate.py::test_word_prediction",
+    ),
+    Mutant("evaluate/wcpc.py", "found[:3]", "found[:2]", "test_evaluate.py::test_right_words_are_counted"),
+    # the greatest cosine for the least
+    Mutant(
+        "evaluate/lexical_similarity.py",
+        "senses.amin",
+        "senses.amax",
+        "test_evaluate.py::test_lexical_similarity",
+    ),
+    # he likelier than she and she likelier than he cancel; fitted and measured on the same prompts
+    Mutant("evaluate/bias.py", "log_ratio.abs()", "log_ratio", "test_control_evaluate.py::test_bias_ratio"),
+    Mutant(
+        "evaluate/bias.py",
+        "bias_ratio(model, noun.estimation,",
+        "bias_ratio(model, noun.prompts,",
+        "test_control_evaluate.py::test_gender_bias",
+    ),
+    # all texts from one seed
+    Mutant(
+        "evaluate/topic.py",
+        "seed_of(settings.seed, i)",
+        "settings.seed",
+        "test_control_evaluate.py::test_controlled_texts",
+    ),
+    # a sense asked for is taken as all senses
+    Mutant(
+        "commands/steer.py",
+        "settings.sense < 0",
+        "settings.sense < 3",
+        "test_control_evaluate.py::test_editing_commands",
     ),
 ]
