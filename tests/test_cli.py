@@ -351,9 +351,10 @@ BAD_SAMPLE = [
     ("unknown setting --temprature: did you mean temperature?", "temprature=1"),
     (r"--start needs a value, as in --start='\n'", "start"),
 ]
+BAD_SENSES = [("wrong type: it must be auto or float32", "dtype=bfloat16; dtype=float16")]
 CASES = [
     (kind, message, "--" + flags)
-    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE))
+    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE), (SenseConfig, BAD_SENSES))
     for message, rows in table
     for flags in rows.split("; ")
 ]
