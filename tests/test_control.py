@@ -191,9 +191,10 @@ def test_what_cannot_be_made(make: Callable[[BackpackLM, Any], Edit], message: s
 
 def test_topic_bins_and_modes():
     """A score that reaches a quantile belongs to the bin above it; f is max(delta)/7.5 or the inverse."""
-    model = tiny_model()
+    model = tiny_model(vocab_size=21, vocab_used=21, n_sense_vector=1)  # quantiles 19, 16 and 12 of 0 to 20
     scores = control.topic_scores(model, [3])
     edges = [scores.flatten().quantile(q).item() for q in (0.95, 0.80, 0.60)]
+    assert set(edges) <= set(scores.flatten().tolist())
     topic = control.topic(model, [3], deltas=(9.0, 7.0, 5.0, 2.0), f_mode="paper", f_scale=12.5)
     for score, delta in zip(scores.flatten().tolist(), topic.delta.flatten().tolist(), strict=True):
         assert delta == (9, 7, 5, 2)[sum(score < edge for edge in edges)]
