@@ -67,16 +67,15 @@ def edits(request: pytest.FixtureRequest) -> Callable[[BackpackLM], tuple[Edit, 
 
 
 # Every kind of model under all edits at once, and each edit alone on models of either way to decode.
-MODELS = BACKPACKS | {"few": {"n_embd": 32, "bias": True, "sense_network": "paper", "n_layer": 2}}
-PAIRS = [(model, "all") for model in MODELS]
-PAIRS += [(model, name) for model in ("nano", "few") for name in EDITS if name != "all"]
+PAIRS = [(model, "all") for model in BACKPACKS]
+PAIRS += [(model, name) for model in ("nano", "nano-bias-few") for name in EDITS if name != "all"]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
 def edited(request: pytest.FixtureRequest) -> tuple[BackpackLM, tuple[Edit, ...]]:
     """A model and edits for it."""
     kind, name = request.param
-    model = tiny_model(**MODELS[kind])
+    model = tiny_model(**BACKPACKS[kind])
     return model, EDITS[name](model)
 
 
