@@ -32,7 +32,7 @@ from nanobackpack.errors import InputError, ProcessLost, short_repr
 
 C = TypeVar("C")
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")  # tyro has others, with more installed
 # The bundled config files: in the package once it is installed, in config/ of a copy of the repository.
 _PACKAGED = Path(__file__).with_name("configs")
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "config"
@@ -137,14 +137,17 @@ def parse(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or Path(sys.argv[0]).name
+    # What prints and exits.
     if "--help" in argv or "-h" in argv:
         tyro.cli(config_type, args=["--help"], description=about, **_options(prog))
     if argv and argv[0] in COMPLETION:
         complete(config_type, argv, prog)
 
+    # What is given: each setting's type says how its text is read.
     hints = get_type_hints(config_type)
     kinds = {f.name: hints[f.name] for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     flags, positional = _split(argv, config_type, kinds)
+    # Config files in the order given, then flags over them; checked once, all together.
     settings: dict[str, Any] = {}
     if "paths" in kinds:
         settings["paths"] = tuple(positional)
@@ -159,7 +162,7 @@ def complete(kinds: type | dict[str, type], argv: Sequence[str], prog: str) -> N
     """Print or write the completion script of a program, or of a program with verbs, and exit."""
     if len(argv) < 2 + (argv[0] == COMPLETION[1]) or argv[1] not in SHELLS:
         file = " and a file" if argv[0] == COMPLETION[1] else ""
-        raise InputError(f"{argv[0]} needs a shell{file}: one of {', '.join(SHELLS)}")
+        raise InputError(f"{argv[0]} needs a shell{file}: {' or '.join(SHELLS)}")
     make: Callable[..., Any] = tyro.extras.subcommand_cli_from_dict if isinstance(kinds, dict) else tyro.cli
     make(kinds, args=argv, **_options(prog))
 
@@ -241,6 +244,7 @@ def read_config_file(file: str, kinds: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
         raise InputError(f"config file {file}, line {line}: {type(error).__name__}: {error}") from error
+    # Take the settings, pass over what is the file's own (imports, functions, _names), refuse the rest.
     given: dict[str, Any] = {}
     for name, value in namespace.items():
         if name in kinds:
@@ -258,7 +262,7 @@ def find_config(file: str) -> Path:
     if path.is_file():
         return path
     near = [str(p) for p in path.parent.glob("*.py")]
-    if path.name == file:
+    if path.name == file:  # a bare name
         bundled = {p.stem.removeprefix("train_"): p for p in sorted(CONFIGS.glob("*.py"))}
         name = path.name.removesuffix(".py").removeprefix("train_")
         if name in bundled:

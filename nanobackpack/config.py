@@ -284,7 +284,6 @@ class AnalysisConfig(ReadConfig):
 
 # --- Checks: each raises one clear line -------------------------------------------------------
 
-
 # The numbers that a setting may be, wherever it occurs: one name means one thing in every program.
 BOUNDS = {
     "from -1 up": (lambda x: -1 <= x < math.inf, "sense"),

@@ -27,6 +27,7 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
+PRINTED, WRITTEN = cli.COMPLETION
 
 LEGACY_TRAIN = """
     out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint backup_checkpoint_step
@@ -350,9 +351,10 @@ BAD_SAMPLE = [
     ("unknown setting --temprature: did you mean temperature?", "temprature=1"),
     (r"--start needs a value, as in --start='\n'", "start"),
 ]
+BAD_SENSES = [("wrong type: it must be auto or float32", "dtype=bfloat16; dtype=float16")]
 CASES = [
     (kind, message, "--" + flags)
-    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE))
+    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE), (SenseConfig, BAD_SENSES))
     for message, rows in table
     for flags in rows.split("; ")
 ]
@@ -475,6 +477,7 @@ def test_errors_of_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         return stop.value.code, capsys.readouterr().err
 
     assert status_of(InputError("one\ntwo")) == (2, "error: one two\n")
+    assert status_of(OSError(2, "not there", "one\ntwo")) == (2, "error: one two: not there\n")
     missing = tmp_path / "missing"
     status, err = status_of(None, missing.read_text)
     assert status == 2
@@ -548,54 +551,55 @@ def test_help_of_a_verb_teaches(
 # --- The program nanobackpack -------------------------------------------------------------------
 
 
-def answer(*argv: str, status: int = 0) -> tuple[str, str]:
-    """What `python -m nanobackpack ARGV` prints to stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nanobackpack", *argv], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
+def answer(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
+    """What `nanobackpack ARGV` prints; to stdout if all is well, else to stderr."""
+    with pytest.raises(SystemExit) as stop:
+        commands.main(argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code or 0) == status, err
+    assert (err if status == 0 else out) == ""
+    return out or err
 
 
-def test_the_program_lists_its_verbs_and_its_version() -> None:
-    out, err = answer("--help")
-    assert err == ""
-    assert out == answer()[0]  # without a verb, too
+def test_the_program_lists_its_verbs_and_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    out = answer(capsys, "--help")
+    assert out == answer(capsys)  # without a verb, too
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
     for verb, (_, purpose) in commands.VERBS.items():
         assert purpose in lines[verb]
-    assert answer("--version") == (f"nanobackpack {__version__}\n", "")
+    version = subprocess.run(
+        [sys.executable, "-m", "nanobackpack", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert version.stdout == answer(capsys, "--version") == f"nanobackpack {__version__}\n"
 
 
-def test_a_verb_that_is_not_known() -> None:
-    assert answer("trian", status=2) == ("", "error: unknown verb trian: did you mean train?\n")
-    assert "lexical_similarity" in answer("lexical-similarty", status=2)[1]
-    assert "nanobackpack --help lists the verbs" in answer("--qqq", status=2)[1]
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown verb trian: did you mean train?"),
+        (["lexical-similarty"], "unknown verb lexical-similarty: did you mean lexical_similarity?"),
+        (["--qqq"], "unknown verb --qqq: nanobackpack --help lists the verbs"),
+        (["train", "demo", "--n_layers=3"], "unknown setting --n_layers: did you mean n_layer?"),
+        ([PRINTED], f"{PRINTED} needs a shell: bash or zsh"),
+        ([WRITTEN, "bash"], f"{WRITTEN} needs a shell and a file: bash or zsh"),
+        (["train", PRINTED, "sh"], f"{PRINTED} needs a shell: bash or zsh"),
+    ],
+)
+def test_wrong_verbs(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, *argv, status=2) == f"error: {message}\n"
 
 
-def test_a_verb_with_wrong_settings() -> None:
-    out, err = answer("train", "shakespeare_char", "--n_layers=3", status=2)
-    assert (out, err) == ("", "error: unknown setting --n_layers: did you mean n_layer?\n")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_verbs_and_flags(shell: str, tmp_path: Path) -> None:
-    printed, written = cli.COMPLETION
-    script, err = answer(printed, shell)
-    assert err == ""
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion_knows_verbs_and_flags(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = answer(capsys, PRINTED, shell)
     assert all(word in script for word in (*commands.VERBS, "n_sense_vector", "num_samples"))
-    assert answer(written, shell, str(tmp_path / "script")) == ("", "")
+    assert "n_sense_vector" in answer(capsys, "train", PRINTED, shell)
+    assert answer(capsys, WRITTEN, shell, str(tmp_path / "script")) == ""
     assert all(verb in (tmp_path / "script").read_text(encoding="utf-8") for verb in commands.VERBS)
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    of_one_verb = answer("train", "--tyro-print-completion", shell)[0]
-    assert "n_sense_vector" in of_one_verb
-    for argv in (
-        ["--tyro-print-completion"],
-        ["--tyro-write-completion", shell],
-        ["train", "--tyro-print-completion", "sh"],
-    ):
-        assert "bash, zsh, tcsh" in answer(*argv, status=2)[1]
 
 
 # --- What only a program can find --------------------------------------------------------------

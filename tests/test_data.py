@@ -421,8 +421,11 @@ def test_a_batch_depends_on_its_number_and_seed_alone(languages: Path) -> None:
     assert [language_of(x) for x in first] != [language_of(x) for x in other]
 
 
-def test_no_window_comes_again_before_all_of_its_language(languages: Path) -> None:
-    """Tokens that tell their position: each language goes through a pass of its own."""
+def test_no_window_comes_again_before_all_of_its_language(
+    languages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that tell their position: each language goes through a pass of its own, in all blocks."""
+    monkeypatch.setattr("nanobackpack.text.data._BLOCK", 64)
     data = Mixture(languages, alpha=0.3)
     for language, n in SIZES.items():
         data.splits[f"{language}_train"] = np.arange(n) + 10000 * FIRST[language]

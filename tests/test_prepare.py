@@ -356,7 +356,8 @@ def test_the_verb_in_an_empty_folder(script: Script, tmp_path: Path, monkeypatch
         (("a.txt", "--name=openwebtext"), "data/openwebtext is the folder of a known data set"),
         (("a.txt", "--val=1"), "val=1.0"),
         (("clue_small",), "data/clue_small has no wiki_zh_2019"),
-        (("openwebtexts",), "openwebtexts: No such file"),
+        (("openwebtexts",), "openwebtexts is neither a file nor a known data set: did you mean openwebtext?"),
+        (("my.txt",), "my.txt: No such file"),
     ):
         status, out, err = script.verb(*wrong)
         assert (status, out, err.count("\n")) == (2, "", 1)

@@ -29,7 +29,7 @@ DOCUMENTS = st.lists(st.lists(st.text(max_size=9), min_size=1, max_size=4), min_
 
 
 @given(DOCUMENTS, st.floats(0.01, 0.99))
-def test_at_end(documents: list[list[str]], val: float):
+def test_tail(documents: list[list[str]], val: float):
     assigned = assign(split_tail(val), documents)
     parts = {name: "".join(p.text for n, p in assigned if n == name) for name in ("train", "val")}
     whole = "".join(text for texts in documents for text in texts)
@@ -39,7 +39,7 @@ def test_at_end(documents: list[list[str]], val: float):
 
 
 @given(st.integers(3, 400), st.data())
-def test_drawn_gives_each_document_to_one_split(n: int, data: st.DataObject):
+def test_random_gives_each_document_to_one_split(n: int, data: st.DataObject):
     n_evaluation = data.draw(st.integers(0, n - 2))
     n_val = data.draw(st.integers(0, n - n_evaluation - 1))
     split = split_random(evaluation=lambda n: n_evaluation, val=lambda n: n_val)
@@ -53,7 +53,7 @@ def test_drawn_gives_each_document_to_one_split(n: int, data: st.DataObject):
     assert split.names == ("train", "val", "evaluation")
 
 
-def test_drawn_is_the_same_each_time_and_uniform():
+def test_random_is_the_same_each_time_and_uniform():
     documents = [[str(i)] for i in range(20_000)]
     split = split_random(evaluation=fraction(0.1), val=fraction(0.1))
     assigned = assign(split, documents)
@@ -66,7 +66,7 @@ def test_drawn_is_the_same_each_time_and_uniform():
     assert [p for n, p in assigned if n == "evaluation"] == [p for n, p in alone if n == "evaluation"]
 
 
-def test_drawn_from_too_few():
+def test_random_from_too_few():
     split = split_random(evaluation=fraction(0.1), val=fraction(0.1))
     for n in (1, 2):
         with pytest.raises(InputError, match=f"only {n} documents"):
@@ -81,7 +81,7 @@ def test_fraction():
 
 
 @given(DOCUMENTS, st.integers(1, 7))
-def test_dealt(documents: list[list[str]], n_shards: int):
+def test_shards_get_equal_shares(documents: list[list[str]], n_shards: int):
     if len(documents) < n_shards:
         with pytest.raises(InputError, match=f"for {n_shards} shards"):
             assign(deal_shards(n_shards), documents)
@@ -97,6 +97,6 @@ def test_dealt(documents: list[list[str]], n_shards: int):
 
 
 @pytest.mark.parametrize("val", [0, 1, -1, float("nan")])
-def test_at_end_out_of_range(val: float):
+def test_tail_out_of_range(val: float):
     with pytest.raises(InputError, match=f"val={val}"):
         split_tail(val)

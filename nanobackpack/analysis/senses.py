@@ -57,20 +57,25 @@ class Senses:
     """The senses of one Backpack. For example, of the Chinese model of docs/senses.md:
 
     >>> senses = nb.Senses(nb.load_model("out-zh"), bos="auto")
-    >>> print(senses.sense_projection("天", k=6, sense=5).table())   # what sense 5 of 天 (sky) predicts:
-    # 天                                          天子 emperor, 天下 the world, 天津 Tianjin, ...
+    >>> print(senses.sense_projection("天", k=6, sense=5).table())
+    # 天
       sense 5  '子'  '下'  '津'  '色'  '水'  '意'
-    >>> why = senses.contributions("却说曹", "操", versus="丕")   # why Cao Cao, and not his son Cao Pi
-    >>> why.contributions.shape                  # (T, K): 4 tokens with BOS, 16 senses each
+
+    So sense 5 of 天 (sky) completes words: 天子 emperor, 天下 the world, 天津 Tianjin, 天色 daylight. And why
+    does the model continue 却说曹 with 操 (Cao Cao) rather than with 丕, his son?
+
+    >>> why = senses.contributions("却说曹", "操", versus="丕")
+    >>> why.contributions.shape     # T tokens, with BOS, of K senses each
     torch.Size([4, 16])
-    >>> why.ranked(2)                            # senses 9 and 10 of the token that begins the text
-    [(0, 9, 1.07), (0, 10, 0.79)]
+    >>> why.ranked(2)               # the two largest of the 64: senses 9 and 10 of BOS
+    [(0, 9, 1.07...), (0, 10, 0.79...)]
 
     Words and prompts are texts or lists of ids. Senses and positions count from 0. Prompts and sentences
     begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. Padded ids take
     part in a softmax but are never listed. All is computed on the model's device, in float32, under the
-    edits in force, and comes back as a tensor or a result (analysis/results.py) with `.table()`,
-    `.to_json()` and often `.plot(path)`.
+    edits in force. It comes back as a tensor or a result of analysis/results.py, with `.table()`,
+    `.to_json()` and often `.plot(path)`. A `Ranking` has `ids`, `scores` and `tokens` (R, k) of its R rows,
+    best first, and `labels` (R) that say what a row is.
     """
 
     def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
@@ -307,8 +312,8 @@ class Senses:
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
 
-        `shares` has for each occurrence (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i from
-        the word's last token on. So has `mean` (K, W). See Composition for the rest.
+        `shares` has for each of S occurrences (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i
+        from its last token on. `mean` (K, W), `deviation` (S, K) and `consistency` (3 counts) sum them up.
         """
         ids = word_ids(self.tokenizer, word)
         if len(ids) < 2:

@@ -34,7 +34,7 @@ class ExplainConfig(AnalysisConfig):
     k: int = 15
     """Contributions to list."""
     plot: str = ""
-    """Also draw all contributions to this PNG: red speaks for the token, blue against it."""
+    """Also draw all contributions to this PNG: red raises the token's logit, blue lowers it."""
 
 
 @dataclass(frozen=True, kw_only=True)

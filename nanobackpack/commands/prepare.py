@@ -21,6 +21,7 @@ A known data set, by its name; --input takes local copies instead of a download:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import platform
 import re
 from collections.abc import Callable
@@ -188,9 +189,12 @@ ONLY_FOR = {"name": "textfiles", "val": "textfiles", "languages": "common_crawl"
 
 def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
     """Make a data set in its folder below `data`, or in --out, and print what it holds."""
+    # A setting of another recipe would do nothing here: say so.
     for name, other in ONLY_FOR.items():
         if recipe != other and getattr(settings, name) != getattr(PrepareConfig, name):
             raise InputError(f"--{name} is for {other}, not for {recipe}: leave it out")
+
+    # Files may be given with or without --input.
     settings = dataclasses.replace(settings, paths=(), input=(*settings.paths, *settings.input))
     folder = data / (settings.name if recipe == "textfiles" else recipe)
     out = Path(settings.out or folder)
@@ -208,9 +212,11 @@ def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
 def main(settings: PrepareConfig) -> None:
     first = settings.paths[0] if settings.paths else ""
     if first in RECIPES:
-        prepare(first, dataclasses.replace(settings, paths=settings.paths[1:]), Path("data"))
-    else:
-        prepare("textfiles", settings, Path("data"))
+        return prepare(first, dataclasses.replace(settings, paths=settings.paths[1:]), Path("data"))
+    near = difflib.get_close_matches(first, RECIPES, n=1, cutoff=0.8)
+    if near and not Path(first).exists():
+        raise InputError(f"{first} is neither a file nor a known data set: did you mean {near[0]}?")
+    prepare("textfiles", settings, Path("data"))
 
 
 def run_script(file: str, about: str | None) -> NoReturn:

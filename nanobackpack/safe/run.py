@@ -216,35 +216,32 @@ def less_memory(config: TrainConfig) -> str:
 def report_bad_step(
     config: TrainConfig, what: str, step: int, lr: float, saved_step: int, batches: list[Any] | None
 ) -> InputError:
-    """Write down a step that went wrong: what it saw, and the command that comes to it again.
+    """Write down what a step that went wrong saw, and the command that reaches it again; return the error.
 
     batches: of each micro-batch of process 0 the inputs and targets, (B, T) each; None in the other
-    processes, which write nothing. The error to raise is returned.
+    processes, which write nothing.
     """
     path = Path(config.out_dir) / "bad_step.json"
-    begin = "resume" if saved_step >= 0 else config.init_from
-    again = dataclasses.replace(config, max_iters=step + 1, log_interval=1, init_from=begin)
-    flags = [
-        f"--{f.name}={getattr(again, f.name)}"
-        for f in dataclasses.fields(again)
-        if getattr(again, f.name) != f.default
-    ]
     if batches is not None:
+        # The same run, from its last checkpoint or its beginning, until just after that step.
+        begin = "resume" if saved_step >= 0 else config.init_from
+        again = dataclasses.replace(config, max_iters=step + 1, log_interval=1, init_from=begin)
+        settings = ((f.name, getattr(again, f.name), f.default) for f in dataclasses.fields(again))
+        flags = [f"--{name}={value}" for name, value, default in settings if value != default]
         report = {
             "step": step,
             "learning_rate": lr,
             "seed": config.seed,
             "last_saved_step": saved_step,
             "what": what,
-            "command": shlex.join(["python", "train.py", *flags]),
+            "command": shlex.join(["nanobackpack", "train", *flags]),
             "batches": [{"inputs": x.tolist(), "targets": y.tolist()} for x, y in batches],
         }
         with replacing(path) as file:
             file.write(json.dumps(report).encode())
-    last = (
-        f"{path.with_name('ckpt.pt')} holds step {saved_step}" if saved_step >= 0 else "nothing was saved yet"
-    )
+    saved = f"{path.with_name('ckpt.pt')} holds step {saved_step}"
     return InputError(
-        f"{what} (learning rate {lr:g}, seed {config.seed}); {last}, and {display_path(path)} tells "
+        f"{what} (learning rate {lr:g}, seed {config.seed}); "
+        f"{saved if saved_step >= 0 else 'nothing was saved yet'}, and {display_path(path)} tells "
         "what the step saw and how to repeat it: lower --learning_rate or --grad_clip"
     )

@@ -276,7 +276,8 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
 
     bpe:N is byte-level BPE with at most N ids: <|endoftext|>, the 256 bytes, and the most frequent merges.
     """
-    assert is_made(name)
+    if not is_made(name):
+        raise ValueError(f"{name} is not made from texts")
     if name == "char":
         symbols: set[str] = set()
         for text in texts:
@@ -313,7 +314,8 @@ def load_tokenizer(name: str) -> Tokenizer:
             raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
         hub_name = NAMES[name][0] if name in NAMES else name
         wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
-        path = fetch_hub(hub_name, wanted, f"give char, bpe:N, or a file or folder with {LAYOUTS}")
+        instead = f"for tokenizer={name!r} give char, bpe:N, or a file or folder with {LAYOUTS}"
+        path = fetch_hub(hub_name, wanted, instead)
     if tokenizer := in_folder(path):
         return tokenizer
     raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
