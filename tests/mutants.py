@@ -27,6 +27,8 @@ class Mutant(NamedTuple):
 
 BACKPACK, KERNELS, GENERATE = "model/backpack.py", "model/kernels.py", "model/generate.py"
 EDITS, LAYOUTS, SCORING = "model/edits.py", "model/layouts.py", "evaluate/scoring.py"
+UNTRUSTED, FILES, RUN = "safe/untrusted.py", "safe/files.py", "safe/run.py"
+ZOO, RELIABILITY = "robust/test_zoo.py::test_nothing_in_the_zoo_does_harm", "robust/test_reliability.py"
 
 MUTANTS = [
     # --- The network ---
@@ -191,6 +193,47 @@ MUTANTS = [
     # weights that are no numbers
     Mutant(
         LAYOUTS, "if not p.isfinite().all():", "if p is None:", "test_layouts.py::test_own_tensors_refused"
+    ),
+    # --- Files from strangers, and a run's folder ---
+    # any function of any library may be called while a checkpoint is opened
+    Mutant(UNTRUSTED, 'name == "GLOBAL" and _TORCH.fullmatch(argument)', 'name == "GLOBAL"', ZOO),
+    # a dict may have a key that takes forever to hash
+    Mutant(UNTRUSTED, 'set(values[::2]) - {"leaf"}', "set()", ZOO),
+    # memory for as many values as a number in the file says
+    Mutant(UNTRUSTED, "if slot > position:", "if slot > 1 << 40:", ZOO),
+    # torch takes the second of two pickles, whose name has capital letters
+    Mutant(UNTRUSTED, "part.filename.lower()", "part.filename", ZOO),
+    # parts that lie in each other
+    Mutant(UNTRUSTED, "sum(part.file_size for part in parts) > path.stat().st_size", "False", ZOO),
+    # one number stands for a whole tensor
+    Mutant(UNTRUSTED, "t.numel() * t.element_size() > t.untyped_storage().nbytes()", "False", ZOO),
+    # lists of lists of lists are followed to their end
+    Mutant(UNTRUSTED, "left < 0 or depth > _MAX_DEPTH", "False", ZOO),
+    # damaged numbers in a checkpoint are believed
+    Mutant(
+        UNTRUSTED,
+        "damaged := archive.testzip()",
+        "damaged := None",
+        f"{RELIABILITY}::test_no_damaged_byte_of_a_checkpoint_is_believed",
+    ),
+    # tokenizers that make a text 1,000 times longer, or have 10^5 parts
+    Mutant(UNTRUSTED, "growth > _MAX_GROWTH or ", "", ZOO),
+    Mutant(UNTRUSTED, " or n > _MAX_PARTS", "", ZOO),
+    # files without end, or far too long
+    Mutant(FILES, "if path.exists() and not path.is_file():", "if False:", ZOO),
+    Mutant(FILES, "path.stat().st_size > limit", "False", ZOO),
+    # a data set names a file outside of its folder
+    Mutant(FILES, 'isinstance(name, str) and name == Path(name).name != ".."', "isinstance(name, str)", ZOO),
+    # a lock that is another file's second name is emptied
+    Mutant(RUN, "or found.st_nlink > 1", "", ZOO),
+    # a second run in the same folder
+    Mutant(RUN, "fcntl.LOCK_EX |", "fcntl.LOCK_SH |", f"{RELIABILITY}::test_a_folder_has_one_run"),
+    # the last signal counts, not the first
+    Mutant(
+        RUN,
+        "self.received or number",
+        "number",
+        f"{RELIABILITY}::test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run",
     ),
     # --- Evaluation ---
     # a text is exact if any of its tokens is the likeliest; its first tokens are scored, not its last

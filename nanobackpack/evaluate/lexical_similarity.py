@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from nanobackpack.model.backpack import LanguageModel
 
-
 # How each test set is written: what separates columns (None: any white space), the column of the score, where
 # the words are columns 0 and 1, and whether the first line is a header.
 FORMATS = {
