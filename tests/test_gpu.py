@@ -9,11 +9,9 @@ import pytest
 import torch
 from conftest import BACKPACKS, TINY, tiny_model
 from oracle import plain_generate, plain_loss
-from test_trainer import TEXT, saved, tiny
+from test_trainer import saved, tiny, write_foxes
 
 from nanobackpack.model.kernels import UniqueIds, unique_ids
-from nanobackpack.text.prepare import write_dataset
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.trainer import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -23,8 +21,8 @@ DEVICE = torch.device("cuda")
 def batch(settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, UniqueIds]:
     V = (TINY | settings)["vocab_size"]
     x = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(1))
-    types = unique_ids(x, V, multiple=16)
-    return x.to(DEVICE), x.roll(-1, 1).to(DEVICE), UniqueIds(*(t.to(DEVICE) for t in types))
+    tokens = unique_ids(x, V, multiple=16)
+    return x.to(DEVICE), x.roll(-1, 1).to(DEVICE), UniqueIds(*(t.to(DEVICE) for t in tokens))
 
 
 @pytest.mark.parametrize("name", BACKPACKS)
@@ -32,11 +30,11 @@ def batch(settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, UniqueI
 def test_loss_and_gradients_equal_the_plain_formula(name: str, compiled: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
-    x, y, types = batch(BACKPACKS[name])
+    x, y, tokens = batch(BACKPACKS[name])
     plain = plain_loss(model, x, y)
     expected = torch.autograd.grad(plain, list(model.parameters()))
     run = torch.compile(model, fullgraph=True) if compiled else model
-    loss = run(x, y, tokens=types, loss_only=True).loss
+    loss = run(x, y, tokens=tokens, loss_only=True).loss
     got = torch.autograd.grad(loss, list(model.parameters()))
     assert (loss - plain).abs() < 1e-5
     for a, b in zip(got, expected, strict=True):
@@ -46,9 +44,9 @@ def test_loss_and_gradients_equal_the_plain_formula(name: str, compiled: bool) -
 @pytest.mark.parametrize("name", ["nano", "nano-bias-few", "paper-bias-inverse"])
 def test_bfloat16_is_near(name: str) -> None:
     model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
-    x, y, types = batch(BACKPACKS[name])
+    x, y, tokens = batch(BACKPACKS[name])
     with torch.autocast("cuda", torch.bfloat16):
-        loss = model(x, y, tokens=types, loss_only=True).loss
+        loss = model(x, y, tokens=tokens, loss_only=True).loss
     assert (loss - plain_loss(model, x, y)).abs() < 0.1
 
 
@@ -61,8 +59,8 @@ def test_cached_equals_uncached(name: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_runs_and_resumes(tmp_path: Path, optimizer: str) -> None:
-    write_dataset(tmp_path / "data", TEXT, Tokenizer.char(TEXT), val_fraction=0.1, source="a test")
+    data = write_foxes(tmp_path / "data")
     settings = {"device": "cuda", "compile": "auto", "optimizer": optimizer, "dropout": 0.1}
-    train(tiny(tmp_path / "data", tmp_path / "out", **settings, max_iters=4))
-    train(tiny(tmp_path / "data", tmp_path / "out", **settings, max_iters=6, init_from="resume"))
+    train(tiny(data, tmp_path / "out", **settings, max_iters=4))
+    train(tiny(data, tmp_path / "out", **settings, max_iters=6, init_from="resume"))
     assert saved(tmp_path / "out")["iter_num"] == 6

@@ -210,6 +210,7 @@ def checkpoint_in(path: Path) -> Path:
 
 def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
     """Read a run's newest whole checkpoint; return it, its file, and a note if a newer one is damaged."""
+    # From the newest to the oldest; what is wrong with the newest is what the user is told.
     problem: InputError | None = None
     for name in (LAST, *previous_names(len(list(folder.glob("ckpt_prev*.pt"))) + 1)):
         path = folder / name
@@ -260,6 +261,7 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     """
+    # A checkpoint or a run's folder comes first, then a folder as the hub has them, then the hub itself.
     path = Path(path)
     file = checkpoint_in(path)
     if file.is_file():
@@ -275,11 +277,12 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         model = _load_hugging_face(download.fetch_model(path.as_posix()))
     else:
         raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
+    # The tokenizer may say better than the file which of the ids are tokens: the rest is padding.
     model.tokenizer = resolve(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
     if used > model.config.vocab_size:
         raise InputError(f"{path} has {model.config.vocab_size:,} ids, its tokenizer {used:,}: give another")
-    if used and used < model.config.n_token:  # the rest is padding
+    if used and used < model.config.n_token:
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
 
@@ -300,6 +303,7 @@ def open_model(config: LoadConfig) -> BackpackLM | GPT:
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     """Build the model in a checkpoint, of ours or of nanoBackpackLM."""
+    # Without a format it is nanoBackpackLM's, whose names and order of numbers differ.
     if "format" not in checkpoint:
         config, tensors, layout = layouts.read_nano(checkpoint, str(source))
         return _fill(config, tensors, layout, _tokenizer_of_data(checkpoint.get("config")), str(source))

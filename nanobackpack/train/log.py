@@ -40,6 +40,7 @@ class Log:
         self.config, self.step, self.enabled = config, step, enabled
         if not enabled:
             return
+        # The folder, without what a killed run left half-written; wandb first, as it may refuse.
         out_dir = Path(config.out_dir)
         self.path = out_dir / "metrics.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
