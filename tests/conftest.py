@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import runpy
 import sys
@@ -17,8 +16,7 @@ from safetensors.torch import save_file
 from nanobackpack import GPT, BackpackLM, ModelConfig
 from nanobackpack.model.layouts import GPT2, export_state
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.train import checkpoint
-from nanobackpack.train.checkpoint import build_model
+from nanobackpack.train.checkpoint import build_model, save_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
 
@@ -34,9 +32,9 @@ PAPER: dict[str, Any] = {"sense_network": "paper", "n_layer": 2}
 BACKPACKS: dict[str, dict[str, Any]] = {
     "nano": {},
     "nano-bias-few": {"bias": True, "n_embd": 32},
-    "paper-bias-inverse": PAPER
-    | {"bias": True, "scale_attn_by_inverse_layer_idx": True, "n_sense_vector": 16},
-    "paper-k1-few": PAPER | {"n_sense_vector": 1, "n_embd": 32},
+    "paper-bias-inverse": {"bias": True, "scale_attn_by_inverse_layer_idx": True, "n_sense_vector": 16}
+    | PAPER,
+    "paper-k1-few": {"n_sense_vector": 1, "n_embd": 32} | PAPER,
 }
 GPTS: dict[str, dict[str, Any]] = {"gpt-bias": {"model_name": "gpt2", "bias": True}}
 
@@ -99,13 +97,9 @@ def save_tiny(folder: Path, characters: str, **settings: Any) -> Path:
     """The folder of a run whose tiny model knows these characters, and has 3 padded ids."""
     n = len(set(characters))
     model = tiny_model(**{"vocab_size": n + 3, "vocab_used": n} | settings)
-    state = {
-        "model": model.state_dict(),
-        "model_args": dataclasses.asdict(model.config),
-        "tokenizer": Tokenizer.char(characters).to_json(),
-    }
+    model.tokenizer = Tokenizer.char(characters)
     folder.mkdir()
-    checkpoint.save_checkpoint(folder / "ckpt.pt", state)
+    save_model(model, folder / "ckpt.pt")
     return folder
 
 

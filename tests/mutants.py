@@ -2,10 +2,19 @@
 
 A mutant is (file under nanobackpack/, old text, new text, test): with the old text, which occurs once,
 replaced by the new one, the test must fail.
+
+    python tests/mutants.py             all of them, half a minute each, in a copy of the repository
+    python tests/mutants.py 3 17        these
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -17,7 +26,9 @@ class Mutant(NamedTuple):
 
 
 BACKPACK, KERNELS, GENERATE = "model/backpack.py", "model/kernels.py", "model/generate.py"
-EDITS, LAYOUTS = "model/edits.py", "model/layouts.py"
+EDITS, LAYOUTS, SCORING = "model/edits.py", "model/layouts.py", "evaluate/scoring.py"
+UNTRUSTED, FILES, RUN = "safe/untrusted.py", "safe/files.py", "safe/run.py"
+ZOO, RELIABILITY = "robust/test_zoo.py::test_nothing_in_the_zoo_does_harm", "robust/test_reliability.py"
 
 MUTANTS = [
     # --- The network ---
@@ -145,7 +156,7 @@ MUTANTS = [
         GENERATE,
         "best // V, (best % V)",
         "best // (V + 1), (best % V)",
-        "test_evaluate.py::test_enough_beams_find_the_best",
+        "test_evaluate.py::test_beams_keep_the_best",
     ),
     # generation drops out
     Mutant(
@@ -183,4 +194,129 @@ MUTANTS = [
     Mutant(
         LAYOUTS, "if not p.isfinite().all():", "if p is None:", "test_layouts.py::test_own_tensors_refused"
     ),
+    # --- Files from strangers, and a run's folder ---
+    # any function of any library may be called while a checkpoint is opened
+    Mutant(UNTRUSTED, 'name == "GLOBAL" and _TORCH.fullmatch(argument)', 'name == "GLOBAL"', ZOO),
+    # a dict may have a key that takes forever to hash
+    Mutant(UNTRUSTED, 'set(values[::2]) - {"leaf"}', "set()", ZOO),
+    # memory for as many values as a number in the file says
+    Mutant(UNTRUSTED, "if slot > position:", "if slot > 1 << 40:", ZOO),
+    # torch takes the second of two pickles, whose name has capital letters
+    Mutant(UNTRUSTED, "part.filename.lower()", "part.filename", ZOO),
+    # parts that lie in each other
+    Mutant(UNTRUSTED, "sum(part.file_size for part in parts) > path.stat().st_size", "False", ZOO),
+    # one number stands for a whole tensor
+    Mutant(UNTRUSTED, "t.numel() * t.element_size() > t.untyped_storage().nbytes()", "False", ZOO),
+    # lists of lists of lists are followed to their end
+    Mutant(UNTRUSTED, "left < 0 or depth > _MAX_DEPTH", "False", ZOO),
+    # damaged numbers in a checkpoint are believed
+    Mutant(
+        UNTRUSTED,
+        "damaged := archive.testzip()",
+        "damaged := None",
+        f"{RELIABILITY}::test_no_damaged_byte_of_a_checkpoint_is_believed",
+    ),
+    # tokenizers that make a text 1,000 times longer, or have 10^5 parts
+    Mutant(UNTRUSTED, "growth > _MAX_GROWTH or ", "", ZOO),
+    Mutant(UNTRUSTED, " or n > _MAX_PARTS", "", ZOO),
+    # files without end, or far too long
+    Mutant(FILES, "if path.exists() and not path.is_file():", "if False:", ZOO),
+    Mutant(FILES, "path.stat().st_size > limit", "False", ZOO),
+    # a data set names a file outside of its folder
+    Mutant(FILES, 'isinstance(name, str) and name == Path(name).name != ".."', "isinstance(name, str)", ZOO),
+    # a lock that is another file's second name is emptied
+    Mutant(RUN, "or found.st_nlink > 1", "", ZOO),
+    # a second run in the same folder
+    Mutant(RUN, "fcntl.LOCK_EX |", "fcntl.LOCK_SH |", f"{RELIABILITY}::test_a_folder_has_one_run"),
+    # the last signal counts, not the first
+    Mutant(
+        RUN,
+        "self.received or number",
+        "number",
+        f"{RELIABILITY}::test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run",
+    ),
+    # --- Evaluation ---
+    # a text is exact if any of its tokens is the likeliest; its first tokens are scored, not its last
+    Mutant(SCORING, "bool(e.all())", "bool(e.any())", "test_evaluate.py::test_exact_means_every_token"),
+    Mutant(SCORING, "len(x) - len(y), len(x))", "len(y))", "test_evaluate.py::test_score"),
+    # the last, shorter window of a stream counts as much as a whole one
+    Mutant(
+        "evaluate/perplexity.py",
+        "total += loss.item() * y.numel()",
+        "total += loss.item() * B * T",
+        "test_perplexity.py::test_losses_1_and_3_are_a_perplexity_of_7_389",
+    ),
+    # the last word without its first token
+    Mutant(
+        "evaluate/lambada.py",
+        "whole[len(start) :]",
+        "whole[len(start) + 1 :]",
+        "test_evaluate.py::test_last_words",
+    ),
+    # ties are right
+    Mutant("evaluate/blimp.py", "good > bad for", "good >= bad for", "test_evaluate.py::test_sentence_pairs"),
+    # v2 forgets how likely the word itself is; the third guess is not looked at
+    Mutant(
+        "evaluate/wcpc.py",
+        "[p + score.log_p for",
+        "[score.log_p for",
+        "test_evaluate.py::test_word_prediction",
+    ),
+    Mutant("evaluate/wcpc.py", "found[:3]", "found[:2]", "test_evaluate.py::test_right_words_are_counted"),
+    # the greatest cosine for the least
+    Mutant(
+        "evaluate/lexical_similarity.py",
+        "senses.amin",
+        "senses.amax",
+        "test_evaluate.py::test_lexical_similarity",
+    ),
+    # he likelier than she and she likelier than he cancel; fitted and measured on the same prompts
+    Mutant("evaluate/bias.py", "log_ratio.abs()", "log_ratio", "test_control_evaluate.py::test_bias_ratio"),
+    Mutant(
+        "evaluate/bias.py",
+        "bias_ratio(model, noun.estimation,",
+        "bias_ratio(model, noun.prompts,",
+        "test_control_evaluate.py::test_gender_bias",
+    ),
+    # all texts from one seed
+    Mutant(
+        "evaluate/topic.py",
+        "seed_of(settings.seed, i)",
+        "settings.seed",
+        "test_control_evaluate.py::test_controlled_texts",
+    ),
+    # a sense asked for is taken as all senses
+    Mutant(
+        "commands/steer.py",
+        "settings.sense < 0",
+        "settings.sense < 3",
+        "test_control_evaluate.py::test_editing_commands",
+    ),
 ]
+
+
+def is_found(mutant: Mutant, copy: Path) -> bool:
+    """Whether the test fails for a copy of the repository in which the mutant stands."""
+    file = copy / "nanobackpack" / mutant.file
+    whole = file.read_text(encoding="utf-8")
+    assert whole.count(mutant.old) == 1, f"{mutant.file} has {mutant.old!r} {whole.count(mutant.old)} times"
+    file.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", f"tests/{mutant.test}"]
+    status = subprocess.run(command, cwd=copy, env=env, capture_output=True).returncode
+    file.write_text(whole, encoding="utf-8")
+    assert status in (0, 1), f"{mutant.test} cannot be run"
+    return status == 1
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("nanobackpack", "tests", "config", "experiments"):
+            shutil.copytree(Path(__file__).resolve().parents[1] / part, Path(folder) / part)
+        shutil.copy(Path(__file__).resolve().parents[1] / "pyproject.toml", folder)
+        chosen = [int(i) for i in sys.argv[1:]] or range(len(MUTANTS))
+        missed = [i for i in chosen if not is_found(MUTANTS[i], Path(folder))]
+    for i in missed:
+        print(f"mutant {i} is not found: {MUTANTS[i]}")
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} mutants are found")
+    sys.exit(bool(missed))

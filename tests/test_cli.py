@@ -351,9 +351,10 @@ BAD_SAMPLE = [
     ("unknown setting --temprature: did you mean temperature?", "temprature=1"),
     (r"--start needs a value, as in --start='\n'", "start"),
 ]
+BAD_SENSES = [("wrong type: it must be auto or float32", "dtype=bfloat16; dtype=float16")]
 CASES = [
     (kind, message, "--" + flags)
-    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE))
+    for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE), (SenseConfig, BAD_SENSES))
     for message, rows in table
     for flags in rows.split("; ")
 ]
@@ -476,6 +477,8 @@ def test_errors_of_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         return stop.value.code, capsys.readouterr().err
 
     assert status_of(InputError("one\ntwo")) == (2, "error: one two\n")
+    assert status_of(InputError("\x1b[31mred")) == (2, "error:  [31mred\n")  # no colours of a stranger
+    assert status_of(OSError(2, "not there", "one\ntwo")) == (2, "error: one two: not there\n")
     missing = tmp_path / "missing"
     status, err = status_of(None, missing.read_text)
     assert status == 2

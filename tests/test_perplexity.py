@@ -16,7 +16,7 @@ from torch import Tensor
 from nanobackpack.analysis import control
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.perplexity import PerplexityConfig, mean, open_stream, perplexity, with_bits
+from nanobackpack.evaluate.perplexity import PerplexityConfig, mean, open_stream, stream_loss, with_bits
 from nanobackpack.model.backpack import LanguageModel, Output
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -35,7 +35,7 @@ def stream(folder: Path, ids: np.ndarray = STREAM, name: str = "evaluation") -> 
 
 
 def measured(model: LanguageModel, data: TokenData, **settings: Any) -> Any:
-    return perplexity(model, data, "evaluation", PerplexityConfig(**settings))
+    return stream_loss(model, data, "evaluation", PerplexityConfig(**settings))
 
 
 class Unigram(LanguageModel):

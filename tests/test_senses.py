@@ -147,6 +147,9 @@ def test_similarity(senses: Senses):
     assert (got.min, got.max) == pytest.approx((min(matched), max(matched)), abs=1e-5)
     assert got.pairs.flatten().tolist() == pytest.approx(crossed, abs=1e-5)
     assert got.flat == pytest.approx(cosine(x.flatten(), y.flatten()), abs=1e-5)
+    values = [*matched, min(matched), max(matched), got.flat, min(crossed), max(crossed)]
+    shown = [float(line.split()[-1]) for line in got.table().splitlines()[1:]]
+    assert shown == pytest.approx(values, abs=1e-4)
     assert senses.similarity("bad", "bad").min == pytest.approx(1, abs=1e-5)
 
 
@@ -486,16 +489,16 @@ def test_a_tokenizer_without_bos(speller: BackpackLM):
 
 def test_table():
     """One line a sense, columns aligned, wide and invisible characters too, nothing trailing."""
-    tokens = [["a", "\n", "long"], ["bcd", "新闻", "é"]]
+    tokens = [["a", "\n", "long"], ["e\u0301t", "新闻", "é"]]
     labels, zeros = ["sense 0", "sense 10"], torch.zeros(2, 3)
     ranking = Ranking(title="x", labels=labels, ids=zeros, scores=zeros + 1, tokens=tokens)
     assert ranking.table().splitlines() == [
         "# x",
-        "  sense 0   'a'    '\\n'    'long'",
-        "  sense 10  'bcd'  '新闻'  'é'",
+        "  sense 0   'a'   '\\n'    'long'",
+        "  sense 10  'e\u0301t'  '新闻'  'é'",
     ]
     assert "'a' 1 " in ranking.table(scores=True)
-    assert [row[0] for row in ranking] == [("a", 1.0), ("bcd", 1.0)]
+    assert [row[0] for row in ranking] == [("a", 1.0), ("e\u0301t", 1.0)]
 
 
 def test_results_show_themselves(tmp_path: Path):

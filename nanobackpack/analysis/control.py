@@ -123,9 +123,9 @@ def copy_senses(model: BackpackLM, token: int, source: int, which: Sequence[int]
     K = model.config.n_sense_vector
     if not all(0 <= sense < K for sense in which):
         raise InputError(f"which={list(which)}: this model has senses 0 to {K - 1}")
-    own, other = model.sense_vectors([token, source]).float()  # (K, D)
-    own[list(which)] = other[list(which)]
-    return ReplaceSenses((token,), own[None].cpu())
+    senses, others = model.sense_vectors([token, source]).float().clone()  # (K, D) each
+    senses[list(which)] = others[list(which)]
+    return ReplaceSenses((token,), senses[None].cpu())
 
 
 def nullspace(

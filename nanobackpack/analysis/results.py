@@ -100,7 +100,7 @@ def write_json(path: str, value: Any) -> None:
 
 def to_json_values(value: Any) -> Any:
     """Turn results into dicts and tensors into lists, as JSON takes them; NaN becomes null."""
-    if isinstance(value, Result):
+    if dataclasses.is_dataclass(value):
         return {f.name: to_json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "tolist"):  # a tensor
         return to_json_values(value.tolist())

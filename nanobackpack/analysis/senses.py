@@ -73,8 +73,9 @@ class Senses:
     Words and prompts are texts or lists of ids. Senses and positions count from 0. Prompts and sentences
     begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. Padded ids take
     part in a softmax but are never listed. All is computed on the model's device, in float32, under the
-    edits in force, and comes back as a tensor or a result (analysis/results.py) with `.table()`,
-    `.to_json()` and often `.plot(path)`.
+    edits in force. It comes back as a tensor or a result of analysis/results.py, with `.table()`,
+    `.to_json()` and often `.plot(path)`. A `Ranking` has `ids`, `scores` and `tokens` (R, k) of its R rows,
+    best first, and `labels` (R) that say what a row is.
     """
 
     def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
@@ -311,8 +312,8 @@ class Senses:
     def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
 
-        `shares` has for each occurrence (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i from
-        the word's last token on. So has `mean` (K, W). See Composition for the rest.
+        `shares` has for each of S occurrences (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i
+        from its last token on. `mean` (K, W), `deviation` (S, K) and `consistency` (3 counts) sum them up.
         """
         ids = word_ids(self.tokenizer, word)
         if len(ids) < 2:

@@ -72,7 +72,9 @@ def _without_verb(first: str, rest: list[str]) -> None:
         print("usage: nanobackpack VERB [config file ...] [--setting=value ...]\n")
         print("\n".join(f"  {verb:<{width}}  {purpose}" for verb, (_, purpose) in VERBS.items()))
         print("\nnanobackpack VERB --help lists its settings, with examples.")
-        print("nanobackpack --tyro-print-completion bash (or zsh) prints a completion script for the shell.")
+        print(
+            "source <(nanobackpack --tyro-print-completion bash) completes verbs and settings; zsh likewise."
+        )
     elif first == "--version":
         print(f"nanobackpack {__version__}")
     elif first in cli.COMPLETION:

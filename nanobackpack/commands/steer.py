@@ -14,7 +14,7 @@ its test tokens. `--tokens` lists how likely these are before and after; `--save
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from nanobackpack.analysis.results import report
 from nanobackpack.config import AnalysisConfig
@@ -45,6 +45,9 @@ class EffectConfig(AnalysisConfig):
     """Tokens of each."""
     save: str = ""
     """Write the edit to this file."""
+
+
+AnyConfig = TypeVar("AnyConfig", bound=EffectConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +91,12 @@ def scaling(senses: Senses, settings: SteerConfig) -> Edit:
 
 def effects(
     model: LanguageModel,
-    settings: Any,
-    make_edit: Callable[[Senses, Any], Edit],
+    settings: AnyConfig,
+    make_edit: Callable[[Senses, AnyConfig], Edit],
     prompts: Sequence[str],
     tokens: Sequence[str] = (),
 ) -> list[Effect]:
-    """Make an edit, look what it does to each prompt, and save it if the settings (EffectConfig) say so."""
+    """Make an edit, look what it does to each prompt, and save it if the settings say so."""
     from nanobackpack.analysis import control
     from nanobackpack.analysis.effect import effect
     from nanobackpack.analysis.senses import Senses

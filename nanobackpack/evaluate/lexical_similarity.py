@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from nanobackpack.model.backpack import LanguageModel
 
-
 # How each test set is written: what separates columns (None: any white space), the column of the score, where
 # the words are columns 0 and 1, and whether the first line is a header.
 FORMATS = {
@@ -117,9 +116,6 @@ def lexical_similarity(
     """Correlate the cosines of words with people's scores, on named test sets."""
     import torch
 
-    from nanobackpack.analysis.senses import Senses
-    from nanobackpack.model.backpack import BackpackLM
-
     tokenizer = needs_tokenizer(model.tokenizer)
     for pooling in poolings:
         if pooling not in get_args(Pooling):
@@ -135,53 +131,59 @@ def lexical_similarity(
             raise InputError(
                 f"{name}: this tokenizer can spell {len(pairs)} of {len(sets[name])} pairs, not 2"
             )
-    # The vectors of each word are computed once. All is in float64 on the CPU: float32 would break the ties
-    # of words that share their first token.
+    # The vectors of each word are computed once.
     words = sorted({word for pairs in kept.values() for pair in pairs for word in (pair.first, pair.second)})
     index = {word: i for i, word in enumerate(words)}
-    senses = Senses(model) if isinstance(model, BackpackLM) else None
     columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
     for pooling in poolings:
-        E = _embeddings(model, words, pooling).cpu().double()  # (N, D)
-        C = None if senses is None else senses.many_senses(words, pooling).cpu().double()  # (N, K, D)
+        vectors = word_vectors(model, words, pooling)  # (N, 1 + K, D)
         for column, pairs in zip(columns, kept.values(), strict=True):
-            a = torch.tensor([index[pair.first] for pair in pairs])  # (pairs)
-            b = torch.tensor([index[pair.second] for pair in pairs])  # (pairs)
+            a = vectors[[index[pair.first] for pair in pairs]]  # (pairs, 1 + K, D)
+            b = vectors[[index[pair.second] for pair in pairs]]  # (pairs, 1 + K, D)
             gold = [pair.score for pair in pairs]
-            column.append(torch.tensor([spearman(m, gold) for m in _measures(E, C, a, b)]))  # (R)
-    sense_names = [] if senses is None else [f"sense {i}" for i in range(model.config.n_sense_vector)]
+            column.append(torch.tensor([spearman(measure, gold) for measure in _measures(a, b)]))  # (R)
+    is_gpt = model.config.model_name == "gpt2"
+    sense_names = [] if is_gpt else [f"sense {i}" for i in range(model.config.n_sense_vector)]
     return LexicalSimilarity(
         title="Spearman's ρ with human judgements",
         sets=list(kept),
         poolings=list(poolings),
-        measures=["E", *(["flat", *sense_names, "min"] if sense_names else [])],
+        measures=["E"] if is_gpt else ["E", "flat", *sense_names, "min"],
         rho=torch.stack([torch.stack(column, dim=1) for column in columns], dim=1),  # (R, S, P)
         n=[len(pairs) for pairs in kept.values()],
         coverage=[len(kept[name]) / len(sets[name]) for name in kept],
     )
 
 
-def _measures(E: Tensor, C: Tensor | None, a: Tensor, b: Tensor) -> list[Tensor]:
-    """Compute R measures of N pairs (a, b), each (N): cosines of E, flat, every sense, and their min."""
-    from torch.nn.functional import cosine_similarity
-
-    measures = [cosine_similarity(E[a], E[b], dim=1)]
-    if C is not None:
-        each = cosine_similarity(C[a], C[b], dim=2)  # (N, K)
-        flat = cosine_similarity(C[a].flatten(1), C[b].flatten(1), dim=1)
-        measures += [flat, *each.T, each.amin(dim=1)]
-    return measures
-
-
-def _embeddings(model: LanguageModel, words: list[str], pooling: Pooling) -> Tensor:
-    """Give E of N words, (N, D): mean or first token; NaN for contextualized, which E is not."""
+def word_vectors(model: LanguageModel, words: list[str], pooling: Pooling) -> Tensor:
+    """Give E and, of a Backpack, the senses of N words, (N, 1 + K, D); E is NaN for contextualized words."""
     import torch
 
+    from nanobackpack.analysis.senses import Senses
+    from nanobackpack.model.backpack import BackpackLM
+
     E = model.wte.weight.detach()
-    if pooling == "contextualized":
-        return E.new_full((len(words), E.size(1)), torch.nan)
     rows = [E[word_ids(needs_tokenizer(model.tokenizer), word)] for word in words]  # N of (T, D)
-    return torch.stack([row[0] if pooling == "first" else row.mean(dim=0) for row in rows])
+    means = torch.stack([(row[:1] if pooling == "first" else row).mean(dim=0) for row in rows])  # (N, D)
+    if pooling == "contextualized":
+        means = torch.full_like(means, torch.nan)
+    parts = [means[:, None]]  # (N, 1, D)
+    if isinstance(model, BackpackLM):
+        parts.append(Senses(model).many_senses(words, pooling))  # (N, K, D)
+    # In float64 on the CPU: float32 would break the ties of words that share their first token.
+    return torch.cat(parts, dim=1).cpu().double()  # (N, 1 + K, D)
+
+
+def _measures(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Compute R measures of N pairs, each (N): cosines of E, all senses as one, every sense, their min."""
+    from torch.nn.functional import cosine_similarity
+
+    each = cosine_similarity(a, b, dim=2)  # (N, 1 + K)
+    E, senses = each[:, 0], each[:, 1:]  # (N), (N, K)
+    if senses.size(1) == 0:
+        return [E]
+    flat = cosine_similarity(a[:, 1:].flatten(1), b[:, 1:].flatten(1), dim=1)  # (N)
+    return [E, flat, *senses.T, senses.amin(dim=1)]
 
 
 def spearman(measure: Tensor, gold: Sequence[float]) -> float:

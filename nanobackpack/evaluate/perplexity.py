@@ -16,7 +16,6 @@ block_size; longer ones give each token more to go on, so compare models of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,7 +55,7 @@ class PerplexityConfig(LoadConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity(Result):
+class StreamLoss:
     """The loss of a model over one stream of tokens, and what follows from it."""
 
     split: str
@@ -70,12 +69,9 @@ class Perplexity(Result):
     bits_per_char: float | None
     """Comparable between tokenizers."""
 
-    def table(self) -> str:
-        return _table(f"perplexity on {self.split}", [self])
-
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexities(Result):
+class Perplexity(Result):
     """A model on one split, or on each language of it and on all."""
 
     model: str
@@ -84,35 +80,31 @@ class Perplexities(Result):
     random_batches: int
     """0: the whole of each split."""
     edits: str | None
-    rows: list[Perplexity]
+    rows: list[StreamLoss]
 
     def table(self) -> str:
-        return _table(self.title, self.rows)
-
-
-def _table(title: str, rows: Iterable[Perplexity]) -> str:
-    cells = [["split", "tokens", "nats/token", "perplexity", "bits/char"]]
-    for row in rows:
-        bits = "-" if row.bits_per_char is None else f"{row.bits_per_char:.4f}"
-        numbers = [f"{row.tokens:,}", f"{row.nats_per_token:.4f}", f"{row.perplexity:,.2f}", bits]
-        cells.append([row.split, *numbers])
-    # Names stand on the left of their column, numbers on the right.
-    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"{title}:"]
-    for name, *rest in cells:
-        numbers = [cell.rjust(width) for cell, width in zip(rest, widths, strict=True)]
-        lines.append("  " + "  ".join([name.ljust(first), *numbers]))
-    return "\n".join(lines)
+        cells = [["split", "tokens", "nats/token", "perplexity", "bits/char"]]
+        for row in self.rows:
+            bits = "-" if row.bits_per_char is None else f"{row.bits_per_char:.4f}"
+            numbers = [f"{row.tokens:,}", f"{row.nats_per_token:.4f}", f"{row.perplexity:,.2f}", bits]
+            cells.append([row.split, *numbers])
+        # Names stand on the left of their column, numbers on the right.
+        first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [f"{self.title}:"]
+        for name, *rest in cells:
+            numbers = [cell.rjust(width) for cell, width in zip(rest, widths, strict=True)]
+            lines.append("  " + "  ".join([name.ljust(first), *numbers]))
+        return "\n".join(lines)
 
 
 def main(settings: PerplexityConfig) -> None:
     from nanobackpack.runtime import keep_memory
 
     keep_memory()
-    report(settings, lambda model: perplexities(model, settings))
+    report(settings, lambda model: perplexity(model, settings))
 
 
-def perplexities(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexities:
+def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexity:
     """Measure all that the settings ask for."""
     from nanobackpack.analysis import control
     from nanobackpack.train.checkpoint import check_vocabulary
@@ -121,7 +113,7 @@ def perplexities(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplex
     check_vocabulary(model, settings.model_path, data)
     parts = list(data.parts(split)) if settings.per_language else [split]
     with control.applied(model, control.load(settings.edits, model) if settings.edits else ()):
-        rows = [perplexity(model, data, part, settings) for part in parts]
+        rows = [stream_loss(model, data, part, settings) for part in parts]
     if len(rows) > 1:
         rows.append(mean("all", rows))
 
@@ -129,7 +121,7 @@ def perplexities(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplex
     what = f"{settings.batches} random batches" if settings.batches else "all"
     folder, size = display_path(data.folder), model.config.block_size
     under = f", under {settings.edits}" if settings.edits else ""
-    return Perplexities(
+    return Perplexity(
         title=f"{settings.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of {folder} "
         f"in windows of {size}{under}",
         model=settings.model_path,
@@ -141,8 +133,8 @@ def perplexities(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplex
     )
 
 
-def perplexity(model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig) -> Perplexity:
-    """Measure the perplexity of a whole split, or of random batches of it if the settings say so."""
+def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig) -> StreamLoss:
+    """Measure the loss over a whole split, or of random batches of it if the settings say so."""
     from nanobackpack.runtime import generator, reading
 
     T, device, B = model.config.block_size, model.wte.weight.device, settings.batch_size
@@ -163,11 +155,10 @@ def perplexity(model: LanguageModel, data: TokenData, split: str, settings: Perp
     return with_bits(split, n, total / n, data.chars_per_token(split))
 
 
-def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> Perplexity:
+def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> StreamLoss:
     """Express a loss, in nats per token, as a perplexity and in bits; chars: per token, if known."""
     bits = nats / math.log(2)
-    return Perplexity(
-        title=split,
+    return StreamLoss(
         split=split,
         tokens=tokens,
         nats_per_token=nats,
@@ -178,7 +169,7 @@ def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) 
     )
 
 
-def mean(split: str, parts: list[Perplexity]) -> Perplexity:
+def mean(split: str, parts: list[StreamLoss]) -> StreamLoss:
     """Join streams as if they were one: each token counts alike."""
     n = sum(p.tokens for p in parts)
     known = all(p.chars_per_token for p in parts)

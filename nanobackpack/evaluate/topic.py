@@ -207,6 +207,9 @@ def _push(name: str, strength: int) -> dict[str, Any]:
     return {"deltas": own["deltas"][strength], "f_scale": own["f_scale"]}
 
 
+# --- What is measured of the texts --------------------------------------------------------------
+
+
 def word_share(texts: Sequence[str], words: Sequence[str]) -> float:
     """Compute how much of some texts is words of a topic, from 0 to 1."""
     found = [_units(text) for text in texts]

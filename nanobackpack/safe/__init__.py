@@ -1,1 +1,1 @@
-"""Files and runs that may go wrong: written whole, read within limits, ended in good order."""
+"""What may go wrong: writing files, reading strangers' files, fetching from elsewhere, ending a run."""

@@ -10,6 +10,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,7 +30,7 @@ from nanobackpack import __version__, cli, load_model
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
-from nanobackpack.safe.run import less_memory, lock_folder, within_memory
+from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, within_memory
 from nanobackpack.text import data
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -293,6 +294,29 @@ def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
     assert (tmp_path / "own").is_dir()
 
 
+# --- Signals ----------------------------------------------------------------------------------
+
+
+def test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with StopSignals(alone=False) as stop:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # from the terminal, and from torchrun
+            signal.raise_signal(number)
+        assert stop.received == signal.SIGTERM
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
 # --- Data -------------------------------------------------------------------------------------
 
 
@@ -376,13 +400,8 @@ def test_log_and_eval_settings_change_nothing(foxes: Path, tmp_path: Path) -> No
     out, hard = tmp_path / "out", {"max_iters": 9, "dropout": 0.2, "gradient_accumulation_steps": 2}
     train(tiny(foxes, tmp_path / "whole", **hard))
     train(tiny(foxes, out, **hard | {"max_iters": 4}))
-    other = {
-        "eval_interval": 3,
-        "eval_iters": 1,
-        "log_interval": 2,
-        "backup_checkpoint_step": 1,
-        "keep_last": 4,
-    }
+    other = {"eval_interval": 3, "eval_iters": 1, "log_interval": 2}
+    other |= {"backup_checkpoint_step": 1, "keep_last": 4}
     train(tiny(foxes, out, **hard, **other, init_from="resume"))
     ours, whole = learned(out), learned(tmp_path / "whole")
     assert identical(ours["model"], whole["model"])
@@ -441,9 +460,8 @@ def test_another_optimizer_is_refused(foxes: Path, tmp_path: Path) -> None:
 def test_the_command_in_bad_step_json_comes_to_the_same_step(foxes: Path, tmp_path: Path) -> None:
     out = tmp_path / "my out"
     train(tiny(foxes, out, max_iters=4))
-    wild = tiny(
-        foxes, out, max_iters=99, learning_rate=1e30, decay_lr=False, grad_clip=0.0, init_from="resume"
-    )
+    changes = {"max_iters": 99, "learning_rate": 1e30, "decay_lr": False, "grad_clip": 0.0}
+    wild = tiny(foxes, out, **changes, init_from="resume")
     with pytest.raises(InputError, match=r"bad_step\.json") as first:
         train(wild)
     report = json.loads((out / "bad_step.json").read_text())
