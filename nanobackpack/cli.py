@@ -137,14 +137,17 @@ def parse(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or Path(sys.argv[0]).name
+    # What prints and exits.
     if "--help" in argv or "-h" in argv:
         tyro.cli(config_type, args=["--help"], description=about, **_options(prog))
     if argv and argv[0] in COMPLETION:
         complete(config_type, argv, prog)
 
+    # What is given: each setting's type says how its text is read.
     hints = get_type_hints(config_type)
     kinds = {f.name: hints[f.name] for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     flags, positional = _split(argv, config_type, kinds)
+    # Config files in the order given, then flags over them; checked once, all together.
     settings: dict[str, Any] = {}
     if "paths" in kinds:
         settings["paths"] = tuple(positional)
@@ -241,6 +244,7 @@ def read_config_file(file: str, kinds: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
         raise InputError(f"config file {file}, line {line}: {type(error).__name__}: {error}") from error
+    # Take the settings, pass over what is the file's own (imports, functions, _names), refuse the rest.
     given: dict[str, Any] = {}
     for name, value in namespace.items():
         if name in kinds:
@@ -258,7 +262,7 @@ def find_config(file: str) -> Path:
     if path.is_file():
         return path
     near = [str(p) for p in path.parent.glob("*.py")]
-    if path.name == file:
+    if path.name == file:  # a bare name
         bundled = {p.stem.removeprefix("train_"): p for p in sorted(CONFIGS.glob("*.py"))}
         name = path.name.removesuffix(".py").removeprefix("train_")
         if name in bundled:

@@ -2,10 +2,19 @@
 
 A mutant is (file under nanobackpack/, old text, new text, test): with the old text, which occurs once,
 replaced by the new one, the test must fail.
+
+    python tests/mutants.py             all of them, half a minute each, in a copy of the repository
+    python tests/mutants.py 3 17        these
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -284,3 +293,30 @@ MUTANTS = [
         "test_control_evaluate.py::test_editing_commands",
     ),
 ]
+
+
+def is_found(mutant: Mutant, copy: Path) -> bool:
+    """Whether the test fails for a copy of the repository in which the mutant stands."""
+    file = copy / "nanobackpack" / mutant.file
+    whole = file.read_text(encoding="utf-8")
+    assert whole.count(mutant.old) == 1, f"{mutant.file} has {mutant.old!r} {whole.count(mutant.old)} times"
+    file.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", f"tests/{mutant.test}"]
+    status = subprocess.run(command, cwd=copy, env=env, capture_output=True).returncode
+    file.write_text(whole, encoding="utf-8")
+    assert status in (0, 1), f"{mutant.test} cannot be run"
+    return status == 1
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("nanobackpack", "tests", "config", "experiments"):
+            shutil.copytree(Path(__file__).resolve().parents[1] / part, Path(folder) / part)
+        shutil.copy(Path(__file__).resolve().parents[1] / "pyproject.toml", folder)
+        chosen = [int(i) for i in sys.argv[1:]] or range(len(MUTANTS))
+        missed = [i for i in chosen if not is_found(MUTANTS[i], Path(folder))]
+    for i in missed:
+        print(f"mutant {i} is not found: {MUTANTS[i]}")
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} mutants are found")
+    sys.exit(bool(missed))

@@ -477,6 +477,7 @@ def test_errors_of_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         return stop.value.code, capsys.readouterr().err
 
     assert status_of(InputError("one\ntwo")) == (2, "error: one two\n")
+    assert status_of(InputError("\x1b[31mred")) == (2, "error:  [31mred\n")  # no colours of a stranger
     assert status_of(OSError(2, "not there", "one\ntwo")) == (2, "error: one two: not there\n")
     missing = tmp_path / "missing"
     status, err = status_of(None, missing.read_text)

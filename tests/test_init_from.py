@@ -346,7 +346,7 @@ def test_the_page_s_command_on_backpack_small(
 
     out, err = sampled(ROOT)
     assert out == ""
-    assert "train it with `python train.py config/train_backpack_lm.py`" in err
+    assert "train it with `nanobackpack train backpack_lm`" in err
     assert err.count("\n") == 1
     saved(tmp_path / "backpack-small", Tokenizer.char(start + TEXT), vocab_size=64, vocab_used=28)
     out, err = sampled(tmp_path)

@@ -1,6 +1,7 @@
 """Files from strangers: looked at before a library opens them, and after.
 
     load_untrusted("ckpt.pt")             a file of torch.save: tensors and plain values
+    check_parts(state, kinds, "ckpt.pt")  what was read from it: each part of its kind
     load_plain_pickle("meta.pkl", limit)  a pickle of plain values
     check_tokenizer(text, "its name")     a tokenizer.json, before the tokenizers library reads it
     count_values(line, limit)             a line of JSON, before Python makes objects of it
@@ -78,6 +79,23 @@ def load_untrusted(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, a checkpoint is a dict")
     return content
+
+
+def check_parts(content: dict[str, Any], kinds: dict[str, Any], source: Path) -> None:
+    """Refuse a file with a part missing, or not of its kind: a plain value, or a dict of these by name."""
+    for name, kind in kinds.items():
+        part = content.get(name)
+        values = part.values() if isinstance(part, dict) else [part]
+        named = not isinstance(part, dict) or all(isinstance(key, str) for key in part)
+        if not isinstance(part, kind) or not named or not all(map(_is_plain, values)):
+            raise InputError(f"{source}: its {name} is missing or damaged")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a text, None, or a number from 0 up that others can hold as well."""
+    if isinstance(value, float):
+        return value == value  # NaN is not
+    return 0 <= value < 1 << 63 if isinstance(value, int) else value is None or isinstance(value, str)
 
 
 def load_plain_pickle(path: Path, limit: int) -> Any:

@@ -120,7 +120,7 @@ class BackgroundWriter:
         try:
             save_checkpoint(path, state, self._keep_previous if name == LAST else lambda: None)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a write that failed
-            kept = f"; {LAST} is still the state before" if (self.folder / LAST).is_file() else ""
+            kept = f"; {LAST} is still the previous checkpoint" if (self.folder / LAST).is_file() else ""
             what = f"cannot write {display_path(path)} ({_disk_error(error)}){kept}"
             self._error = InputError(
                 f"{what}: make room or mend the disk, then go on with the same command and --init_from=resume"
@@ -190,7 +190,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint as a dict of tensors and plain values."""
     if not path.is_file():
         raise InputError(
-            f"no checkpoint {path}: train one with python train.py, or name its folder in --out_dir"
+            f"no checkpoint {path}: train one with `nanobackpack train`, or name its folder in --out_dir"
         )
     return load_untrusted(path)
 
@@ -288,8 +288,8 @@ def _training_command(name: str) -> str:
     """Say how to train the model that a folder of that name would hold: with the bundled config it is in."""
     for file in sorted(CONFIGS.glob("*.py")):
         if f'out_dir = "{name}"' in file.read_text(encoding="utf-8"):
-            return f"train it with `python train.py config/{file.name}`"
-    return "train one with python train.py"
+            return f"train it with `nanobackpack train {file.stem.removeprefix('train_')}`"
+    return "train one with `nanobackpack train`"
 
 
 def open_model(config: LoadConfig) -> BackpackLM | GPT:

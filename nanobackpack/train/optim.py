@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nanobackpack.config import TrainConfig
+from nanobackpack.errors import short_repr
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -96,11 +97,6 @@ class Muon(torch.optim.AdamW):
                 p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
 
 
-def averages_of(group: dict[str, Any]) -> set[str]:
-    """Name what the optimizer keeps of each parameter of a group, from its first step on."""
-    return {"step", "momentum"} if "parts" in group else {"step", "exp_avg", "exp_avg_sq"}
-
-
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Bring all singular values of matrices (N, rows, columns) near 1: U S Vᵀ becomes about U Vᵀ.
 
@@ -138,3 +134,32 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if config.lr_schedule == "cosine" or (config.lr_schedule == "auto" and config.optimizer != "muon"):
         left = 0.5 * (1 - math.cos(math.pi * left))
     return config.min_lr + left * (config.learning_rate - config.min_lr)
+
+
+def adapt_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a saved state as this optimizer can load it, or raise one of many errors if it does not fit.
+
+    Weight decay and the like are those of the settings now; positions that a smaller block_size drops go.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    for group, old in zip(groups, saved["param_groups"], strict=True):
+        if old["params"] != group["params"]:
+            raise ValueError("it has other parameters")
+        group["lr"] = float(old["lr"])  # that of the last step; the next one has its own
+
+    # From its first step on an optimizer keeps averages for each parameter, of the same shape.
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    if saved["state"] and saved["state"].keys() != set(range(len(parameters))):
+        raise ValueError("it has the averages of other parameters")
+    for i, (p, group) in enumerate(parameters if saved["state"] else []):
+        names = {"step", "momentum"} if "parts" in group else {"step", "exp_avg", "exp_avg_sq"}
+        if saved["state"][i].keys() != names:
+            raise ValueError(f"parameter {i} has {short_repr(list(saved['state'][i]))}, not {sorted(names)}")
+        state[i] = {k: t if k == "step" else t[: p.shape[0]] for k, t in saved["state"][i].items()}
+        for k, t in state[i].items():
+            if t.shape != (() if k == "step" else p.shape) or not t.is_floating_point():
+                raise ValueError(f"{k} of parameter {i} has another shape or type")
+        if not 0 <= state[i]["step"].item() < math.inf:
+            raise ValueError(f"step of parameter {i} is {state[i]['step'].item()}")
+    return {"state": state, "param_groups": groups}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanobackpack.errors import InputError, ProcessLost, first_line, short_repr
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import pick_device
 
 X = TypeVar("X")
@@ -127,7 +127,7 @@ class Processes:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         # Weights go to the device block by block, so that the whole never lies on it. What is gathered at
         # once is also what is compiled at once.
-        for part in [*model.context.h, *([model.senses] if isinstance(model, BackpackLM) else [])]:
+        for part in model.shards:
             if compiled:
                 part.compile()
             fully_shard(part, mesh=mesh)

@@ -16,21 +16,26 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanobackpack.config import Architecture, ModelConfig, TrainConfig
-from nanobackpack.errors import InputError, first_line, short_repr
+from nanobackpack.errors import InputError, first_line
 from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
 from nanobackpack.safe.files import display_path
+from nanobackpack.safe.untrusted import check_parts
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
-from nanobackpack.train.optim import averages_of
+from nanobackpack.train.optim import adapt_state
 from nanobackpack.train.parallel import Processes
+
+# What a run's checkpoint holds besides its model and its optimizer. Older files do not have all of it.
+PARTS: dict[str, Any] = {
+    "iter_num": int, "best_val_loss": float, "scaler": dict, "world_size": int | None, "config": dict | None,
+    "tokenizer": str | None, "data": dict | None, "run": str | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def resume(config: TrainConfig, data: TokenData) -> Initial:
     state, source, fallback = checkpoint.last_good_checkpoint(Path(config.out_dir))
     if state.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
-    check_state(state, source)
+    check_parts(state, PARTS, source)
     # The architecture is the checkpoint's, but for dropout and, if it is smaller, block_size.
     stored = dataclasses.replace(checkpoint.stored_config(state, source), dropout=config.dropout)
     config, follows = adopt_architecture(config, stored)
@@ -86,33 +91,6 @@ def resume(config: TrainConfig, data: TokenData) -> Initial:
     changes = describe_changes(before, now, names)
     new = "settings that are new: " + ", ".join(changes) if changes else ""
     return Initial(model.train(), config, state, source, notes=[n for n in (fallback, follows, new) if n])
-
-
-def check_state(state: dict[str, Any], source: Path) -> None:
-    """Refuse a state one of whose parts is missing or not what a run saves.
-
-    Not its model and its optimizer, which are looked at where they are loaded.
-    """
-
-    def is_plain(value: Any) -> bool:
-        """Whether it is a number that a run can have, a text, None, or a dict of these by name."""
-        if isinstance(value, dict):
-            named = all(isinstance(key, str) for key in value)
-            return named and all(is_plain(v) and not isinstance(v, dict) for v in value.values())
-        if isinstance(value, float):
-            return not math.isnan(value)
-        return 0 <= value < 1 << 63 if isinstance(value, int) else isinstance(value, str | NoneType)
-
-    kinds: dict[str, Any] = {
-        "iter_num": int, "best_val_loss": float, "scaler": dict,
-        # In older files these are not all there:
-        "world_size": int | None, "tokenizer": str | None, "run": str | None, "config": dict | None,
-        "data": dict | None,
-    }  # fmt: skip
-    for name, kind in kinds.items():
-        value = state.get(name)
-        if not isinstance(value, kind) or not is_plain(value):
-            raise InputError(f"{source}: its {name} is missing or damaged")
 
 
 def check_same_run(
@@ -191,7 +169,7 @@ def restore(
     if state is None:
         return 0, math.inf
     try:
-        fitting = fit_optimizer_state(state["optimizer"], optimizer)
+        fitting = adapt_state(state["optimizer"], optimizer)
         if state["scaler"]:  # {} in a run that needed none, as its dtype was another
             scaler.load_state_dict(state["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -199,33 +177,6 @@ def restore(
         raise InputError(f"{initial.source}: {what}") from error
     processes.load_optimizer(initial.model, optimizer, fitting)
     return state["iter_num"], state["best_val_loss"]
-
-
-def fit_optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return a saved state for the optimizer of this run, or raise one of many errors if it does not fit.
-
-    Weight decay and the like are those of the settings now; positions that a smaller block_size drops go.
-    """
-    groups = optimizer.state_dict()["param_groups"]
-    for group, old in zip(groups, saved["param_groups"], strict=True):
-        if old["params"] != group["params"]:
-            raise ValueError("it has other parameters")
-        group["lr"] = float(old["lr"])  # that of the last step; the next one has its own
-    # Each parameter has its averages, of its own shape; before the first step none has any.
-    parameters = [(p, averages_of(group)) for group in optimizer.param_groups for p in group["params"]]
-    if saved["state"] and saved["state"].keys() != set(range(len(parameters))):
-        raise ValueError("it has the averages of other parameters")
-    state: dict[int, dict[str, Tensor]] = {}
-    for i, (p, names) in enumerate(parameters if saved["state"] else []):
-        if saved["state"][i].keys() != names:
-            raise ValueError(f"parameter {i} has {short_repr(list(saved['state'][i]))}, not {sorted(names)}")
-        state[i] = {k: t if k == "step" else t[: p.shape[0]] for k, t in saved["state"][i].items()}
-        for k, t in state[i].items():
-            if t.shape != (() if k == "step" else p.shape) or not t.is_floating_point():
-                raise ValueError(f"{k} of parameter {i} has another shape or type")
-        if not 0 <= state[i]["step"].item() < math.inf:
-            raise ValueError(f"step of parameter {i} is {state[i]['step'].item()}")
-    return {"state": state, "param_groups": groups}
 
 
 # --- Starting from another model --------------------------------------------------------------

@@ -90,9 +90,11 @@ class Trainer:
         self.saved_step = self.step if state else -1  # the step in ckpt.pt (-1: none of this run)
         tokenizer = self.data.tokenizer or self.model.tokenizer
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
-        # A run has a name of its own, in its checkpoints and in config.json beside them: so those of an
-        # earlier run are told apart. An evaluation has no checkpoints, and runs of old had no names.
-        self.run_id = state.get("run") if state else None if config.eval_only else secrets.token_hex(8)
+        # The same id in the checkpoints of a run and in config.json beside them tells them from those of an
+        # earlier run. A run that goes on keeps its id; an evaluation saves nothing, and has none.
+        self.run_id = None if config.eval_only else secrets.token_hex(8)
+        if state:
+            self.run_id = state.get("run")
 
         # What it reports and leaves behind.
         self.stop = StopSignals(alone=not self.processes.is_distributed)
@@ -145,9 +147,12 @@ class Trainer:
                     # Could the last checkpoint be written? Did a signal ask to stop?
                     self.writer.check()
                     self.check_stop()
+
+                # All steps are done.
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
             except Stopped:
+                # A signal came, between two steps or in an evaluation: save, and say how to go on.
                 if config.eval_only:
                     log.say("stopped")
                 else:
