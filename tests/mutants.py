@@ -222,6 +222,9 @@ MUTANTS = [
     # files without end, or far too long
     Mutant(FILES, "if path.exists() and not path.is_file():", "if False:", ZOO),
     Mutant(FILES, "path.stat().st_size > limit", "False", ZOO),
+    # a name twice in a JSON object, a number in it that is none
+    Mutant(FILES, "len(values := dict(pairs)) < len(pairs)", "len(values := dict(pairs)) < 0", ZOO),
+    Mutant(FILES, "not math.isfinite(value := float(number))", "not (value := float(number))", ZOO),
     # a data set names a file outside of its folder
     Mutant(FILES, 'isinstance(name, str) and name == Path(name).name != ".."', "isinstance(name, str)", ZOO),
     # a lock that is another file's second name is emptied

@@ -624,8 +624,10 @@ def test_baked_equals_edited(backpack: BackpackLM, ids: Tensor, tmp_path: Path):
 def test_baking_leaves_the_model_alone(ids: Tensor):
     """A baked model shares nothing with the one it came from, and can be edited and baked again."""
     model = tiny_model()
+    model.tokenizer = Tokenizer.char("abc")
     before = model(ids).logits
     baked = control.bake(model)
+    assert baked.tokenizer is model.tokenizer
     assert torch.allclose(baked(ids).logits, before, atol=1e-4)
     with torch.no_grad():
         for p in baked.parameters():

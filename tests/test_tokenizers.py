@@ -105,6 +105,8 @@ def test_another_model_of_the_library():
     assert tokenizer.decode([0, 1]) == "the cat"
     assert tokenizer.token(1) == "cat"
     assert json.loads(tokenizer.to_json())["truncation"] is None
+    words = hf.Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    assert Tokenizer(words).padded_size == 128  # nanoBackpackLM's rule always pads
 
 
 # --- Made from a text --------------------------------------------------------------------------

@@ -61,10 +61,10 @@ CONFIGS: dict[str, tuple[Content, str]] = {
     "deep": (DEEP, DEEP_WHY),
     "objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, "100,000 objects in each other"),
     "huge": (GPT2 | {"note": "x" * (4 << 20)}, "4 MB of settings"),
-    "nan": (GPT2 | {"resid_pdrop": float("nan")}, "a dropout that is no number"),
+    "nan": (GPT2 | {"note": float("nan")}, "a number that is none"),
     "infinite": (GPT2_JSON + ', "resid_pdrop": 1e400}', "a dropout beyond all numbers"),
     "digits": (GPT2_JSON + ', "n_ctx": ' + "9" * 100_000 + "}", "a number of 100,000 digits"),
-    "twice": (GPT2_JSON + ', "n_layer": 99}', "n_layer twice, 1 and 99"),
+    "twice": ('{"n_layer": 99, ' + GPT2_JSON[1:] + "}", "n_layer twice, 99 and 1"),
     "list": ([1, 2, 3], "a list for settings"),
     "binary": ("\0\ufffe\0", "no text"),
     "vocabulary": (GPT2 | {"vocab_size": 10**12}, "a vocabulary of 10^12"),
@@ -301,7 +301,6 @@ beast(
 # --- Data sets: meta.json and .bin ------------------------------------------------------------
 
 METAS: dict[str, tuple[dict[str, Any], str]] = {
-    "dots": ({"tokenizer": "../../../../etc/passwd"}, "a tokenizer outside of the folder"),
     "absolute": ({"tokenizer": "/etc/passwd"}, "a tokenizer with an absolute name"),
     "parent": ({"tokenizer": ".."}, "the folder above for a tokenizer"),
     "folder": ({"tokenizer": "."}, "the folder itself for a tokenizer"),
@@ -317,6 +316,16 @@ METAS: dict[str, tuple[dict[str, Any], str]] = {
     "hash": ({"sha256": [1, 2]}, "a list of hashes"),
     "entry": ({"hook": "os.system"}, "an entry that does not exist"),
 }
+
+
+def outside(d: Path) -> None:
+    dataset(d)
+    name = f"outside-{d.name}.json"
+    (d / "tokenizer.json").rename(d.parent / name)
+    dataset(d, tokenizer=f"../{name}")
+
+
+beast("meta-json-dots", outside, "a tokenizer outside of the folder", "data")
 for name, (changes, why) in METAS.items():
     beast(f"meta-json-{name}", functools.partial(dataset, **changes), why, "data")
 beasts(
