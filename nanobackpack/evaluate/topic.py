@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from nanobackpack.analysis import results
 from nanobackpack.config import AnalysisConfig, at_least
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, first_line
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.safe.files import read_text
 from nanobackpack.text.tokenizer import Tokenizer, first_ids, needs_tokenizer
@@ -274,7 +274,7 @@ def mauve_ready(features: str) -> bool:
     try:
         AutoConfig.from_pretrained(features, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"features={features!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"features={features!r} cannot be read: {first_line(error)}") from error
     return True
 
 
