@@ -39,7 +39,7 @@ from nanobackpack.analysis.results import (
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.model.edits import Edit
-from nanobackpack.runtime import pad_right, reading
+from nanobackpack.runtime import eval_mode, pad_right
 from nanobackpack.text.tokenizer import (
     Bos,
     Text,
@@ -363,7 +363,7 @@ class Senses:
 
     def _logits(self, ids: list[int]) -> Tensor:
         """Compute the model's logits after one row of ids, padding included, (vocab_size)."""
-        with reading(self.model):
+        with eval_mode(self.model):
             logits = self.model(torch.tensor([ids], device=self.embedding.device)).logits
         return logits[0, -1]
 

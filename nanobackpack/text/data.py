@@ -33,7 +33,7 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, verify
 from nanobackpack.text.meta import DTYPES, HELD_OUT, SPLITS, Meta, prepare_command, read_tokenizer
-from nanobackpack.text.tokenizer import resolve
+from nanobackpack.text.tokenizer import tokenizer_to_use
 
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
 _MAX_SUMMED = 1 << 35  # bytes whose checksums are looked at: a minute or two, where a run takes days
@@ -66,7 +66,7 @@ def open_data(config: TrainConfig) -> TokenData:
     else:
         data = open_dataset(config.dataset, config.data_bin_dtype, config.xlm_alpha)
     # tokenizer_name must agree with the tokenizer of the data, or takes its place where there is none.
-    tokenizer = resolve(config.tokenizer_name, data.tokenizer, display_path(data.folder))
+    tokenizer = tokenizer_to_use(config.tokenizer_name, data.tokenizer, display_path(data.folder))
     if tokenizer and not data.tokenizer:
         data.tokenizer = tokenizer
         data.check_ids(tokenizer.vocab_size)

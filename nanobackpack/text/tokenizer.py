@@ -316,12 +316,12 @@ def load_tokenizer(name: str) -> Tokenizer:
         wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
         instead = f"for tokenizer={name!r} give char, bpe:N, or a file or folder with {LAYOUTS}"
         path = fetch_hub(hub_name, wanted, instead)
-    if tokenizer := in_folder(path):
+    if tokenizer := tokenizer_in(path):
         return tokenizer
     raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
 
 
-def in_folder(folder: Path) -> Tokenizer | None:
+def tokenizer_in(folder: Path) -> Tokenizer | None:
     """The tokenizer a folder holds, in any layout; None if there is none."""
     for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
         if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
@@ -329,7 +329,7 @@ def in_folder(folder: Path) -> Tokenizer | None:
     return None
 
 
-def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
+def tokenizer_to_use(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
     """The tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
 
     "auto" asks for the stored one, any other `name` for one that must agree with it.
