@@ -108,12 +108,27 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
+MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def check_tensors(state: dict[Any, Any], source: str) -> None:
     """Refuse what does not map names to tensors."""
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{source}: these are no weights, which would map names to tensors")
+
+
+def check_size(config: ModelConfig, state: State, source: str) -> None:
+    """Refuse settings that ask for a model far larger than the tensors, before it takes memory and time."""
+    V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
+    senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
+    least = D * (V + config.block_size + 12 * D * config.n_block + senses)  # nearly all parameters
+    # Each takes a byte or more. Several tensors may be views of the same bytes, which count once.
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:
+        raise InputError(
+            f"{source}: {short_repr(config.n_block)} blocks with {short_repr(least)} parameters cannot be in "
+            f"{sum(held.values())} bytes"
+        )
 
 
 def import_state(model: LanguageModel, state: State, layout: Layout | None, source: str) -> None:

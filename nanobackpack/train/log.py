@@ -19,10 +19,8 @@ from tqdm import tqdm
 from nanobackpack.cli import ignore_closed_stdout
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, first_line
-from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.safe.files import remove_stale, replacing
-from nanobackpack.text.data import TokenData
-from nanobackpack.train.parallel import Processes
+from nanobackpack.train.checkpoint import GO_ON
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -70,8 +68,7 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"cannot write {self.path} ({error.strerror}): make room, "
-                "then go on with the same command and --init_from=resume"
+                f"cannot write {self.path} ({error.strerror}): make room, then {GO_ON}"
             ) from error
         if self._wandb:
             numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
@@ -83,48 +80,6 @@ class Log:
             with ignore_closed_stdout():
                 self._bar.write(text, file=sys.stdout)
                 sys.stdout.flush()
-
-    def introduce(
-        self,
-        model: LanguageModel,
-        data: TokenData,
-        processes: Processes,
-        dtype: torch.dtype,
-        tokens_per_step: int,
-        origin: str,
-        notes: list[str],
-    ) -> None:
-        """Say what is about to be trained and how, and what is worth knowing beforehand."""
-        config = self.config
-        where = f"{processes.world_size} × {processes.device.type} ({config.distributed})"
-        self.say(f"settings ({Path(config.out_dir) / 'config.json'} has all):\n{describe(config)}")
-        self.say(
-            f"{model.config.model_name} with {model.num_params():,} parameters "
-            f"on {where if processes.is_distributed else processes.device} "
-            f"in {str(dtype).removeprefix('torch.')}, {tokens_per_step:,} tokens per step of "
-            f"{data.n_tokens('train'):,} in {data.folder}"
-            + (f", from step {self.step}" if self.step else "")
-            + (f"; {origin}" if origin else "")
-        )
-        if config.decay_lr and 0 < config.max_iters < config.warmup_iters:
-            self.say(
-                f"note: the learning rate warms up for {config.warmup_iters} steps, "
-                f"longer than the {config.max_iters} of this run"
-            )
-        for note in notes:
-            self.say(note)
-
-    def report_step(
-        self, step: int, loss: float, lr: float, ms: float, n_tokens: int, mfu: float | None
-    ) -> None:
-        """Record and print one training step, which took `ms` milliseconds for n_tokens tokens."""
-        rate, left = n_tokens / ms * 1000, duration((self.config.max_iters - step) * ms / 1000)
-        known = {} if mfu is None else {"mfu": mfu}
-        self.record(step=step, train_loss=loss, lr=lr, ms_per_step=ms, tokens_per_s=rate, **known)
-        self.say(
-            f"step {step:>6}/{self.config.max_iters}: loss {loss:.4f}, {ms:.1f} ms/step, "
-            f"{rate:,.0f} tokens/s, {'' if mfu is None else f'MFU {mfu:.1%}, '}{left} left"
-        )
 
     def advance(self) -> None:
         """Move the progress bar by a step."""
@@ -218,7 +173,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
 # --- Words for people -------------------------------------------------------------------------
 
 
-def describe(config: Any) -> str:
+def describe_settings(config: Any) -> str:
     """List the settings that differ from their defaults, as flags would set them, wrapped for a terminal."""
     fields = [(f.name, getattr(config, f.name), f.default) for f in dataclasses.fields(config)]
     changed = [f"{name}={value}" for name, value, default in fields if value != default]
@@ -245,14 +200,6 @@ PEAK_FLOPS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
     "L40": 181e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
-
-
-def model_flops_utilisation(
-    config: ModelConfig, n_sequences: int, ms: float, device: torch.device
-) -> float | None:
-    """Return which part of what a device can do a step used that took `ms`; None if its peak is not known."""
-    peak = peak_flops(device)
-    return flops_per_step(config, n_sequences) / peak / ms * 1000 if peak else None
 
 
 def flops_per_step(config: ModelConfig, batch_size: int, length: int | None = None) -> int:

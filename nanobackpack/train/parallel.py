@@ -42,7 +42,7 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job as one of them sees them. The one of rank 0 writes and speaks.
+    """The processes of a job as one of them sees them. The one of rank 0 writes and prints.
 
     All must call `max`, `sum`, `mean`, `gather` and the methods below alike and in the same order.
     """
@@ -81,14 +81,14 @@ class Processes:
         return self.sum(t).div_(self.world_size)
 
     def deal(self, items: Iterable[X]) -> Iterator[tuple[X, bool]]:
-        """Yield this process's share of items dealt out in turn, as (item, whether it counts).
+        """Yield this process's share of items dealt out in turn, one each round, as (item, is_own).
 
-        All get the same number, as a sharded model needs: who would get none at the end gets one that another
-        process has too, which does not count.
+        All processes get the same number, as a sharded model needs. If the last round has fewer items than
+        processes, the rest get a copy that must not be counted: is_own is False.
         """
         source = iter(items)
-        while hand := list(islice(source, self.world_size)):
-            yield hand[min(self.rank, len(hand) - 1)], self.rank < len(hand)
+        while one_each := list(islice(source, self.world_size)):
+            yield one_each[min(self.rank, len(one_each) - 1)], self.rank < len(one_each)
 
     def share(self, n: int) -> range:
         """Return this process's part of the numbers below n: neighbours, and nearly as many for each."""
