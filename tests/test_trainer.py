@@ -372,7 +372,7 @@ def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: 
         seen.append((split, x))
         return x, y
 
-    trainer.data.batch = watched_batch  # type: ignore[method-assign]
+    trainer.data.batch = watched_batch  # type: ignore[assignment, method-assign]
     before = trainer.estimate("val"), trainer.estimate("val"), trainer.estimate("train")
     assert before[0] == before[1]
     for trainer.step in range(3):

@@ -23,14 +23,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.errors import InputError, short_repr
+from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.safe.files import read_json
+from nanobackpack.safe.untrusted import load_untrusted
 
 State = dict[str, Tensor]
 
@@ -205,6 +208,25 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
         raise InputError(f"{source}: model_args has no {missing[0]}")
     settings = {"model_name": "backpack-lm" if backpack else "gpt2"} | {name: args[name] for name in needed}
     return _with_padding(model_config(settings, source)), state, NANO if backpack else NANO_GPT
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], State, Path]:
+    """Read a folder in Hugging Face's layout: its config.json, its tensors, and the file that holds these."""
+    settings = read_json(folder / "config.json")
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        from safetensors.torch import load_file
+
+        try:
+            return settings, load_file(weights), weights
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise InputError(f"{weights} cannot be read: {first_line(error)}") from error
+    weights = folder / "pytorch_model.bin"
+    if weights.is_file():
+        return settings, load_untrusted(weights), weights
+    raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
 
 
 def read_hugging_face(

@@ -25,8 +25,8 @@ import dataclasses
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,17 +81,16 @@ class BackgroundWriter:
         self._previous = [folder / name for name in previous_names(keep_last)]
         self._nothing_saved_yet = resumed is None  # by this run: what lies there is of an earlier one
         self._last_is_good = resumed is not None and resumed.name == LAST
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None  # the save under way, or the last one
 
     def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._thread:
-            self._thread.join()
+        self._background.shutdown()
         if error is None:  # otherwise the error that ended the run is the one to report
-            self.check()
+            self.wait()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Copy a state to the host's memory, and begin to write it."""
@@ -99,21 +98,18 @@ class BackgroundWriter:
         copied = copy_to_host(state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies from a GPU are under way until now
-        self._thread = threading.Thread(target=self._write, args=(name, copied))
-        self._thread.start()
+        self._writing = self._background.submit(self._write, name, copied)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on the disk."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        """Return when the last checkpoint is on the disk; raise what went wrong, once."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def check(self) -> None:
-        """Raise what went wrong in the background, once."""
-        if self._error:
-            error, self._error = self._error, None
-            raise error
+        """Raise what has gone wrong, without waiting."""
+        if self._writing and self._writing.done():
+            self.wait()
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         path = self.folder / name
@@ -122,10 +118,7 @@ class BackgroundWriter:
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a write that failed
             kept = f"; {LAST} is still the previous checkpoint" if (self.folder / LAST).is_file() else ""
             what = f"cannot write {display_path(path)} ({_disk_error(error)}){kept}"
-            self._error = InputError(f"{what}: make room or mend the disk, then {GO_ON}")
-            self._error.__cause__ = error
-        except Exception as error:  # a bug of ours, to be raised where it is seen
-            self._error = error
+            raise InputError(f"{what}: make room or mend the disk, then {GO_ON}") from error
 
     def _keep_previous(self) -> None:
         """Rename the checkpoints that are there: ckpt.pt → ckpt_prev.pt → ckpt_prev2.pt ..."""
@@ -352,22 +345,8 @@ def _tokenizer_of_data(config: object) -> Tokenizer | None:
 
 
 def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    """Open a folder with config.json and weights, safetensors or, read as a checkpoint is, torch's own."""
-    settings = read_json(folder / "config.json")
-    if not isinstance(settings, dict):
-        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        from safetensors.torch import load_file
-
-        try:
-            state: dict[str, Any] = load_file(weights)
-        except Exception as error:  # a damaged file can raise nearly anything
-            raise InputError(f"{weights} cannot be read: {first_line(error)}") from error
-    elif (weights := folder / "pytorch_model.bin").is_file():
-        state = read_checkpoint(weights)
-    else:
-        raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
+    """Open a folder with config.json and weights."""
+    settings, state, weights = layouts.read_folder(folder)
     config, state, layout = layouts.read_hugging_face(settings, state, str(folder))
     return _fill(config, state, layout, tokenizer_in(folder), str(weights))
 

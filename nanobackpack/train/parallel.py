@@ -63,7 +63,7 @@ class Processes:
     # --- What they agree on -------------------------------------------------------------------
 
     def max(self, value: int) -> int:
-        """Return the highest of the processes' values. It goes by the CPU, so that no GPU waits for it."""
+        """Return the highest of the processes' values, by way of the CPU, so that no GPU waits for it."""
         if self.is_distributed:
             highest = torch.tensor(int(value))
             dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -134,8 +134,11 @@ class Processes:
         fully_shard(model, mesh=mesh)
 
     def sync_on_last(self, forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Forward and backward of a micro-batch go in here: whole copies average their gradients once a step,
-        in its last micro-batch; slices in each, as no process has room for a whole gradient."""
+        """Return the context in which forward and backward of a micro-batch run.
+
+        Whole copies (ddp) average their gradients once a step, in its last micro-batch. Slices (fsdp) do so
+        in every micro-batch, as no process has room for a whole gradient.
+        """
         wait = isinstance(forward, DistributedDataParallel) and not last
         return forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
@@ -256,5 +259,5 @@ def _number(name: str, default: str = "") -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without gloo's source line before it and its advice after it."""
+    """Say what went wrong, without gloo's source line before it and its advice after it."""
     return re.sub(r"^\[.*?\] ", "", first_line(error)).split(". ")[0]

@@ -208,7 +208,15 @@ def from_other_model(config: TrainConfig, fresh: ModelConfig, data: TokenData) -
         if not isinstance(source, GPT):
             raise InputError(f"{name} is a Backpack, which cannot start a GPT: leave out --model_name=gpt2")
         n_rows = fresh.vocab_size if source.config.n_token == fresh.n_token else source.config.vocab_size
-        target = backpack_around_gpt(target, config, n_rows)
+        target = dataclasses.replace(
+            target,
+            model_name="backpack-lm",
+            sense_network=config.sense_network,
+            n_sense_vector=config.n_sense_vector,
+            n_layer=target.n_layer + (config.sense_network == "nano"),
+            vocab_size=max(target.vocab_size, n_rows),
+            vocab_used=target.n_token,
+        )
         origin = (
             f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
@@ -228,19 +236,6 @@ def from_other_model(config: TrainConfig, fresh: ModelConfig, data: TokenData) -
         shorten_senses(model, source)
     copy_model(source, model)
     return Initial(model.train(), config, origin=origin, notes=(follows,))
-
-
-def backpack_around_gpt(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
-    """Return the architecture of the Backpack whose context network is that GPT."""
-    return dataclasses.replace(
-        gpt,
-        model_name="backpack-lm",
-        sense_network=config.sense_network,
-        n_sense_vector=config.n_sense_vector,
-        n_layer=gpt.n_layer + (config.sense_network == "nano"),
-        vocab_size=max(gpt.vocab_size, vocab_size),
-        vocab_used=gpt.n_token,
-    )
 
 
 @torch.no_grad()

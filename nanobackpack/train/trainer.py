@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.model.backpack import Output
+from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import (
     autocast,
@@ -42,7 +43,7 @@ from nanobackpack.safe.run import Stopped, StopSignals, guard_run, report_bad_st
 from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
 from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter
-from nanobackpack.train.log import Log, describe_settings, duration, flops_per_step, peak_flops
+from nanobackpack.train.log import Log, describe_settings, duration
 from nanobackpack.train.optim import learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.resume import describe_world_size_change, initial_model, load_optimizer_state
