@@ -122,7 +122,7 @@ def test_self_check_knowledge_edit():
 def test_example_amplify():
     """Weights (.1, .3) amplified by (4, 1): (.22857, .17143), and the rest of the row as it was."""
     alpha, ids = torch.tensor([0.1, 0.3, 0.6]).expand(1, 2, 1, 3), torch.tensor([[5, 6, 1]])
-    got = AmplifyInWord((5, 6), (4.0, 1.0)).weights(alpha, TextSoFar(ids, torch.empty(0), torch.empty(0)))
+    got = AmplifyInWord((5, 6), (4.0, 1.0)).edit_alpha(alpha, TextSoFar(ids, torch.empty(0), torch.empty(0)))
     assert got[0, 1, 0].tolist() == pytest.approx([0.22857, 0.17143, 0.6], abs=1e-5)
 
 
@@ -373,7 +373,7 @@ def test_nullspace(ids: Tensor):
         ours = gpt.generate(TEXT[:, :8], 12, 3.0, generator=draws(), edits=[edit])
         assert torch.equal(ours, plain_generate(gpt, TEXT[:, :8], 12, 3.0, generator=draws(), edits=[edit]))
     e, edit = gpt.wte(torch.tensor([7, 8])), control.nullspace(gpt, [7], 3, 5)
-    projected = edit.inputs(torch.tensor([7, 8]), e)
+    projected = edit.edit_inputs(torch.tensor([7, 8]), e)
     assert abs((projected[0] @ edit.direction).item()) < 1e-5
     assert torch.equal(projected[1], e[1])
     assert torch.equal(gpt(ids, edits=control.nullspace(gpt, [2], 3, 5, 1.0)).logits, gpt(ids).logits)

@@ -221,7 +221,7 @@ def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
 def test_training_equals_plain_formula(model, ids: Tensor, known: bool):
     """So are they in the form that training runs: without logits, with the unique ids found beforehand."""
     tokens = unique_ids(ids, TINY["vocab_size"], multiple=16) if known else None
-    assert_equals_plain_formula(model.train(), ids, loss_only=True, tokens=tokens)
+    assert_equals_plain_formula(model.train(), ids, loss_only=True, unique=tokens)
 
 
 @pytest.mark.parametrize(

@@ -93,15 +93,15 @@ class Edit:
 class SenseEdit(Edit):
     """Changes C, by token: what it does is the same at every position of every text."""
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         """Edit the senses c (U, K, D) of the tokens ids (U)."""
         raise NotImplementedError
 
 
-class WeightEdit(Edit):
+class AlphaEdit(Edit):
     """Changes α, which may depend on the whole text so far."""
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         """Edit the weights alpha (B, K, N, S) of the last N rows."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class InputEdit(Edit):
 
     model_name = "gpt2"
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         """Edit the embeddings e (B, T, D) of ids (B, T)."""
         raise NotImplementedError
 
@@ -140,22 +140,22 @@ class Edits:
             edit.check(config)
         live = [edit.to(device) for edit in edits if not edit.inert]
         self.on_senses = [edit for edit in live if isinstance(edit, SenseEdit)]
-        self.on_weights = [edit for edit in live if isinstance(edit, WeightEdit)]
+        self.on_alpha = [edit for edit in live if isinstance(edit, AlphaEdit)]
         self.on_inputs = [edit for edit in live if isinstance(edit, InputEdit)]
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         for edit in self.on_senses:
-            c = edit.senses(ids, c)
+            c = edit.edit_senses(ids, c)
         return c
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
-        for edit in self.on_weights:
-            alpha = edit.weights(alpha, text)
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+        for edit in self.on_alpha:
+            alpha = edit.edit_alpha(alpha, text)
         return alpha
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         for edit in self.on_inputs:
-            e = edit.inputs(ids, e)
+            e = edit.edit_inputs(ids, e)
         return e
 
 
@@ -242,7 +242,7 @@ class ScaleSense(SenseEdit):
         factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
         return not self.tokens or all(f == 1 for f in factors)
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         scale = c.new_ones(c.size(1))  # (K)
         scale[slice(None) if self.sense is None else self.sense] = c.new_tensor(self.factor)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))  # (U)
@@ -266,7 +266,7 @@ class ReplaceSenses(SenseEdit):
     def inert(self) -> bool:
         return not self.tokens
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         # Look each id up in the sorted tokens: one pass, however many tokens are replaced.
         known, order = ids.new_tensor(self.tokens).sort()  # (N)
         at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)  # (U)
@@ -278,7 +278,7 @@ class ReplaceSenses(SenseEdit):
 
 
 @dataclass(frozen=True, eq=False)
-class TopicControl(WeightEdit):
+class TopicControl(AlphaEdit):
     """Let the senses that predict a topic count more: α[b,l,i,j] · (1 + B · (delta[x[b,j],l] - 1)).
 
     B anneals: it is B[b,l,i,j] = sigmoid(6 - f·A[b,l,i,j]) · (1 + j/100), where A (TextSoFar.support) is how
@@ -296,7 +296,7 @@ class TopicControl(WeightEdit):
     def inert(self) -> bool:
         return bool((self.delta == 1).all())
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         return (alpha * self.factors(text)).to(alpha.dtype)
 
     def factors(self, text: TextSoFar) -> Tensor:
@@ -308,7 +308,7 @@ class TopicControl(WeightEdit):
 
 
 @dataclass(frozen=True)
-class AmplifyInWord(WeightEdit):
+class AmplifyInWord(AlphaEdit):
     """In each occurrence of the tokens `word`, their weights α times `factors`, then scaled so that the
     word's sum is what it was: the word counts as before, but for other parts of itself.
 
@@ -331,7 +331,7 @@ class AmplifyInWord(WeightEdit):
     def inert(self) -> bool:
         return len(set(self.factors)) == 1
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         n, (N, S) = len(self.word), alpha.shape[2:]
         rows = torch.arange(S - N, S, device=alpha.device)  # (N): the positions of the query rows
         found = self._occurrences(text.ids)  # (B, S - n + 1)
@@ -380,7 +380,7 @@ class GPTNullspace(InputEdit):
     def inert(self) -> bool:
         return not self.tokens or self.factor == 1
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         g = self.direction
         along = ((e * g).sum(dim=-1, keepdim=True) / (g @ g)) * g  # (..., D)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))[..., None]  # (..., 1)

@@ -46,7 +46,7 @@ from nanobackpack.safe.files import display_path, plain_name, read_json, replaci
 from nanobackpack.safe.untrusted import load_untrusted
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.meta import read_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, in_folder, resolve
+from nanobackpack.text.tokenizer import Tokenizer, tokenizer_in, tokenizer_to_use
 
 FORMAT = "nanobackpack 1"
 LAST, BEST = "ckpt.pt", "best.pt"
@@ -278,7 +278,7 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     else:
         raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
     # The tokenizer may say better than the file which of the ids are tokens: the rest is padding.
-    model.tokenizer = resolve(tokenizer_name, model.tokenizer, str(path))
+    model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
     if used > model.config.vocab_size:
         raise InputError(f"{path} has {model.config.vocab_size:,} ids, its tokenizer {used:,}: give another")
@@ -381,7 +381,7 @@ def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
     else:
         raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
     config, state, layout = layouts.read_hugging_face(settings, state, str(folder))
-    return _fill(config, state, layout, in_folder(folder), str(weights))
+    return _fill(config, state, layout, tokenizer_in(folder), str(weights))
 
 
 def check_vocabulary(model: LanguageModel, name: str, data: TokenData) -> None:

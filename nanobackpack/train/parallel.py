@@ -127,7 +127,7 @@ class Processes:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         # Weights go to the device block by block, so that the whole never lies on it. What is gathered at
         # once is also what is compiled at once.
-        for part in model.shards:
+        for part in model.fsdp_parts:
             if compiled:
                 part.compile()
             fully_shard(part, mesh=mesh)

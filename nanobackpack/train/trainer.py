@@ -29,12 +29,12 @@ from nanobackpack.model.backpack import Output
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import (
     autocast,
+    eval_mode,
     generator,
     keep_memory,
     pick_compile,
     pick_device,
     pick_dtype,
-    reading,
     seed_of,
 )
 from nanobackpack.safe.files import display_path
@@ -62,7 +62,7 @@ class Trainer:
 
         # The data. Its checksums are compared once on each machine.
         self.data = open_data(config)
-        unchecked = self.data.check_sums() if self.processes.is_local_first else []
+        unchecked = self.data.verify_files() if self.processes.is_local_first else []
 
         # The model to start from: fresh, another one's weights, or this run's own from its last checkpoint.
         # From here on the settings say what its architecture is, and the data must suit it.
@@ -212,7 +212,7 @@ class Trainer:
         """Return the mean loss of a batch that is on the CPU, by the model or what was compiled of it."""
         unique = self.unique_ids(x)
         with autocast(self.device, self.dtype):
-            out = model(self.to_device(x), self.to_device(y), tokens=unique, loss_only=True)
+            out = model(self.to_device(x), self.to_device(y), unique=unique, loss_only=True)
         assert out.loss is not None
         return out.loss
 
@@ -225,7 +225,7 @@ class Trainer:
         if self.device.type == "cpu" and not self.is_compiled:
             return None
         unique = unique_ids(x, self.model.config.vocab_size, 1 if self.device.type == "cpu" else 1024)
-        return UniqueIds(self.to_device(unique.ids), self.to_device(unique.inverse))
+        return UniqueIds(self.to_device(unique.ids), self.to_device(unique.where))
 
     def to_device(self, t: Tensor) -> Tensor:
         """Move a tensor to the device; from pinned memory it is copied to a GPU while that computes."""
@@ -273,7 +273,7 @@ class Trainer:
     def mean_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Return the mean loss in nats over all tokens of `batches`, which the processes share out."""
         losses, sizes = [], []
-        with reading(self.model):
+        with eval_mode(self.model):
             for (x, y), counts in self.processes.deal(batches):
                 self.check_stop()
                 losses.append(self.loss(self.model, x, y))
