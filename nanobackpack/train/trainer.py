@@ -62,7 +62,7 @@ class Trainer:
 
         # The data. Its checksums are compared once on each machine.
         self.data = open_data(config)
-        unchecked = self.data.check_sums() if self.processes.is_local_first else []
+        unchecked = self.data.verify_files() if self.processes.is_local_first else []
 
         # The model to start from: fresh, another one's weights, or this run's own from its last checkpoint.
         # From here on the settings say what its architecture is, and the data must suit it.
