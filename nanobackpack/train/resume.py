@@ -88,6 +88,7 @@ def from_checkpoint(config: TrainConfig, data: TokenData) -> Initial:
     check_same_settings(state, stored, config, data, source)
     check_same_text(state, config, data)
     model = checkpoint.model_from(state | {"model_args": dataclasses.asdict(stored)}, source)
+    # A smaller block_size drops the last positions.
     if config.block_size < stored.block_size:
         whole, shorter = model, dataclasses.replace(model.config, block_size=config.block_size)
         model = checkpoint.build_model(shorter)

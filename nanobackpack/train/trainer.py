@@ -239,16 +239,12 @@ class Trainer:
         Of several languages each gets its share of the batches, and counts as often as in training; their
         losses are returned too, as {"de_val_loss": ...}.
         """
-        config = self.config
+        config, B, T = self.config, self.config.batch_size, self.config.block_size
         draw = generator(config.seed, EVAL, SPLITS.index(split))
-        parts = self.data.parts(split)
+        parts, losses = self.data.parts(split), {}
         n_batch = math.ceil(config.eval_iters / len(parts))
-        losses = {}
         for part in parts:
-            batches = (
-                self.data.batch(part, config.batch_size, config.block_size, draw) for _ in range(n_batch)
-            )
-            losses[part] = self.mean_loss(batches)
+            losses[part] = self.mean_loss(self.data.batch(part, B, T, draw) for _ in range(n_batch))
         mean = sum(weight * losses[part] for part, weight in parts.items())
         return mean, {f"{part}_loss": loss for part, loss in losses.items() if part != split}
 
