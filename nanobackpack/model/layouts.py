@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, read and written, never by unpickling code.
+"""How other programs name and order the tensors of a model. train/checkpoint.py opens their files.
 
     nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or nanoGPT's GPT
     backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nanobackpack.cli import ignore_closed_stdout
-from nanobackpack.config import ModelConfig, TrainConfig
+from nanobackpack.config import ModelConfig, TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.safe.files import remove_stale, replacing
@@ -220,8 +220,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
 
 def describe(config: Any) -> str:
     """List the settings that differ from their defaults, as flags would set them, wrapped for a terminal."""
-    fields = [(f.name, getattr(config, f.name), f.default) for f in dataclasses.fields(config)]
-    changed = [f"{name}={value}" for name, value, default in fields if value != default]
+    changed = [f"{name}={value}" for name, value in changed_settings(config).items()]
     lines = [""]
     for item in changed or ["all at their defaults"]:
         if len(lines[-1]) + len(item) > 96:
