@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from nanobackpack.config import describe
+from nanobackpack.config import describe_type
 from nanobackpack.errors import InputError, ProcessLost, short_repr
 
 C = TypeVar("C")
@@ -217,7 +217,7 @@ def _value(name: str, texts: list[str], kind: Any) -> Any:
         return rule.instance_from_str(texts)
     except ValueError:
         text = short_repr(" ".join(texts))
-        raise InputError(f"{name}={text} has the wrong type: it must be {describe(kind)}") from None
+        raise InputError(f"{name}={text} has the wrong type: it must be {describe_type(kind)}") from None
 
 
 def _is_list(kind: Any) -> bool:

@@ -8,7 +8,9 @@ import reprlib
 class InputError(ValueError):
     """What the user gave cannot be used: one line with the value, what is allowed, and the way out.
 
-    The command line prints it and exits with status 2; every other exception is a bug of ours.
+    The command line prints it and exits with status 2. It is a ValueError; a plain ValueError is for Python
+    code that calls a model, or `generate`, with ids, shapes or numbers that cannot be. Every other exception
+    is a bug of ours.
     """
 
     def __init__(self, message: str) -> None:

@@ -175,13 +175,13 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
 
     They are sorted, each there once; each path must give at least one.
     """
+    wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
     files: set[Path] = set()
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
             found = [p for p in path.rglob("*") if _unpacked(p).suffix in suffixes and p.is_file()]
             if not found:
-                wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
                 raise InputError(f"{display_path(path)} has no {wanted} files: give another folder")
         elif not path.exists():
             found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
@@ -191,7 +191,6 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
             raise InputError(f"{display_path(path)} is not a file")
         files.update(found)
     if not files:
-        wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
         raise InputError(f"no text given: name one or more files, or folders with {wanted}")
     return sorted(files)
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nanobackpack.cli import ignore_closed_stdout
-from nanobackpack.config import TrainConfig
+from nanobackpack.config import TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.files import remove_stale, replacing
 from nanobackpack.train.checkpoint import GO_ON
@@ -174,8 +174,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
 
 def describe_settings(config: Any) -> str:
     """List the settings that differ from their defaults, as flags would set them, wrapped for a terminal."""
-    fields = [(f.name, getattr(config, f.name), f.default) for f in dataclasses.fields(config)]
-    changed = [f"{name}={value}" for name, value, default in fields if value != default]
+    changed = [f"{name}={value}" for name, value in changed_settings(config).items()]
     lines = [""]
     for item in changed or ["all at their defaults"]:
         if len(lines[-1]) + len(item) > 96:
