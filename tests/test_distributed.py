@@ -206,8 +206,8 @@ def test_processes_see_disjoint_windows_and_together_those_of_one(tmp_path: Path
         trainer.processes = Processes(CPU, rank, world_size)
         seen = []
         for trainer.step in range(n_windows // 18):
-            firsts = [trainer.train_batch(micro)[0][:, 0].tolist() for micro in range(accumulation)]
-            seen.append({first for some in firsts for first in some})
+            batches = [trainer.train_batch(trainer.step, micro) for micro in range(accumulation)]
+            seen.append({first for x, _ in batches for first in x[:, 0].tolist()})
         return seen
 
     one, ours = windows(0, 1, 6), [windows(rank, 3, 2) for rank in range(3)]
@@ -220,9 +220,9 @@ def test_other_ranks_drop_other_units(data: Path, tmp_path: Path) -> None:
     losses = set()
     for rank in range(3):
         trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
-        batch = trainer.train_batch(0)
+        batch = trainer.train_batch(0, 0)
         trainer.processes = Processes(CPU, rank, 1)
-        trainer.train_batch = lambda micro, batch=batch: batch  # type: ignore[method-assign, misc]
+        trainer.train_batch = lambda step, micro, batch=batch: batch  # type: ignore[method-assign, misc]
         losses.add(trainer.train_step(0.0).item())
     assert len(losses) == 3
 

@@ -113,7 +113,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it faster than float32: the steps correct their own rounding."""
+    """Return bfloat16 if the device multiplies it faster than float32: the steps correct their rounding."""
     if device.type == "cpu":
         fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     else:
