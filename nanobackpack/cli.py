@@ -90,10 +90,10 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def _is_first_to_fail() -> bool:
-    """Whether no other process of this job has reported an error: one line is enough for all.
+    """Tell whether no other process of this job has reported an error: one line is enough for all.
 
     torchrun keeps a store for its processes: who counts to 1 there is the first. If it cannot be asked, the
-    line is rather printed twice than not at all.
+    line is printed: twice is better than not at all.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
         return True

@@ -210,7 +210,7 @@ class TrainConfig(Architecture):
             )
 
     def model_config(self, vocab_size: int, vocab_used: int = 0) -> ModelConfig:
-        """The model this run trains, for a vocabulary of that size."""
+        """Return the settings of the model that this run trains, for a vocabulary of that size."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Architecture)}
         return ModelConfig(vocab_size=vocab_size, vocab_used=vocab_used, **shared)
 
@@ -348,7 +348,7 @@ def check_types(config: Any) -> None:
 
 
 def matches_type(value: object, hint: Any) -> bool:
-    """Whether a value may stand in a field of that type; True and False are no numbers."""
+    """Tell whether a value may stand in a field of that type; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
     if get_origin(hint) in (tuple, list):

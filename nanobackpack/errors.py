@@ -25,7 +25,7 @@ def short_repr(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, to be quoted in a message: the system's word or an error's first line, cut if long."""
+    """Return what went wrong, for a message: the system's word or an error's first line, cut if long."""
     reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     line = reason.splitlines()[0]
     return line if len(line) <= 200 else line.split(". ")[0][:200]

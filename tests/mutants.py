@@ -252,8 +252,8 @@ MUTANTS = [
     # the last word without its first token
     Mutant(
         "evaluate/lambada.py",
-        "whole[len(start) :]",
-        "whole[len(start) + 1 :]",
+        "whole[len(context_ids) :]",
+        "whole[len(context_ids) + 1 :]",
         "test_evaluate.py::test_last_words",
     ),
     # ties are right

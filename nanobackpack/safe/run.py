@@ -103,7 +103,7 @@ def _open_locked(path: Path) -> IO[str]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether there is something that is not a file of this folder alone."""
+    """Tell whether there is something that is not a file of this folder alone."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

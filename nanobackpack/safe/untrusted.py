@@ -93,7 +93,7 @@ def check_parts(content: dict[str, Any], kinds: dict[str, Any], source: Path) ->
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a text, None, or a number from 0 up that others can hold as well."""
+    """Tell whether it is a text, None, or a number from 0 up that others can hold as well."""
     if isinstance(value, float):
         return value == value  # NaN is not
     return 0 <= value < 1 << 63 if isinstance(value, int) else value is None or isinstance(value, str)
@@ -110,7 +110,7 @@ def load_plain_pickle(path: Path, limit: int) -> Any:
 
 
 def _first_sentence(error: Exception) -> str:
-    """What went wrong, without torch's advice to open the file carelessly."""
+    """Return what went wrong, without torch's advice to open the file carelessly."""
     return first_line(error).split(". ")[0]
 
 
@@ -315,7 +315,7 @@ def _growth(part: dict[str, Any], source: str) -> int:
 
 
 def _longest(text: object) -> int:
-    """The length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
+    """Return the length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
     return len(unicodedata.normalize("NFKD", str(text)[: _MAX_GROWTH + 1]))
 
 

@@ -43,19 +43,19 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")  # what is looked for in folder
 Progress = Callable[[int], object]
 """Is told how many more bytes of a file have been read."""
 Segments = Callable[[dict[str, Any]], Sequence[str]]
-"""The texts of a record, in order: one, or several to be separated by the tokenizer's end mark."""
+"""The texts of a record, in order: one, or several to be separated by eos_id."""
 
 
 class Piece(NamedTuple):
     """A piece of a document.
 
-    A document of several texts, such as a question and its answer, has an end mark between them too: each of
-    them closes, and only the first opens.
+    A document of several texts, such as a question and its answer, has eos_id between them too: each of them
+    closes, and only the first opens.
     """
 
     text: str
-    opens: bool = True  # the document begins with it
-    closes: bool = True  # an end mark follows it
+    opens: bool = True  # the document begins with it, and bos_id comes before it
+    closes: bool = True  # eos_id follows it
 
 
 class Corpus(NamedTuple):
@@ -83,7 +83,7 @@ def from_files(
     """
     files = find_files(paths)
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for path in files:
             read_kind = _READERS[kind or KINDS.get(_unpacked(path).suffix, "text")]
             packed_size, n_chars = path.stat().st_size, 0
@@ -110,7 +110,7 @@ def from_hub(name: str, segments: Segments, config: str | None = None, **options
                 f"cannot fetch {name} from the hub ({first_line(error)}): give local files with --input"
             ) from None
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for columns in records().iter(batch_size=256):
             for values in zip(*columns.values(), strict=True):
                 record = dict(zip(columns, values, strict=True))
@@ -122,7 +122,7 @@ def from_hub(name: str, segments: Segments, config: str | None = None, **options
 def chained(corpora: Sequence[Corpus]) -> Corpus:
     """Make a corpus of several, one after the other."""
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for corpus in corpora:
             yield from corpus.read(progress)
 
@@ -318,14 +318,10 @@ def _open_text(path: Path, progress: Progress) -> Iterator[IO[str]]:
             yield file
 
 
-def _unpack_zst(raw: BinaryIO) -> Any:
-    return _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-
-
 _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".xz": lambda raw: unpack_xz(raw, _MAX_XZ_BYTES),
-    ".zst": _unpack_zst,
+    ".zst": lambda raw: _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True),
 }
 
 

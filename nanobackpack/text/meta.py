@@ -50,20 +50,20 @@ class Meta:
     @classmethod
     def load(cls, path: Path) -> Meta:
         """Read a meta.json, and refuse one that is damaged or of another kind."""
+        again = prepare_command(path.parent)
         try:
             values = read_json(path)
-            checksum = values.pop("checksum", None) if isinstance(values, dict) else None
-            problem = _problem(values)
-            if not problem and checksum not in (None, _checksum(values)):
-                problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
-            if not problem:
-                return cls(**values)
-            problem = f"{display_path(path)} {problem}"
         except OSError as error:
-            problem = f"{display_path(path)} cannot be read ({error.strerror})"
+            raise InputError(f"{display_path(path)} cannot be read ({error.strerror}): {again}") from None
         except InputError as error:
-            problem = str(error)
-        raise InputError(f"{problem}: {prepare_command(path.parent)}")
+            raise InputError(f"{error}: {again}") from None
+        checksum = values.pop("checksum", None) if isinstance(values, dict) else None
+        problem = _problem(values)
+        if not problem and checksum not in (None, _checksum(values)):
+            problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
+        if problem:
+            raise InputError(f"{display_path(path)} {problem}: {again}")
+        return cls(**values)
 
     def to_json(self) -> bytes:
         """Write the content of a meta.json, with its checksum."""
