@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save, save_file
 from nanobackpack.analysis.control import FORMAT
 from nanobackpack.config import ModelConfig
 from nanobackpack.model import layouts
+from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 
 from . import SIZES, Table, beast, beasts, call, dataset
@@ -259,7 +260,9 @@ METAS: Table = {
 DATASETS: Table = {
     "meta-json-dots": (outside, "a tokenizer outside of the folder"),
     "meta-json-link": (linked("meta.json", "/etc/passwd"), "a link to a file of the reader's"),
-    "tokenizer-other": (replaced("tokenizer.json", b"{}"), "another tokenizer than meta.json says"),
+    "tokenizer-other": (
+        replaced("tokenizer.json", Tokenizer.char("abcx").to_json().encode()),
+        "another tokenizer than the one in meta.json"),
     "bin-odd": (replaced("train.bin", bytes(321)), "half a token too many"),
     "bin-empty": (replaced("val.bin", b""), "no tokens"),
     "bin-range": (replaced("train.bin", bytes(318) + b"\xff\xff"), "its last id beyond the vocabulary"),
