@@ -141,17 +141,6 @@ def full_disk_in_prepare(world: World, draw: random.Random) -> str:
 # --- Processes --------------------------------------------------------------------------------
 
 
-def second_run(world: World, draw: random.Random) -> str:
-    """The second is refused; when the first is killed, its lock is no obstacle."""
-    out = world.place() / "out"
-    first = Job(world.config(out), before=slowly)
-    first.wait_for((out / "ckpt.pt").is_file)
-    second = Job(world.config(out, init_from="resume"), log=out.with_suffix(".second"))
-    wrong = refused(second, f"in use by process {first.ranks[0].pid}")
-    first.kill()
-    return wrong or world.goes_on(out)
-
-
 def stopped_by(number: signal.Signals) -> Fault:
     def fault(world: World, draw: random.Random) -> str:
         out, step = world.place() / "out", draw.randrange(1, 11)
@@ -261,7 +250,6 @@ FAULTS: dict[str, Fault] = {
     "disk full at the start": full_disk_at_the_start,
     "disk full in the log": full_disk_in_the_log,
     "disk full in prepare": full_disk_in_prepare,
-    "a second run; then its stale lock": second_run,
     "SIGTERM": stopped_by(signal.SIGTERM),
     "SIGINT": stopped_by(signal.SIGINT),
     "SIGUSR1": stopped_by(signal.SIGUSR1),

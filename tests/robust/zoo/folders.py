@@ -60,7 +60,7 @@ def gpt2(folder: Path, config: Content = GPT2) -> None:
 
 CONFIGS: Table = {
     "deep": (DEEP, DEEP_WHY),
-    "huge": (GPT2 | {"note": "x" * (4 << 20)}, "4 MB of settings"),
+    "huge": ("{" + GPT2_JSON + "}" + " " * (4 << 20), "4 MB of settings, nearly all spaces"),
     "nan": (GPT2 | {"note": float("nan")}, "a number that is none"),
     "digits": ("{" + GPT2_JSON + ', "n_ctx": ' + "9" * 100_000 + "}", "a number of 100,000 digits"),
     "twice": ('{"n_layer": 99, ' + GPT2_JSON + "}", "n_layer twice, 99 and 1"),
@@ -333,6 +333,7 @@ beasts("found-", write_files, VOCABULARIES, "found")
 
 RECORDS: Table = {
     "deep": (DEEP, DEEP_WHY),
+    "digits": ('{"text": ' + "9" * 100_000 + "}", "a number of 100,000 digits"),
     "list": ('{"text": ["a"]}', "a list for a text"),
     "null": ("null", "no record"),
     "latin": (b'{"text": "\xe9"}', "not UTF-8"),

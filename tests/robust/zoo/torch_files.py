@@ -14,9 +14,10 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanobackpack.config import ModelConfig
 from nanobackpack.text import data
@@ -44,6 +45,21 @@ class Calls:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+class Shadowed(Calls):
+    """An OrderedDict whose methods are hidden by attributes."""
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), {"items": 3, "keys": 4, "values": 5}, None, iter(self.call[1])
+
+
+class View(Calls):
+    """What a pickle says of a tensor: a part of the numbers of another one."""
+
+    def __init__(self, t: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        numbers = t._typed_storage()
+        super().__init__(torch._utils._rebuild_tensor_v2, numbers, offset, size, stride, False, OrderedDict())
 
 
 DOUBLINGS = 60
@@ -103,59 +119,71 @@ PICKLES: Table = {
 beasts("meta-", legacy, PICKLES, "data")
 
 
-# --- A pickle in torch's container ------------------------------------------------------------
+# --- Tensors and settings that are not what they say ------------------------------------------
+
+Change = Callable[[State], object]
 
 
-class Storage(NamedTuple):
-    """What a pickle says of a storage, true or not."""
+def put(*place: Any, **values: Any) -> Change:
+    """Give entries of a part of the checkpoint other values."""
 
-    numel: int
-    key: str = "0"
+    def change(state: State) -> None:
+        for key in place:
+            state = state[key]
+        state.update(values)
 
-
-class View(Calls):
-    """What a pickle says of a tensor."""
-
-    def __init__(self, storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
-        super().__init__(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+    return change
 
 
-class Shadowed(Calls):
-    """An OrderedDict whose methods are hidden by attributes."""
-
-    def __reduce__(self) -> Any:
-        return OrderedDict, (), {"items": 3, "keys": 4, "values": 5}, None, iter(self.call[1])
+def embedding(t: Tensor) -> Change:
+    return put("model", **{"wte.weight": t})
 
 
-class Pickler(pickle.Pickler):
-    def persistent_id(self, value: object) -> object:
-        if isinstance(value, Storage):
-            return "storage", torch.FloatStorage, value.key, "cpu", value.numel
-        return None
+ARGS: Table = {  # of models of both layouts
+    "args-list": (put(model_args=[1]), "a list of settings"),
+    "args-unknown": (put("model_args", hook="print"), "a setting that does not exist"),
+    "args-key": (put(model_args={3: 4}), "a setting named 3"),
+}
+CHANGES: Table = {
+    "integers": (embedding(torch.ones(4, 8).long()), "integers"),
+    "sparse": (embedding(torch.eye(8)[:4].to_sparse()), "a sparse tensor"),
+    "expanded": (embedding(torch.ones(1, 1).expand(4, 8)), "one number 32 times"),
+    "endless": (embedding(torch.ones(1, 1).expand(10**9, 10**3)), "one number 10^12 times"),
+    "view": (embedding(View(torch.ones(4), 0, (10**9, 10**3), (10**3, 1))), "10^12 numbers in 16 bytes"),
+    "view-negative": (embedding(View(torch.ones(4), 0, (-4,), (1,))), "a negative size"),
+    "nan": (embedding(torch.full((4, 8), torch.nan)), "weights that are no numbers"),
+    "key": (lambda c: c["model"].update({7: torch.ones(1)}), "a tensor named 7"),
+    "attributes": (
+        lambda c: c.update(model=Shadowed(dict, *c["model"].items())), "a dict whose items() is a number"),
+    "pairs-key": (
+        put(model=Calls(OrderedDict, [(laughs(tuple), 1)])),
+        "a key that takes forever to hash, given to OrderedDict itself"),
+    "model-list": (put(model=[1, 2]), "a list of weights"),
+    "layers": (put("model_args", n_layer=10**12), "10^12 layers"),
+    "beyond": (put("model_args", block_size=1 << 400), "a context of 2^400"),
+    "table": (put("model_args", sense_table=True), "baked senses, but no table of them"),
+    "zero": (put("model_args", n_head=0), "no heads, to divide by"),
+    "tensor-arg": (put("model_args", n_head=torch.ones(3)), "a tensor for a number"),
+    "laughs": (
+        put(format=laughs(list), model_args=laughs(list)),
+        "lists of lists of lists, 2^60 when printed or compared"),
+    "tokenizer-tensor": (put(tokenizer=torch.ones(3)), "a tensor for the tokenizer"),
+    "tokenizer-other": (put(tokenizer=Tokenizer.char("abcdefgh").to_json()), "ids beyond the embedding"),
+}  # fmt: skip
 
 
-def pickled(value: object) -> bytes:
-    buffer = io.BytesIO()
-    Pickler(buffer, 2).dump(value)
-    return buffer.getvalue()
+def changed(folder: Path, change: Change, old: bool = False) -> None:
+    state = good(old)
+    change(state)
+    save(folder, state)
 
 
-def parts(folder: Path, contents: dict[str, bytes]) -> None:
-    """A ckpt.pt of these parts."""
-    with zipfile.ZipFile(folder / "ckpt.pt", "w") as z:
-        for name, content in contents.items():
-            z.writestr(name, content)
-
-
-def archive(folder: Path, value: object, records: dict[str, bytes] | None = None) -> None:
-    """A ckpt.pt put together by hand; `value` may be a pickle already."""
-    content = {"data.pkl": value if isinstance(value, bytes) else pickled(value), "version": b"3\n"}
-    parts(folder, {f"ckpt/{name}": part for name, part in (content | (records or {})).items()})
-
-
-def shadowed(d: Path) -> None:
-    state = good()
-    save(d, state | {"model": Shadowed(dict, *state["model"].items())})
+beasts("ckpt-", changed, ARGS | CHANGES, "model", harmless=("attributes",))
+beasts("nano-", functools.partial(changed, old=True), ARGS, "model", harmless=("args-unknown",))
+beast(
+    "nano-dataset", lambda d: changed(d, put("config", dataset=".."), old=True),
+    "the tokenizer is to be found in ..", "model", harmless=True,
+)  # fmt: skip
 
 
 def shared(d: Path) -> None:
@@ -166,109 +194,36 @@ def shared(d: Path) -> None:
     save(d, good() | {"model_args": sizes, "model": state})
 
 
-def viewed(d: Path, view: View) -> None:
-    archive(d, good() | {"model": {"wte.weight": view}}, {"data/0": bytes(16)})
-
-
-VIEWS: Table = {
-    "huge": (View(Storage(4), 0, (10**9, 10**3), (10**3, 1)), "10^12 numbers in a storage of 4"),
-    "expanded": (View(Storage(4), 0, (10**9, 10**3), (0, 0)), "10^12 numbers that are all the same one"),
-    "negative": (View(Storage(4), 0, (-4,), (1,)), "a negative size"),
-    "storage": (View(Storage(10**11), 0, (10**11,), (1,)), "a storage of 400 GB in 16 bytes"),
-    "key": (View(Storage(4, "../../version"), 0, (4,), (1,)), "a storage that lies elsewhere"),
-}
-beasts("tensor-", viewed, VIEWS, "model")
 beast("tensor-shared", shared, "one storage under 249 names, to be copied 249 times", "model")
-beast("ckpt-attributes", shadowed, "a dict whose method items is a number", "model", harmless=True)
-beast(
-    "ckpt-pairs-key", lambda d: archive(d, Calls(OrderedDict, [(laughs(tuple), 1)])),
-    "a key that takes forever to hash, given to OrderedDict itself", "model",
-)  # fmt: skip
 
-
-# --- Tensors and settings that are not what they say ------------------------------------------
-
-ARGS: Table = {  # of models of both layouts
-    "args-list": (lambda c: c.update(model_args=[1]), "a list of settings"),
-    "args-unknown": (lambda c: c["model_args"].update(hook="print"), "a setting that does not exist"),
-    "args-key": (lambda c: c.update(model_args={3: 4}), "a setting named 3"),
-}
-CHANGES: Table = {
-    "integers": (lambda c: c["model"].update({"wte.weight": torch.ones(4, 8).long()}), "integers"),
-    "sparse": (lambda c: c["model"].update({"wte.weight": torch.eye(8)[:4].to_sparse()}), "a sparse tensor"),
-    "expanded": (
-        lambda c: c["model"].update({"wte.weight": torch.ones(1, 1).expand(4, 8)}), "one number 32 times"),
-    "nan": (lambda c: c["model"]["wte.weight"].fill_(float("nan")), "weights that are no numbers"),
-    "key": (lambda c: c["model"].update({7: torch.ones(1)}), "a tensor named 7"),
-    "model-list": (lambda c: c.update(model=[1, 2]), "a list of weights"),
-    "layers": (lambda c: c["model_args"].update(n_layer=10**12), "10^12 layers"),
-    "beyond": (lambda c: c["model_args"].update(block_size=1 << 400), "a context of 2^400"),
-    "table": (lambda c: c["model_args"].update(sense_table=True), "baked senses, but no table of them"),
-    "zero": (lambda c: c["model_args"].update(n_head=0), "no heads, to divide by"),
-    "tensor-arg": (lambda c: c["model_args"].update(n_head=torch.ones(3)), "a tensor for a number"),
-    "laughs": (
-        lambda c: c.update(format=laughs(list), model_args=laughs(list)),
-        "lists of lists of lists, 2^60 when printed or compared"),
-    "tokenizer-tensor": (lambda c: c.update(tokenizer=torch.ones(3)), "a tensor for the tokenizer"),
-    "tokenizer-other": (
-        lambda c: c.update(tokenizer=Tokenizer.char("abcdefgh").to_json()), "ids beyond the embedding"),
-}  # fmt: skip
-
-
-def changed(folder: Path, change: Callable[[State], object], old: bool = False) -> None:
-    state = good(old)
-    change(state)
-    save(folder, state)
-
-
-beasts("ckpt-", changed, ARGS | CHANGES, "model")
-beasts("nano-", functools.partial(changed, old=True), ARGS, "model", harmless=("args-unknown",))
-beast(
-    "nano-dataset", lambda d: changed(d, lambda c: c["config"].update(dataset=".."), old=True),
-    "the tokenizer is to be found in ..", "model", harmless=True,
-)  # fmt: skip
-
-
-def first(c: State) -> State:
-    """The optimizer's averages of the first parameter."""
-    return c["optimizer"]["state"][0]
-
-
-def group(c: State) -> State:
-    return c["optimizer"]["param_groups"][0]
-
-
+AVERAGES = ("optimizer", "state", 0)  # of the first parameter
 STATES: Table = {
     "none": (lambda c: c.pop("optimizer"), "no optimizer"),
-    "groups": (lambda c: c["optimizer"].update(param_groups=[]), "an optimizer without groups"),
-    "shape": (lambda c: first(c).update(exp_avg=torch.zeros(10**6)), "a mean of another shape"),
-    "complex": (lambda c: first(c).update(exp_avg=first(c)["exp_avg"] * 1j), "a mean that is complex"),
-    "scalar": (lambda c: first(c).update(exp_avg=torch.zeros(())), "a mean that is one number"),
-    "lacks": (lambda c: first(c).pop("exp_avg"), "a parameter without its mean"),
-    "extra": (
-        lambda c: c["optimizer"]["state"].update({10**6: {"exp_avg": torch.zeros(1)}}), "a parameter 10^6"),
-    "order": (lambda c: group(c)["params"].reverse(), "parameters in another order"),
-    "state-tensor": (lambda c: c["optimizer"].update(state=torch.ones(3)), "a tensor for all averages"),
+    "text": (put(optimizer="adam"), "a text for an optimizer"),
+    "groups": (put("optimizer", param_groups=[]), "an optimizer without groups"),
+    "order": (lambda c: c["optimizer"]["param_groups"][0]["params"].reverse(), "another order of parameters"),
+    "rate": (put("optimizer", "param_groups", 0, lr=torch.ones(3)), "three learning rates"),
+    "state-tensor": (put("optimizer", state=torch.ones(3)), "a tensor for all averages"),
+    "extra": (lambda c: c["optimizer"]["state"].update({10**6: {}}), "a parameter 10^6"),
     "averages-tensor": (
-        lambda c: c["optimizer"]["state"].update({0: torch.ones(3, 3)}),
-        "a tensor for the averages of a parameter"),
-    "params-tensor": (
-        lambda c: group(c)["params"].__setitem__(0, torch.ones(3)), "a tensor for the number of a parameter"),
-    "rate-tensor": (lambda c: group(c).update(lr=torch.ones(3)), "three learning rates"),
-    "step-before": (
-        lambda c: [s.update(step=torch.tensor(-1.0)) for s in c["optimizer"]["state"].values()],
-        "less than no steps of the optimizer, to divide by"),
-    "step-nan": (
-        lambda c: first(c).update(step=torch.tensor(float("nan"))), "a count of steps that is no number"),
-    "step": (lambda c: c.update(iter_num=-1), "less than no steps"),
-    "best-nan": (lambda c: c.update(best_val_loss=float("nan")), "a best loss that none is below"),
-    "scaler-tensor": (lambda c: c["scaler"].update(scale=torch.ones(3)), "a tensor in the scaler"),
-    "config-beyond": (lambda c: c["config"].update(batch_size=10**600), "batches of 10^600"),
-    "world-tensor": (lambda c: c.update(world_size=torch.ones(3)), "a tensor of processes"),
-    "data-keys": (lambda c: c.update(data={1: "x"}), "a file named 1"),
-    "data-many": (
-        lambda c: c.update(data={f"{i}.bin": "y" for i in range(10_000)}), "10,000 files that are not here"),
-    "run": (lambda c: c.update(run=torch.ones(3)), "a tensor for the name of the run"),
+        lambda c: c["optimizer"]["state"].update({0: torch.ones(3, 3)}), "a tensor for one's averages"),
+    "lacks": (lambda c: c["optimizer"]["state"][0].pop("exp_avg"), "a parameter without its mean"),
+    "no-mean": (put(*AVERAGES, exp_avg=None), "None for a mean"),
+    "scalar": (put(*AVERAGES, exp_avg=torch.zeros(())), "a mean that is one number"),
+    "shape": (put(*AVERAGES, exp_avg=torch.zeros(10**6)), "a mean of another shape"),
+    "steps": (put(*AVERAGES, step=torch.zeros(3)), "three counts of steps"),
+    "complex": (
+        lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"] * 1j)(c), "a complex mean"),
+    "step-before": (put(*AVERAGES, step=torch.tensor(-1.0)), "less than no steps, to divide by"),
+    "step-nan": (put(*AVERAGES, step=torch.tensor(torch.nan)), "a count of steps that is no number"),
+    "step": (put(iter_num=-1), "less than no steps"),
+    "best-nan": (put(best_val_loss=float("nan")), "a best loss that none is below"),
+    "scaler-tensor": (put("scaler", scale=torch.ones(3)), "a tensor in the scaler"),
+    "config-beyond": (put("config", batch_size=10**600), "batches of 10^600"),
+    "world-tensor": (put(world_size=torch.ones(3)), "a tensor of processes"),
+    "data-keys": (put(data={1: "x"}), "a file named 1"),
+    "data-many": (put(data={f"{i}.bin": "y" for i in range(10_000)}), "10,000 files that are not here"),
+    "run": (put(run=torch.ones(3)), "a tensor for the name of the run"),
 }  # fmt: skip
 
 
@@ -281,7 +236,7 @@ def run_state() -> bytes:
         return (Path(place) / "ckpt.pt").read_bytes()
 
 
-def changed_run(folder: Path, change: Callable[[State], object]) -> None:
+def changed_run(folder: Path, change: Change) -> None:
     state = torch.load(io.BytesIO(run_state()), weights_only=True)
     change(state)
     save(folder, state)
@@ -293,15 +248,23 @@ beasts("state-", changed_run, STATES, "resume")
 # --- The container ----------------------------------------------------------------------------
 
 
+def parts(folder: Path, contents: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    """A ckpt.pt of these parts."""
+    with zipfile.ZipFile(folder / "ckpt.pt", "w", compression) as z:
+        for name, content in contents.items():
+            z.writestr(name, content)
+
+
+def again(d: Path, compression: int = zipfile.ZIP_STORED) -> None:
+    """Write a ckpt.pt anew with Python, which leaves out what torch puts at the end of the file."""
+    with zipfile.ZipFile(d / "ckpt.pt") as z:
+        contents = {name: z.read(name) for name in z.namelist()}
+    parts(d, contents, compression)
+
+
 def bomb(d: Path) -> None:
-    n = 1 << 26
-    with zipfile.ZipFile(d / "ckpt.pt", "w", zipfile.ZIP_DEFLATED) as z:
-        view = View(Storage(n), 0, (n,), (1,))
-        z.writestr("ckpt/data.pkl", pickled(good() | {"model": {"wte.weight": view}}))
-        z.writestr("ckpt/version", b"3\n")
-        with z.open("ckpt/data/0", "w", force_zip64=True) as part:
-            for _ in range(n // (1 << 22)):
-                part.write(bytes(1 << 24))
+    save(d, good() | {"model": {"wte.weight": torch.zeros(1 << 26)}})
+    again(d, zipfile.ZIP_DEFLATED)
 
 
 def entry(folder: Path, name: str, content: bytes = b"gotcha") -> None:
@@ -319,9 +282,7 @@ def comment(d: Path) -> None:
 
 def overlap(d: Path) -> None:
     save(d, good())
-    with zipfile.ZipFile(d / "ckpt.pt") as z:  # written anew, torch's has a longer end
-        contents = {name: z.read(name) for name in z.namelist()}
-    parts(d, contents)
+    again(d)
     whole = (d / "ckpt.pt").read_bytes()
     start = whole.index(b"PK\x01\x02")  # the central directory
     nested, entries = bytes(1 << 16), []
@@ -374,9 +335,8 @@ CONTAINERS: Table = {
     "zip-prefix": (lambda d: edited(d, lambda b: b + b), "another archive before the archive"),
     "zip-comment": (comment, "a second end of the archive in its comment"),
     "zip-script": (
-        lambda d: archive(
-            d, {"format": checkpoint.FORMAT},
-            {"constants.pkl": b"\x80\x02).", "code/__torch__.py": b"import os"}),
+        lambda d: parts(
+            d, GOOD_PARTS | {"ckpt/constants.pkl": b"\x80\x02).", "ckpt/code/__torch__.py": b"import os"}),
         "a TorchScript archive: a program"),
     "zip-case": (
         lambda d: parts(d, {"ckpt/DATA.PKL": CALL} | GOOD_PARTS), "a pickle that torch takes for the other"),
