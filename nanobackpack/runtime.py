@@ -1,7 +1,7 @@
 """Where and how things run: device, number type, compilation, memory, and where randomness comes from.
 
 device = pick_device("auto")                      # cuda, else mps, else cpu
-with autocast(device, pick_dtype("auto", device)), reading(model):
+with autocast(device, pick_dtype("auto", device)), eval_mode(model):
     logits = model(ids.to(device)).logits
 """
 
@@ -83,7 +83,7 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tens
 
 
 @contextlib.contextmanager
-def reading(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Use a model without training it: eval mode, no gradients; afterwards it is in the mode it was in."""
     was_training = model.training
     model.eval()

@@ -52,15 +52,15 @@ MUTANTS = [
     # dropout shared by all positions of a token
     Mutant(
         BACKPACK,
-        "tokens = each_position(input_ids)",
-        "tokens = unique_ids(input_ids, len(E))",
+        "unique = each_position(input_ids)",
+        "unique = unique_ids(input_ids, len(E))",
         "test_models.py::test_dropout_distributes_as_in_the_plain_formula",
     ),
     # the path for small vocabularies forgets the dropout of α
     Mutant(
         BACKPACK,
-        "linear(C, E), tokens.inverse, dropout)",
-        "linear(C, E), tokens.inverse)",
+        "linear(C, E), unique.where, dropout)",
+        "linear(C, E), unique.where)",
         "test_models.py::test_alpha_dropout_is_unbiased",
     ),
     # logits at other positions than asked for
@@ -95,8 +95,8 @@ MUTANTS = [
     # backward drops something else than forward
     Mutant(
         KERNELS,
-        "mask = block.dropout_mask(alpha, dropout, seed)",
-        "mask = block.dropout_mask(alpha, dropout, seed + 1)",
+        "mask = tile.dropout_mask(alpha, dropout, seed)",
+        "mask = tile.dropout_mask(alpha, dropout, seed + 1)",
         "test_kernels.py::test_sense_sum_with_dropout",
     ),
     # ignored targets count in the mean
@@ -194,7 +194,7 @@ MUTANTS = [
     Mutant(
         LAYOUTS, "if not p.isfinite().all():", "if p is None:", "test_layouts.py::test_own_tensors_refused"
     ),
-    # --- Files from strangers, and a run's folder ---
+    # --- Untrusted files, and a run's folder ---
     # any function of any library may be called while a checkpoint is opened
     Mutant(UNTRUSTED, 'name == "GLOBAL" and _TORCH.fullmatch(argument)', 'name == "GLOBAL"', ZOO),
     # a dict may have a key that takes forever to hash
@@ -252,8 +252,8 @@ MUTANTS = [
     # the last word without its first token
     Mutant(
         "evaluate/lambada.py",
-        "whole[len(start) :]",
-        "whole[len(start) + 1 :]",
+        "whole[len(context_ids) :]",
+        "whole[len(context_ids) + 1 :]",
         "test_evaluate.py::test_last_words",
     ),
     # ties are right

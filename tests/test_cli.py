@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import string
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanobackpack import __version__, cli, commands
@@ -77,13 +76,19 @@ def file(folder: Path, text: str, name: str = "mine.py") -> Path:
 
 
 def error_of(*argv: str | Path, kind: type = TrainConfig) -> str:
-    """The message for bad arguments: one line."""
+    """The message for bad arguments."""
     with pytest.raises(InputError) as error:
         cli.parse(kind, [str(a) for a in argv])
-    text = str(error.value)
-    assert text
-    assert "\n" not in text
-    return text
+    return str(error.value)
+
+
+def ending(
+    capsys: pytest.CaptureFixture[str], call: Callable[..., object], *args: Any
+) -> tuple[Any, str, str]:
+    """Exit status, output and errors of a program."""
+    with pytest.raises(SystemExit) as stop:
+        call(*args)
+    return stop.value.code or 0, *capsys.readouterr()
 
 
 def exit_of(
@@ -94,13 +99,9 @@ def exit_of(
     def accepted(config: object) -> int:
         raise AssertionError(f"accepted: {config}")
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main or accepted, kind, argv)
-    out, err = capsys.readouterr()
-    assert (stop.value.code, out) == (2, "")
+    status, out, err = ending(capsys, cli.run, main or accepted, kind, argv)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert len(err.splitlines()) == 1
     return err
 
 
@@ -122,11 +123,8 @@ def test_defaults_are_the_legacy_ones() -> None:
     c = sample()
     assert (c.num_samples, c.max_new_tokens, c.temperature, c.top_k) == (10, 500, 0.8, 200)
     assert (c.start, c.seed, c.init_from, c.out_dir) == ("\n", 1337, "resume", "out")
-
-
-def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        train().n_layer = 3  # type: ignore[misc]
+        config.n_layer = 3  # type: ignore[misc]
 
 
 # --- Flags ------------------------------------------------------------------------------------
@@ -136,32 +134,21 @@ def test_settings_are_frozen() -> None:
     ("argv", "name", "value"),
     [
         (["--n_layer=3"], "n_layer", 3),
-        (["--n_layer", "3"], "n_layer", 3),
-        (["--n-layer=3"], "n_layer", 3),
         (["--n-layer", "3"], "n_layer", 3),
         (["--lr-decay_iters=7000"], "lr_decay_iters", 7000),
-        (["--device", "mps"], "device", "mps"),
         (["--dropout=0"], "dropout", 0.0),
-        (["--learning_rate=1"], "learning_rate", 1.0),
         (["--learning_rate", "1e-3"], "learning_rate", 1e-3),
         (["--compile=False"], "compile", False),
-        (["--compile=True"], "compile", True),
         (["--compile=auto"], "compile", "auto"),
-        (["--compile", "False"], "compile", False),
         (["--bias=True"], "bias", True),
         (["--bias"], "bias", True),
         (["--bias", "--n_layer=12"], "bias", True),
-        (["--bias", "False"], "bias", False),
         (["--decay_lr", "False"], "decay_lr", False),
         (["--out_dir=a=b=c"], "out_dir", "a=b=c"),
-        (["--out_dir", "a=b"], "out_dir", "a=b"),
-        (["--out-dir=with-dash_and space"], "out_dir", "with-dash_and space"),
+        (["--out-dir", "with-dash_and space=b"], "out_dir", "with-dash_and space=b"),
         (["--dataset="], "dataset", ""),
-        (["--out_dir=Größe"], "out_dir", "Größe"),
         (["--n_layer=3", "--n_layer=5"], "n_layer", 5),
-        (["--dtype=bfloat16"], "dtype", "bfloat16"),
         (["--data_bin_dtype", "uint32"], "data_bin_dtype", "uint32"),
-        (["--model_name=gpt2"], "model_name", "gpt2"),
     ],
 )
 def test_flag_forms(argv: list[str], name: str, value: Any) -> None:
@@ -169,16 +156,6 @@ def test_flag_forms(argv: list[str], name: str, value: Any) -> None:
     assert getattr(config, name) == value
     assert type(getattr(config, name)) is type(value)
     assert dataclasses.replace(TrainConfig(), **{name: value}) == config  # nothing else changed
-
-
-def test_text_is_taken_as_it_is() -> None:
-    assert sample("--start=--n_layer=3").start == "--n_layer=3"
-    assert sample("--start=two\nlines").start == "two\nlines"
-    assert sample("--start", "-1").start == "-1"
-    assert sample("--start= 007 ").start == " 007 "
-    assert sample("--start=None").start == "None"
-    assert sample("--start='quoted'").start == "'quoted'"
-    assert sample("--start=FILE:prompt.txt").start == "FILE:prompt.txt"
 
 
 def test_negative_numbers_are_values() -> None:
@@ -238,11 +215,8 @@ compile = False
     assert config.learning_rate == config.min_lr == pytest.approx(1e-3)
     assert config.dropout == 0.0
     assert type(config.dropout) is float
-
-
-def test_config_files_set_lists(tmp_path: Path) -> None:
-    path = file(tmp_path, "words = ['king', 'two words']\nk = 2\n")
-    assert cli.parse(SenseConfig, [str(path)]).words == ("king", "two words")
+    lists = file(tmp_path, "words = ['king', 'two words']\nk = 2\n")
+    assert cli.parse(SenseConfig, [str(lists)]).words == ("king", "two words")
 
 
 def test_config_files_have_a_namespace_of_their_own(tmp_path: Path) -> None:
@@ -254,45 +228,39 @@ def test_config_files_have_a_namespace_of_their_own(tmp_path: Path) -> None:
     assert (config.n_head, config.n_layer) == (2, 7)
     after = dict(vars(cli)), sys.argv[:], sys.path[:]
     assert before == after
-    for ours in ("fields", "given", "argv", "namespace", "flags"):
-        assert f"unknown name {ours}" in error_of(file(tmp_path, f"{ours} = {{}}\n"))
-    assert TrainConfig().n_layer == 12
 
 
-def test_unknown_name_in_a_file_names_the_nearest(tmp_path: Path) -> None:
-    assert re.search(
-        r"mine.py.* n_layers: did you mean n_layer\?", error_of(file(tmp_path, "n_layers = 3\n"))
-    )
-    assert "--help" in error_of(file(tmp_path, "zzzzqqqq = 3\n"))
+BAD_FILES = {
+    "n_layer = 1\nn_head = = 2\n": "mine.py, line 2: SyntaxError",
+    "def _f():\n    return nothing\n\nn_layer = _f()\n": "mine.py, line 2: NameError",
+    "raise ValueError('two\\nlines')\n": "mine.py, line 1: ValueError: two lines",
+    "n_layers = 3": "mine.py sets the unknown name n_layers: did you mean n_layer?",
+    "zzzzqqqq = 3": "mine.py sets the unknown name zzzzqqqq: --help lists the settings",
+    "n_layer = 2.5": "n_layer=2.5 has the wrong type: it must be a whole number",
+    "def seed():\n    return 3": "has the wrong type",
+    "out_dir = ['a', 'b']": "out_dir=['a', 'b'] has the wrong type: it must be text",
+    "n_layer = 0": "n_layer=0 is out of range",
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "what"),
-    [
-        ("n_layer = 1\nn_head = = 2\n", 2, "SyntaxError"),
-        ("n_layer = 1\n\nn_head = 1 / 0\n", 3, "ZeroDivisionError"),
-        ("def _f():\n    return nothing\n\nn_layer = _f()\n", 2, "NameError"),
-        ("import no_such_module_at_all\n", 1, "ModuleNotFoundError"),
-        ("raise ValueError('two\\nlines')\n", 1, "ValueError"),
-        ("if True:\nn_layer = 1\n", 2, "IndentationError"),
-    ],
-)
-def test_a_failing_config_file_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: int, what: str
-) -> None:
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_a_bad_config_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     message = exit_of([str(file(tmp_path, text))], capsys)
-    assert f"line {line}" in message
-    assert what in message
-    assert "mine.py" in message
+    assert BAD_FILES[text] in message
 
 
-def test_a_missing_config_file_names_the_nearest(tmp_path: Path) -> None:
-    file(tmp_path, "", "train_small.py")
-    assert "train_small.py?" in error_of(tmp_path / "train_smal.py")
-    message = error_of(tmp_path / "nothing" / "x.py")
-    assert "no config file" in message
-    assert "--name=value" in message
-    assert "no config file" in error_of(tmp_path)  # a folder is no file
+def test_a_missing_config_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    near, no_hint = file(tmp_path, "", "train_small.py"), "; settings are given as --name=value"
+    for missing, hint in (
+        (tmp_path / "train_smal.py", f": did you mean {near}?"),
+        (tmp_path, no_hint),  # a folder is no file
+        ("shakespear_char", ": did you mean shakespeare_char?"),
+        ("config/shakespeare_char", no_hint),  # a path is a path
+        ("-x", no_hint),
+        ("n_layer=3", no_hint),
+    ):
+        assert error_of(missing) == f"no config file {missing}{hint}"
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "train_shakespeare_char", "shakespeare_char.py"])
@@ -305,90 +273,47 @@ def test_a_bundled_config_file_by_its_name(
     assert train(name).dataset == "openwebtext"
 
 
-def test_a_bundled_config_file_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "did you mean shakespeare_char?" in error_of("shakespear_char")
-    assert "settings are given as --name=value" in error_of("config/shakespeare_char")  # a path is a path
-
-
 # --- Settings that cannot be: one line that says what is allowed, and exit status 2 ---------------
 
-# What the line says, and the arguments that bring it, which are split at ";".
-BAD = [
-    (
-        "wrong type: it must be a whole number",
-        "n_layer=six; n_layer=2.5; n_layer=1e3; n_layer=; n_layer=True",
-    ),
-    ("wrong type: it must be a whole number", "batch_size=1.5; max_iters=1e4; seed=1.0; seed=x"),
-    ("wrong type: it must be a number", "dropout=high; learning_rate=fast; learning_rate=1,5"),
-    ("wrong type: it must be True or False", "bias=1; bias=maybe; eval_only=si; decay_lr=None; wandb_log=1"),
-    ("wrong type: it must be auto or True or False", "compile=sometimes; compile=1"),
-    ("wrong type: it must be auto or float32 or bfloat16 or float16", "dtype=int8"),
-    ("wrong type: it must be", "data_bin_dtype=uint8; model_name=gpt3; sense_network=other; backend=mpi"),
-    ("is out of range: it must be a number from 1 up", "n_layer=0; batch_size=0; eval_iters=-1"),
-    ("is out of range: it must be", "dropout=nan; dropout=1.0; learning_rate=inf; beta2=1.5; xlm_alpha=-0.5"),
-    ("=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4", "n_head=5; n_sense_vector=5"),
-    ("n_head=12 does not divide n_embd=100", "n_embd=100"),
-    ("n_sense_vector=16 does not divide n_embd=24", "n_embd=24 --n_head=2"),
-    ("min_lr=1 is above learning_rate=0.0006", "min_lr=1"),
-    ("min_lr=6e-05 is above learning_rate=1e-05: lower --min_lr, or keep the rate", "learning_rate=1e-5"),
-    ("warmup_iters=2000 is above lr_decay_iters=100", "lr_decay_iters=100"),
-    ("warmup_iters=700000 is above lr_decay_iters=600000", "warmup_iters=700000"),
-    ("distributed='fsdp' cuts them into slices: take --optimizer=adamw", "distributed=fsdp --optimizer=muon"),
-    ("distributed='fsdp' does not support", "distributed=fsdp --dtype=float16"),
-    ("unknown setting --n_layers: did you mean n_layer?", "n_layers=3"),
-    ("unknown setting --learning_rat: did you mean learning_rate?", "learning-rat 1"),
-    (": --help lists the settings", "qqqqzzzz=1; config=x; =1; "),
-    ("--n_layer needs a value, as in --n_layer=12", "n_layer; n_layer --n_head=2"),
-    ("--out_dir needs a value, as in --out_dir=out", "out_dir --n_layer=3"),
-]
-BAD_SAMPLE = [
-    ("wrong type: it must be a number", "temperature=hot"),
-    ("wrong type: it must be a whole number", "top_k=1.5"),
-    ("is out of range: it must be above 0 and up to 1", "top_p=0.0; top_p=1.1; top_p=nan"),
-    ("is out of range", "temperature=-1.0; temperature=inf; top_k=-1; num_samples=0; max_new_tokens=0"),
-    ("unknown setting --n_layer", "n_layer=3"),
-    ("unknown setting --temprature: did you mean temperature?", "temprature=1"),
-    (r"--start needs a value, as in --start='\n'", "start"),
-]
-BAD_SENSES = [("wrong type: it must be auto or float32", "dtype=bfloat16; dtype=float16")]
+# The arguments, and what the line says.
+BAD = {
+    "--n_layer=2.5": "n_layer='2.5' has the wrong type: it must be a whole number",
+    "--n_layer=": "n_layer='' has the wrong type: it must be a whole number",
+    "--learning_rate=1,5": "learning_rate='1,5' has the wrong type: it must be a number",
+    "--bias=1": "bias='1' has the wrong type: it must be True or False",
+    "--compile=1": "compile='1' has the wrong type: it must be auto or True or False",
+    "--dtype=int8": "dtype='int8' has the wrong type: it must be auto or float32 or bfloat16 or float16",
+    "--n_layer=0": "n_layer=0 is out of range: it must be a number from 1 up",
+    "--batch_size=0": "batch_size=0 is out of range: it must be a number from 1 up",
+    "--dropout=nan": "dropout=nan is out of range: it must be from 0 to below 1",
+    "--n_head=5": "n_head=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4",
+    "--n_sense_vector=5": "n_sense_vector=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4",
+    "--learning_rate=1e-5": "min_lr=6e-05 is above learning_rate=1e-05: lower --min_lr, or keep the rate",
+    "--lr_decay_iters=100": "warmup_iters=2000 is above lr_decay_iters=100",
+    "--distributed=fsdp --optimizer=muon": "cuts them into slices: take --optimizer=adamw",
+    "--distributed=fsdp --dtype=float16": "distributed='fsdp' does not support",
+    "--n_layers=3": "unknown setting --n_layers: did you mean n_layer?",
+    "--learning-rat 1": "unknown setting --learning_rat: did you mean learning_rate?",
+    "--qqqqzzzz=1": "unknown setting --qqqqzzzz: --help lists the settings",
+    "--": "unknown setting --: --help lists the settings",
+    "--n_layer": "--n_layer needs a value, as in --n_layer=12",
+    "--n_layer --n_head=2": "--n_layer needs a value, as in --n_layer=12",
+}
+BAD_SAMPLE = {
+    "--n_layer=3": "unknown setting --n_layer",
+    "--start": r"--start needs a value, as in --start='\n'",
+}
+BAD_SENSES = {"--dtype=bfloat16": "dtype='bfloat16' has the wrong type: it must be auto or float32"}
 CASES = [
-    (kind, message, "--" + flags)
+    (kind, line, message)
     for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE), (SenseConfig, BAD_SENSES))
-    for message, rows in table
-    for flags in rows.split("; ")
+    for line, message in table.items()
 ]
 
 
-@pytest.mark.parametrize(("kind", "message", "line"), CASES)
-def test_bad_settings(kind: type, message: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    error = exit_of(line.split(" "), capsys, kind)
-    assert message in error
-    if "out of range" in message or "wrong type" in message:
-        name, _, value = line[2:].partition("=")
-        assert re.search(f"{name}='?{value}'? ", error)
-
-
-@pytest.mark.parametrize("argument", ["no_such_file.py", "-x", "n_layer=3"])
-def test_bad_arguments(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"no config file {argument}" in exit_of([argument], capsys)
-
-
-WRONG = [
-    "n_layer = 2.5", "n_layer = 'six'", "n_layer = True", "n_layer = None", "n_layer = [2, 4]",
-    "n_layer = 6,", "n_layer = []", "n_layer = lambda: 6", "def seed():\n    return 3", "bias = 1",
-    "bias = 'yes'", "dropout = '0.1x'", "dtype = 'int8'", "out_dir = ['a', 'b']", "n_layer = 0",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", WRONG)
-def test_a_wrong_value_in_a_config_file(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = exit_of([str(file(tmp_path, text + "\n"))], capsys)
-    assert re.search(
-        "(n_layer|seed|bias|dropout|dtype|out_dir)=.* (has the wrong type|is out of range)", message
-    )
+@pytest.mark.parametrize(("kind", "line", "message"), CASES)
+def test_bad_settings(kind: type, line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in exit_of(line.split(" "), capsys, kind)
 
 
 KINDS = (TrainConfig, SampleConfig, SenseConfig, ModelConfig)
@@ -451,42 +376,30 @@ def test_gpt_needs_no_senses() -> None:
 # --- Exit status ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (130, 130)])
-def test_exit_status_is_what_main_returns(returned: int | None, status: int) -> None:
-    seen = []
-
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (130, 130)])
+def test_exit_status_is_what_main_returns(
+    returned: int | None, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(config: TrainConfig) -> int | None:
-        seen.append(config.n_layer)
+        print(config.n_layer)
         return returned
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, TrainConfig, ["--n_layer=3"])
-    assert (stop.value.code or 0, seen) == (status, [3])
+    assert ending(capsys, cli.run, main, TrainConfig, ["--n_layer=3"]) == (status, "3\n", "")
 
 
-def test_errors_of_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def status_of(error: BaseException | None, action: Any = None) -> tuple[Any, str]:
+def test_errors_of_main(capsys: pytest.CaptureFixture[str]) -> None:
+    def end(error: BaseException) -> tuple[Any, str, str]:
         def main() -> int:
-            if error is not None:
-                raise error
-            action()
-            return 0
+            raise error
 
-        with pytest.raises(SystemExit) as stop:
-            cli.guard(main)
-        return stop.value.code, capsys.readouterr().err
+        return ending(capsys, cli.guard, main)
 
-    assert status_of(InputError("one\ntwo")) == (2, "error: one two\n")
-    assert status_of(InputError("\x1b[31mred")) == (2, "error:  [31mred\n")  # no colours of a stranger
-    assert status_of(OSError(2, "not there", "one\ntwo")) == (2, "error: one two: not there\n")
-    missing = tmp_path / "missing"
-    status, err = status_of(None, missing.read_text)
-    assert status == 2
-    assert err.count("\n") == 1
-    assert str(missing) in err
-    assert status_of(KeyboardInterrupt()) == (130, "")
+    assert end(InputError("one\ntwo")) == (2, "", "error: one two\n")
+    assert end(InputError("\x1b[31mred")) == (2, "", "error:  [31mred\n")  # no colours of a stranger
+    assert end(OSError(2, "not there", "one\ntwo")) == (2, "", "error: one two: not there\n")
+    assert end(KeyboardInterrupt()) == (130, "", "")
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
-        status_of(None, lambda: 1 // 0)
+        end(ZeroDivisionError())
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -506,17 +419,15 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 # --- Help -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, SampleConfig, SenseConfig])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize(
+    ("kind", "flag"), [(TrainConfig, "--help"), (SampleConfig, "-h"), (SenseConfig, "--help")]
+)
 def test_help_lists_every_setting_with_its_default(
     kind: type, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as stop:
-        cli.run(lambda config: 1, kind, ["--n_layers=3", flag])
-    assert not stop.value.code
-    out, err = capsys.readouterr()
-    assert err == ""
+    status, out, err = ending(capsys, cli.run, lambda config: 1, kind, ["--n_layers=3", flag])
+    assert (status, err) == (0, "")
     text = " ".join(out.replace("│", " ").split())
     entries = re.split(r" (?=--\w+ )", text)
     for field in dataclasses.fields(kind):
@@ -536,17 +447,13 @@ def test_help_of_a_verb_teaches(
 ) -> None:
     """--help shows what a verb does and how it is called, in the words of its module."""
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stop:
-        commands.main([verb.replace("_", "-"), "--help"])
-    assert not stop.value.code
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(answer(capsys, verb.replace("_", "-"), "--help").split())
     about = sys.modules[f"nanobackpack.{commands.VERBS[verb][0]}"].__doc__ or ""
     examples = [
         line.strip() for line in about.splitlines() if line.strip().startswith(("nanobackpack ", "torchrun "))
     ]
-    assert any(example.startswith(f"nanobackpack {verb}") for example in examples)
-    for example in examples:
-        assert " ".join(example.split()) in shown
+    assert any(line.startswith(f"nanobackpack {verb}") for line in examples)
+    assert all(" ".join(line.split()) in shown for line in examples)
 
 
 # --- The program nanobackpack -------------------------------------------------------------------
@@ -554,10 +461,8 @@ def test_help_of_a_verb_teaches(
 
 def answer(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
     """What `nanobackpack ARGV` prints; to stdout if all is well, else to stderr."""
-    with pytest.raises(SystemExit) as stop:
-        commands.main(argv)
-    out, err = capsys.readouterr()
-    assert (stop.value.code or 0) == status, err
+    code, out, err = ending(capsys, commands.main, argv)
+    assert code == status, err
     assert (err if status == 0 else out) == ""
     return out or err
 
@@ -613,16 +518,12 @@ def data(tmp_path: Path) -> Path:
 
 
 SMALL = "--device=cpu --n_layer=1 --n_head=1 --n_embd=8 --n_sense_vector=1 --block_size=4 --warmup_iters=0"
-NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 AT_START = [
     ("--block_size=40", "val.bin has 40 tokens, too few for block_size=40, which needs 41"),
-    ("--block_size=200", "too few for block_size=200"),
     ("--dataset=nowhere", "data/nowhere does not exist: make it with"),
     ("--data_bin_dtype=uint32", "dtype='uint32' contradicts"),
     ("--init_from=resume", "no checkpoint"),
     ("--device=tpu", "device='tpu' is not here: this machine has"),
-    ("--device=cuda:99", "device='cuda:99' is not here: this machine has"),
-    pytest.param("--device=cuda", "device='cuda' is not here: this machine has cpu", marks=NO_CUDA),
     ("--dtype=float16", "dtype=float16 needs a CUDA device, not cpu"),
     ("--compile=True", "compile=True needs a C++ compiler, not found here: take --compile=False"),
     ("--wandb_log=True", "wandb"),
@@ -660,55 +561,30 @@ def test_a_sample_that_cannot_start(
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = dict(pair.removeprefix("--").split("=") for pair in SMALL.split())
-    sizes: dict[str, Any] = {k: int(v) for k, v in settings.items() if v.isdecimal()} | {"warmup_iters": 3}
-    config = TrainConfig(**sizes, device="cpu", dataset=str(data), out_dir=str(data / "out"), max_iters=2)
+    flags = ["--warmup_iters=3", "--max_iters=2", f"--dataset={data}", f"--out_dir={data / 'out'}"]
+    config = train(*SMALL.split(), *flags)
     assert trainer.train(config) == 0
     assert "warms up for 3 steps, longer than the 2 of this run" in capsys.readouterr().out
 
 
-# --- Anything at all --------------------------------------------------------------------------
+# --- Any value ----------------------------------------------------------------------------------
 
-NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
-VALUE = st.one_of(
-    TEXT, st.integers(-3, 99).map(str), st.floats().map(str), st.sampled_from(["True", "False", "auto", "-1"])
-)
-WORD = st.one_of(
-    VALUE,
-    st.sampled_from(NAMES).map(lambda n: f"--{n}"),
-    st.builds(lambda n, v: f"--{n}={v}", st.sampled_from(NAMES), VALUE),
-    st.text(string.punctuation, max_size=5).map(lambda t: f"--{t}"),
-)
-
-
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
-@given(st.lists(WORD, max_size=4))
-def test_any_argv_gives_settings_or_one_line(argv: list[str]) -> None:
-    result = outcome(argv)
-    if {"--help", "-h"} & set(argv):
-        assert result in (0, None)
-    else:
-        assert isinstance(result, TrainConfig) or (isinstance(result, str) and result)
-
-
-def outcome(argv: list[str]) -> object:
-    """The settings, the message, or the exit status."""
-    try:
-        return cli.parse(TrainConfig, argv)
-    except InputError as error:
-        return str(error)
-    except SystemExit as stop:
-        return stop.code
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(st.sampled_from(["out_dir", "dataset", "device"]), TEXT, st.booleans())
-def test_any_text_survives_parsing(name: str, value: str, joined: bool) -> None:
+@given(TEXT, st.booleans())
+@example("--n_layer=3", True)
+@example("two\nlines", True)
+@example("-1", False)
+@example(" 007 ", True)
+@example("None", True)
+@example("'quoted'", True)
+def test_any_text_survives_parsing(value: str, joined: bool) -> None:
     if joined:
-        assert getattr(train(f"--{name}={value}"), name) == value
+        assert sample(f"--start={value}").start == value
     elif not value.startswith("--"):
-        assert getattr(train(f"--{name}", value), name) == value
+        assert sample("--start", value).start == value
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

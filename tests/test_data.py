@@ -20,7 +20,7 @@ from scipy.stats import chisquare
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.text.data import Mixture, Shards, TokenData, open_data, open_dataset
+from nanobackpack.text.data import JoinedFiles, Mixture, TokenData, open_data, open_dataset
 from nanobackpack.text.meta import Meta, read_tokenizer
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def edit_meta(folder: Path, **changes: Any) -> None:
 
 def test_open(folder: Path):
     data = TokenData(folder)
-    assert (data.name, data.vocab_size, data.folder) == ("abc", 26, folder)
+    assert (data.vocab_size, data.folder) == (26, folder)
     assert data.meta == Meta.load(folder / "meta.json")
     assert data.tokenizer is not None
     assert data.tokenizer.kind == "char"
@@ -275,7 +275,7 @@ def language_of(x: torch.Tensor) -> str:
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
 def test_shards_read_as_one_array(sizes: list[int], draw: st.DataObject) -> None:
     whole = np.arange(sum(sizes), dtype=np.uint32) * 7
-    shards = Shards(np.split(whole, np.cumsum(sizes)[:-1]))
+    shards = JoinedFiles(np.split(whole, np.cumsum(sizes)[:-1]))
     assert len(shards) == len(whole)
     start, stop = (draw.draw(st.integers(0, len(whole))) for _ in range(2))
     assert np.array_equal(shards[start:stop], whole[start:stop])
@@ -331,7 +331,7 @@ def add_meta(folder: Path) -> Meta:
         vocab_size=60, dtype="uint32", tokens=tokens, chars={k: 3 * n for k, n in tokens.items()},
         tokenizer="tokenizer.json", source="a test", sha256={}, languages=list(SIZES),
     )  # fmt: skip
-    meta.save(folder / "meta.json")
+    (folder / "meta.json").write_bytes(meta.to_json())
     return meta
 
 
@@ -493,7 +493,9 @@ def test_a_run_reports_each_language(named: Path, tmp_path: Path) -> None:
     # The last word is over all languages, each token alike.
     trainer = Trainer(tiny(named, tmp_path, init_from="resume"))
     sizes = [n // 5 - 1 for n in SIZES.values()]
-    each = [trainer.whole_split(f"{language}_val") for language in SIZES]
+    config = trainer.config
+    windows = (trainer.data.windows(f"{n}_val", config.batch_size, config.block_size) for n in SIZES)
+    each = [trainer.mean_loss(batches) for batches in windows]
     assert records[-1]["val_loss_full"] == pytest.approx(float(np.average(each, weights=sizes)), abs=1e-6)
 
 

@@ -34,7 +34,7 @@ def test_loss_and_gradients_equal_the_plain_formula(name: str, compiled: bool) -
     plain = plain_loss(model, x, y)
     expected = torch.autograd.grad(plain, list(model.parameters()))
     run = torch.compile(model, fullgraph=True) if compiled else model
-    loss = run(x, y, tokens=tokens, loss_only=True).loss
+    loss = run(x, y, unique=tokens, loss_only=True).loss
     got = torch.autograd.grad(loss, list(model.parameters()))
     assert (loss - plain).abs() < 1e-5
     for a, b in zip(got, expected, strict=True):
@@ -46,7 +46,7 @@ def test_bfloat16_is_near(name: str) -> None:
     model = tiny_model(**BACKPACKS[name]).to(DEVICE).train()
     x, y, tokens = batch(BACKPACKS[name])
     with torch.autocast("cuda", torch.bfloat16):
-        loss = model(x, y, tokens=tokens, loss_only=True).loss
+        loss = model(x, y, unique=tokens, loss_only=True).loss
     assert (loss - plain_loss(model, x, y)).abs() < 0.1
 
 

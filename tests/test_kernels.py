@@ -138,5 +138,5 @@ def test_compiled_without_a_break(settings: dict[str, Any]) -> None:
     tokens = unique_ids(x, 23, multiple=16)
     torch._dynamo.reset()
     run = torch.compile(model, fullgraph=True, backend="aot_eager")
-    loss, plain = run(x, x, tokens=tokens, loss_only=True).loss, plain_loss(model, x, x)
+    loss, plain = run(x, x, unique=tokens, loss_only=True).loss, plain_loss(model, x, x)
     assert_same(loss, plain, list(model.parameters()))

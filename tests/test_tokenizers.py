@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, resolve
+from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_to_use
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")
@@ -348,21 +348,21 @@ def test_what_the_hub_cannot_give(name: str, tmp_path: Path, monkeypatch: pytest
 def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     char = Tokenizer.char("ab")
-    assert resolve("auto", None, "data") is None
-    assert resolve("auto", char, "data") is char
-    assert resolve("char", char, "data") is char
-    assert resolve("bpe:300", BPE, "data") is BPE
+    assert tokenizer_to_use("auto", None, "data") is None
+    assert tokenizer_to_use("auto", char, "data") is char
+    assert tokenizer_to_use("char", char, "data") is char
+    assert tokenizer_to_use("bpe:300", BPE, "data") is BPE
     BPE.save("tokenizer.json")
-    found = resolve("tokenizer.json", None, "data")
+    found = tokenizer_to_use("tokenizer.json", None, "data")
     assert found is not None
     assert not found.difference(BPE)
-    assert resolve("tokenizer.json", BPE, "data") is BPE
+    assert tokenizer_to_use("tokenizer.json", BPE, "data") is BPE
     wrong = [("bpe:301", BPE), ("char", BPE), ("gpt2", BPE), ("bpe:300", char), ("tokenizer.json", char)]
     for name, stored in wrong:
         with pytest.raises(InputError, match=f"tokenizer_name='{name}' is not the tokenizer of data/mine"):
-            resolve(name, stored, "data/mine")
+            tokenizer_to_use(name, stored, "data/mine")
     with pytest.raises(InputError, match="made from a text"):
-        resolve("char", None, "data")
+        tokenizer_to_use("char", None, "data")
 
 
 # --- Real ones: equal to the programs that made them ----------------------------------------------
@@ -387,7 +387,7 @@ def test_gpt2_equals_tiktoken():
     texts = [text[:100_000] for text in texts] + ["a <|endoftext|> b", "\n\n  x   \n", "\u1680 \x1c\x85.'S's"]
     for text, array in zip(texts, ours.encode_batch(texts), strict=True):
         assert array.tolist() == theirs.encode_ordinary(text)
-    assert resolve("gpt2", ours, "data") is ours
+    assert tokenizer_to_use("gpt2", ours, "data") is ours
 
 
 @needs_shared
@@ -401,4 +401,4 @@ def test_chinese_bert_equals_transformers():
         text = file.read_text(encoding="utf-8")
         if file != vocabulary:  # its own lines [CLS] and so on are special tokens to them, text to us
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
-    assert resolve("chinese-character-bert", ours, "data") is ours
+    assert tokenizer_to_use("chinese-character-bert", ours, "data") is ours

@@ -85,8 +85,8 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     active = model.edits_in_force(edits)
     if not isinstance(model, BackpackLM):
         raise InputError("a GPT has no senses to bake into a table")
-    if active.on_weights:
-        names = ", ".join(type(edit).__name__ for edit in active.on_weights)
+    if active.on_alpha:
+        names = ", ".join(type(edit).__name__ for edit in active.on_alpha)
         raise InputError(
             f"{names} depends on the text and cannot be baked into a table: save it as an edit file"
         )

@@ -19,7 +19,7 @@ from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import EditLike, flatten_edits
-from nanobackpack.text.tokenizer import Text, token_id
+from nanobackpack.text.tokenizer import TextOrIds, token_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def effect(
     new_tokens: int = 40,
     temperature: float = 0.8,
     seed: int = 0,
-    tested: Sequence[Text] = (),
+    tested: Sequence[TextOrIds] = (),
 ) -> Effect:
     """Compare the k likeliest next tokens after a prompt, n samples (none for 0), and the probabilities of
     the tokens `tested`, before and after. Warn if the prompt has none of the tokens that are edited."""
@@ -70,7 +70,7 @@ def effect(
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
     tokens = [token_id(tokenizer, word) for word in tested]
 
-    edited = {i for e in flatten_edits(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
+    edited = {i for edit in flatten_edits(edits) for i in edit.edited_tokens}
     if edited and not edited & set(ids[0].tolist()):
         names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
         warnings.warn(

@@ -39,10 +39,10 @@ from nanobackpack.analysis.results import (
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.model.edits import Edit
-from nanobackpack.runtime import pad_right, reading
+from nanobackpack.runtime import eval_mode, pad_right
 from nanobackpack.text.tokenizer import (
     Bos,
-    Text,
+    TextOrIds,
     Tokenizer,
     bos_ids,
     find_word,
@@ -93,11 +93,11 @@ class Senses:
         """E of the real tokens, (V, D)."""
         return self.model.wte.weight.detach()[: self.model.config.n_token]
 
-    def word_senses(self, word: Text, pooling: Pooling = "avg") -> Tensor:
+    def word_senses(self, word: TextOrIds, pooling: Pooling = "avg") -> Tensor:
         """Give the senses of a word, (K, D); `pooling` says what they are for a word of several tokens."""
         return self.many_senses([word], pooling)[0]
 
-    def many_senses(self, words: Sequence[Text], pooling: Pooling = "avg") -> Tensor:
+    def many_senses(self, words: Sequence[TextOrIds], pooling: Pooling = "avg") -> Tensor:
         """Give the senses of N words, (N, K, D), as `word_senses` does."""
         rows = [word_ids(self.tokenizer, word) for word in words]
         if not rows:
@@ -113,13 +113,13 @@ class Senses:
         pairs = zip(self._last_weights(rows), parts, strict=True)
         return torch.stack([torch.einsum("kt,tkd->kd", alpha, senses) for alpha, senses in pairs])
 
-    def projection(self, word: Text, pooling: Pooling = "avg") -> Tensor:
+    def projection(self, word: TextOrIds, pooling: Pooling = "avg") -> Tensor:
         """Give E · s_l, (K, V): the score of every token under each sense of the word."""
         return self.word_senses(word, pooling) @ self.embedding.T  # (K, V)
 
     def sense_projection(
         self,
-        word: Text,
+        word: TextOrIds,
         k: int = 5,
         bottom: bool = False,
         pooling: Pooling = "avg",
@@ -142,7 +142,7 @@ class Senses:
         senses = torch.einsum("n,nkd->kd", signs.to(self.embedding), self.model.sense_vectors(ids))
         return self._rank(formula, senses @ self.embedding.T, k)
 
-    def similarity(self, x: Text, y: Text, pooling: Pooling = "avg") -> Similarity:
+    def similarity(self, x: TextOrIds, y: TextOrIds, pooling: Pooling = "avg") -> Similarity:
         """Compare two words by the cosines of their senses, as in senses.similarity("king", "queen").min.
 
         `pairs` (K, K) has every sense with every one, `cosine` (K) its diagonal (paper, eq. 13), `min` and
@@ -174,7 +174,7 @@ class Senses:
         """Drop the table of `directions`; needed after the model's weights changed, too."""
         self._directions = None
 
-    def nearest(self, word: Text, k: int = 5, sense: int | Literal["all", "min"] = "all") -> Ranking:
+    def nearest(self, word: TextOrIds, k: int = 5, sense: int | Literal["all", "min"] = "all") -> Ranking:
         """List the k tokens whose sense has the highest cosine with the word's, ids and scores (R, k).
 
         A row for each sense, for one of them, or for the least of all K cosines, as in
@@ -183,7 +183,7 @@ class Senses:
         return self.nearest_many([word], k, sense)[0]
 
     def nearest_many(
-        self, words: Sequence[Text], k: int = 5, sense: int | Literal["all", "min"] = "all"
+        self, words: Sequence[TextOrIds], k: int = 5, sense: int | Literal["all", "min"] = "all"
     ) -> list[Ranking]:
         """Do `nearest` for N words; 32 take about as long as 8, since `directions` is read only once."""
         rows, labels = self._rows("all" if sense == "min" else sense)
@@ -202,7 +202,7 @@ class Senses:
             found.append(self._rank(f"{word}, nearest", scores, n, labels=labels))
         return found
 
-    def sense_bias(self, word: Text, first: Text, second: Text) -> PerSense:
+    def sense_bias(self, word: TextOrIds, first: TextOrIds, second: TextOrIds) -> PerSense:
         """Say which senses prefer which of two tokens: senses.sense_bias("nurse", "she", "he").ranked().
 
         `values` (K) are log softmax(E · s_l) at one minus at the other. A heuristic for finding senses to
@@ -215,7 +215,7 @@ class Senses:
 
     # --- Prompts: why this next token? ---------------------------------------------------------
 
-    def encode(self, prompt: Text) -> list[int]:
+    def encode(self, prompt: TextOrIds) -> list[int]:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
         ids = text_ids(self.tokenizer, prompt)
         if not ids:
@@ -225,23 +225,25 @@ class Senses:
             raise InputError(f"the prompt has {len(ids)} tokens, this model reads block_size={size}: cut it")
         return ids
 
-    def next_probabilities(self, prompt: Text) -> Tensor:
+    def next_probabilities(self, prompt: TextOrIds) -> Tensor:
         """Give p of each real token as the next one, (V); padding takes part in the softmax."""
         return self._logits(self.encode(prompt)).softmax(dim=0)[: len(self.embedding)]
 
-    def next_tokens(self, prompt: Text, k: int = 10) -> Ranking:
+    def next_tokens(self, prompt: TextOrIds, k: int = 10) -> Ranking:
         """List the k likeliest next tokens; `scores` (1, k) are their probabilities."""
         p = self.next_probabilities(prompt)  # (V)
         return self._rank(f"after {prompt!r}", p[None], k, labels=["next"])
 
-    def active_senses(self, prompt: Text) -> Weights:
+    def active_senses(self, prompt: TextOrIds) -> Weights:
         """Give α at the last position, `weights` (T, K), as in senses.active_senses("The nurse").table():
         how much each sense of each token counts for the next one."""
         ids = self.encode(prompt)
         weights = self._last_weights([ids])[0].T  # (T, K)
         return Weights(title=f"α at the end of {prompt!r}", tokens=self._shown(ids), weights=weights)
 
-    def contributions(self, prompt: Text, token: Text, versus: Text | None = None) -> Contributions:
+    def contributions(
+        self, prompt: TextOrIds, token: TextOrIds, versus: TextOrIds | None = None
+    ) -> Contributions:
         """Split the logit of the next token w exactly (direct logit attribution), or with `versus` the
         difference of two logits, the logarithm of how many times likelier w is.
 
@@ -266,7 +268,7 @@ class Senses:
             probability=logits.softmax(dim=0)[pair].tolist(),
         )
 
-    def contrast_senses(self, a: Text, i: int, b: Text, j: int) -> PerSense:
+    def contrast_senses(self, a: TextOrIds, i: int, b: TextOrIds, j: int) -> PerSense:
         """Say which senses of two tokens count differently, perhaps of one token in two contexts, as in
         senses.contrast_senses("by the river bank", 3, "he robbed a bank", 3).
 
@@ -282,7 +284,7 @@ class Senses:
             values.append(self._last_weights([ids])[0][:, len(self.bos) + at])  # (K)
         return PerSense(title=f"{a!r}[{i}] against {b!r}[{j}]", values=values[0] - values[1])
 
-    def localize(self, target: Text, prompts: Sequence[Text], k: int = 10) -> Located:
+    def localize(self, target: TextOrIds, prompts: Sequence[TextOrIds], k: int = 10) -> Located:
         """List the k (token, sense) that promote the next token `target` most over some prompts, as in
         senses.localize("she", ["The nurse said that", "My aunt knew that"]).
 
@@ -305,11 +307,11 @@ class Senses:
             title=title, ids=ids, senses=sense, scores=best.values, tokens=self._shown(ids.tolist())
         )
 
-    def find(self, prompt: Text, word: Text) -> list[slice]:
+    def find(self, prompt: TextOrIds, word: TextOrIds) -> list[slice]:
         """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
         return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
 
-    def word_composition(self, word: Text, sentences: Sequence[Text]) -> Composition:
+    def word_composition(self, word: TextOrIds, sentences: Sequence[TextOrIds]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
 
         `shares` has for each of S occurrences (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i
@@ -363,7 +365,7 @@ class Senses:
 
     def _logits(self, ids: list[int]) -> Tensor:
         """Compute the model's logits after one row of ids, padding included, (vocab_size)."""
-        with reading(self.model):
+        with eval_mode(self.model):
             logits = self.model(torch.tensor([ids], device=self.embedding.device)).logits
         return logits[0, -1]
 

@@ -130,7 +130,7 @@ class ModelWork:
                 if self.plain:
                     loss = self.loss(self.model, x, y)
                 else:
-                    loss = self.loss(x, y, tokens=tokens, loss_only=True).loss
+                    loss = self.loss(x, y, unique=tokens, loss_only=True).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()

@@ -142,13 +142,13 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     """Compute the mean over prompts, given as ids, of max(p(he)/p(she), p(she)/p(he)) after them."""
     import torch
 
-    from nanobackpack.runtime import pad_right, reading
+    from nanobackpack.runtime import eval_mode, pad_right
 
     rows, device = [row[-model.config.block_size :] for row in rows], model.wte.weight.device
     # Each prompt is read at its own end.
     ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N)
     at = torch.arange(len(rows), device=device), ends
-    with reading(model):
+    with eval_mode(model):
         logits = model(pad_right(rows, device), edits=edits, at=at).logits  # (N, V)
     log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
     return log_ratio.abs().double().exp().mean().item()

@@ -135,7 +135,7 @@ def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexit
 
 def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig) -> StreamLoss:
     """Measure the loss over a whole split, or of random batches of it if the settings say so."""
-    from nanobackpack.runtime import generator, reading
+    from nanobackpack.runtime import eval_mode, generator
 
     T, device, B = model.config.block_size, model.wte.weight.device, settings.batch_size
     batches = data.windows(split, B, T)
@@ -146,7 +146,7 @@ def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: Per
         size = settings.batches * B * T
     total, n = 0.0, 0
     bar = tqdm(desc=split, total=size, unit="token", unit_scale=True, disable=None, leave=False)
-    with reading(model), bar:
+    with eval_mode(model), bar:
         for x, y in batches:  # (B, T) each
             loss = model(x.to(device), y.to(device), loss_only=True).loss
             total += loss.item() * y.numel()  # the last window is shorter: each token counts alike

@@ -51,7 +51,7 @@ def score_texts(
 
     Padded ids take part in the softmax (as in training) but are never the likeliest.
     """
-    from nanobackpack.runtime import reading
+    from nanobackpack.runtime import eval_mode
 
     size = model.config.block_size
     inputs, targets = [], []
@@ -63,7 +63,7 @@ def score_texts(
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}
-    with reading(model), tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False) as bar:
+    with eval_mode(model), tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False) as bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             found = _score_batch(model, [inputs[i] for i in batch], [targets[i] for i in batch])
@@ -112,14 +112,16 @@ def encode_or_none(tokenizer: Tokenizer, text: str, encode: Encoder = Tokenizer.
 
 @dataclass(frozen=True, kw_only=True)
 class TestSetConfig(ReadConfig):
-    """What the programs that read a test set of JSON lines share; each has a `data` of its own."""
+    """What the programs that read a test set of JSON lines share."""
 
+    data: str | tuple[str, ...] = ""
+    """A file of JSON lines, or several."""
     limit: int = 0
     """Only the first so many items of a file (0: all)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data:  # type: ignore[attr-defined]
+        if not self.data:
             raise InputError("data is empty: name a file of JSON lines, as in --data test.jsonl")
 
 

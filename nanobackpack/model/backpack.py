@@ -46,7 +46,7 @@ from nanobackpack.model.kernels import (
     sense_sum_plain,
     unique_ids,
 )
-from nanobackpack.runtime import reading
+from nanobackpack.runtime import eval_mode
 
 if TYPE_CHECKING:
     from nanobackpack.text.tokenizer import Tokenizer
@@ -214,13 +214,17 @@ class SenseWeights(nn.Module):
         self.dropout = config.dropout if nano else 0.0  # on α itself, in sense_sum
         self.c_attn = Linear(D, 2 * D, config.bias and not nano, n_matrices=2)  # queries and keys
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def queries_and_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Contextual vectors (B, T, D) → scaled queries and keys (B, K, T, D/K): α = softmax(q · k)."""
         q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)  # (B, K, T, D/K)
         return q if self.scale == 1 else q * self.scale, k
 
 
 # --- What both models share -------------------------------------------------------------------
+
+
+Positions = tuple[Tensor, Tensor] | None
+"""Rows and positions of a batch, (N) each; None: all."""
 
 
 class Output(NamedTuple):
@@ -230,15 +234,18 @@ class Output(NamedTuple):
     loss: Tensor | None
 
 
-def predict(
-    o: Tensor, E: Tensor | None, targets: Tensor | None, loss_only: bool, at: tuple[Tensor, Tensor] | None
-) -> Output:
-    """The tied head: logits = E · o, and their loss. Without E, o is the logits already."""
+def tied_head(o: Tensor, E: Tensor, targets: Tensor | None, loss_only: bool, at: Positions) -> Output:
+    """logits = E · o, (B, T, V), and their loss."""
     if at is not None:
         o = o[at]  # (N, D): only these positions are asked for
-    if E is not None and loss_only and targets is not None and len(E) > E.size(1):
+    if loss_only and targets is not None and len(E) > E.size(1):
         return Output(None, linear_cross_entropy(o, E, targets))  # never makes all (B, T, V) logits
-    logits = (o if E is None else linear(o, E)).float()  # (B, T, V)
+    return with_loss(linear(o, E), targets, loss_only)
+
+
+def with_loss(logits: Tensor, targets: Tensor | None, loss_only: bool) -> Output:
+    """Logits (B, T, V) as a model returns them, with their loss if there are targets."""
+    logits = logits.float()
     loss = None if targets is None else cross_entropy(logits, targets)
     return Output(None if loss_only else logits, loss)
 
@@ -308,7 +315,7 @@ class LanguageModel(nn.Module):
         return n if positions else n - self.context.wpe.weight.numel()
 
     @property
-    def shards(self) -> list[nn.Module]:
+    def fsdp_parts(self) -> list[nn.Module]:
         """The parts that are computed one after the other: what FSDP gathers at a time."""
         return list(self.context.h)
 
@@ -338,19 +345,19 @@ class GPT(LanguageModel):
         self,
         input_ids: Tensor,
         targets: Tensor | None = None,
-        tokens: UniqueIds | None = None,
+        unique: UniqueIds | None = None,
         loss_only: bool = False,
         edits: EditLike = (),
-        at: tuple[Tensor, Tensor] | None = None,
+        at: Positions = None,
     ) -> Output:
-        """As BackpackLM.forward; a Transformer has no use for `tokens`."""
+        """As BackpackLM.forward; a Transformer has no use for `unique`."""
         self.check(input_ids, targets)
-        e = self.edits_in_force(edits).inputs(input_ids, self.embed(input_ids))  # (B, T, D)
+        e = self.edits_in_force(edits).edit_inputs(input_ids, self.embed(input_ids))  # (B, T, D)
         h = self.context(e)  # (B, T, D)
-        return predict(h, self.wte.weight, targets, loss_only, at)
+        return tied_head(h, self.wte.weight, targets, loss_only, at)
 
     def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
-        e = self.edits_in_force(edits).inputs(input_ids, self.wte(input_ids))  # (B, T, D)
+        e = self.edits_in_force(edits).edit_inputs(input_ids, self.wte(input_ids))  # (B, T, D)
         h = self.context(e, cache)[:, -1]  # (B, D)
         cache.length += input_ids.size(1)
         return linear(h, self.wte.weight).float()  # (B, V)
@@ -371,45 +378,45 @@ class BackpackLM(LanguageModel):
         self,
         input_ids: Tensor,
         targets: Tensor | None = None,
-        tokens: UniqueIds | None = None,
+        unique: UniqueIds | None = None,
         loss_only: bool = False,
         edits: EditLike = (),
-        at: tuple[Tensor, Tensor] | None = None,
+        at: Positions = None,
     ) -> Output:
         """Compute logits (B, T, V) of input_ids (B, T), and the loss of targets (B, T), where -1 is ignored.
 
         loss_only spares the logits. `edits` (control.py) hold for this call. `at`, rows and positions (N)
-        each, asks for the logits (N, V) there alone. `tokens` are the unique ids of input_ids, if known.
+        each, asks for the logits (N, V) there alone. `unique` are the unique ids of input_ids, if known.
         Ids and targets of the wrong shape, type, length or range raise ValueError.
         """
         self.check(input_ids, targets)
-        steer = self.edits_in_force(edits)
+        active = self.edits_in_force(edits)
         E, dropout = self.wte.weight, self.alpha.dropout if self.training else 0.0
 
-        # Senses depend on the token alone, so each different token is computed once. With dropout every
-        # position loses numbers of its own, and counts as a token of its own (sharing costs 0.004 nats).
+        # Senses depend on the token alone, so each different token is computed once. But with dropout each
+        # position has a mask of its own, and cannot share its senses (sharing costs 0.004 nats, docs/LOG.md).
         if self.training and self.config.dropout:
-            tokens = each_position(input_ids)
-        tokens = tokens or unique_ids(input_ids, len(E))
+            unique = each_position(input_ids)
+        unique = unique or unique_ids(input_ids, len(E))
 
-        e = self.embed(tokens.ids)  # (U, D)
-        h = self.context(F.embedding(tokens.inverse, e))  # (B, T, D)  what the context makes of the text
-        q, k = self.alpha(h)  # (B, K, T, D/K) each: α = softmax(q · k)
-        C = self.token_senses(tokens.ids, e, steer)  # (U, K, D)  what each token may contribute
+        e = self.embed(unique.ids)  # (U, D)
+        h = self.context(F.embedding(unique.where, e))  # (B, T, D)  what the context makes of the text
+        q, k = self.alpha.queries_and_keys(h)  # (B, K, T, D/K) each: α = softmax(q · k)
+        C = self.token_senses(unique.ids, e, active)  # (U, K, D)  what each token may contribute
 
-        if steer.on_weights:  # edits of α need α itself: the plain formula, with the edits in its middle
-            edited = lambda alpha, senses: steer.weights(alpha, TextSoFar(input_ids, senses, E))  # noqa: E731
-            o = sense_sum_plain(q, k, C, tokens.inverse, dropout, edited)  # (B, T, D)
-        elif self.small_vocab:  # E · Σ α C = Σ α (E · C), and E · C is shorter than C
-            logits = sense_sum(q, k, linear(C, E), tokens.inverse, dropout)  # (B, T, V)
-            return predict(logits, None, targets, loss_only, at)
+        if active.on_alpha:  # edits of α need α itself: the plain formula, with the edits in its middle
+            edited = lambda alpha, senses: active.edit_alpha(alpha, TextSoFar(input_ids, senses, E))  # noqa: E731
+            o = sense_sum_plain(q, k, C, unique.where, dropout, edited)  # (B, T, D)
+        elif self.small_vocab:  # as with characters: E · Σ α C = Σ α (E · C), and E · C is shorter than C
+            logits = sense_sum(q, k, linear(C, E), unique.where, dropout)  # (B, T, V)
+            return with_loss(logits if at is None else logits[at], targets, loss_only)
         else:
-            o = sense_sum(q, k, C, tokens.inverse, dropout)  # (B, T, D)  Σ_j Σ_l α C
-        return predict(o, E, targets, loss_only, at)  # logits = E · o
+            o = sense_sum(q, k, C, unique.where, dropout)  # (B, T, D)  Σ_j Σ_l α C
+        return tied_head(o, E, targets, loss_only, at)  # logits = E · o
 
-    def token_senses(self, ids: Tensor, e: Tensor, steer: Edits) -> Tensor:
+    def token_senses(self, ids: Tensor, e: Tensor, active: Edits) -> Tensor:
         """C of ids (U), whose embeddings are e (U, D), edited: (U, K, D)."""
-        return steer.senses(ids, self.senses(ids if self.config.sense_table else e))
+        return active.edit_senses(ids, self.senses(ids if self.config.sense_table else e))
 
     @property
     def small_vocab(self) -> bool:
@@ -417,25 +424,25 @@ class BackpackLM(LanguageModel):
         return self.config.vocab_size <= self.config.n_embd
 
     @property
-    def shards(self) -> list[nn.Module]:
-        return [*super().shards, self.senses]
+    def fsdp_parts(self) -> list[nn.Module]:
+        return [*super().fsdp_parts, self.senses]
 
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
         """An empty cache that also knows the senses of tokens under the edits: the logits of all senses where
         there are few tokens, else a memory that fills as tokens come."""
-        cache, steer = super().new_cache(edits, capacity), self.edits_in_force(edits)
+        cache, active = super().new_cache(edits, capacity), self.edits_in_force(edits)
         V, E = self.config.vocab_size, self.wte.weight
-        if self.small_vocab and not steer.on_weights:
-            C = self.token_senses(torch.arange(V, device=E.device), E, steer)  # (V, K, D)
+        if self.small_vocab and not active.on_alpha:
+            C = self.token_senses(torch.arange(V, device=E.device), E, active)  # (V, K, D)
             cache.table = linear(C, E).transpose(0, 1).flatten(0, 1)  # (K·V, V)
         else:
-            cache.senses = SenseMemory(V, lambda ids: self.token_senses(ids, self.wte(ids), steer))
+            cache.sense_memory = SenseMemory(V, lambda ids: self.token_senses(ids, self.wte(ids), active))
         return cache
 
     def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
-        steer = self.edits_in_force(edits)
+        active = self.edits_in_force(edits)
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
-        q, k = self.alpha(h)  # (B, K, T, D/K)
+        q, k = self.alpha.queries_and_keys(h)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
         ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
         # Only the last position predicts, and it sees all S: no mask.
@@ -446,10 +453,11 @@ class BackpackLM(LanguageModel):
             weight.scatter_add_(2, ids[:, None].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
             logits = weight.flatten(1).to(h.dtype) @ cache.table  # (B, V)
         else:
-            assert cache.senses is not None
-            senses = cache.append("senses", cache.senses(input_ids).transpose(1, 2))  # (B, K, S, D)
-            if steer.on_weights:
-                alpha = steer.weights(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
+            assert cache.sense_memory is not None
+            new = cache.sense_memory(input_ids).transpose(1, 2)  # (B, K, T, D)
+            senses = cache.append("token senses", new)  # (B, K, S, D)
+            if active.on_alpha:
+                alpha = active.edit_alpha(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
@@ -463,20 +471,21 @@ class BackpackLM(LanguageModel):
         ids = torch.arange(self.config.vocab_size) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
         if ids.dim() != 1 or ((ids < 0) | (ids >= self.config.vocab_size)).any():
             raise ValueError(f"ids must be a list of numbers from 0 to {self.config.vocab_size - 1}")
-        steer, parts = self.edits_in_force(), ids.to(self.wte.weight.device).split(chunk)
-        with reading(self):
-            return torch.cat([self.token_senses(part, self.wte(part), steer) for part in parts])  # (N, K, D)
+        active, parts = self.edits_in_force(), ids.to(self.wte.weight.device).split(chunk)
+        with eval_mode(self):
+            return torch.cat([self.token_senses(part, self.wte(part), active) for part in parts])  # (N, K, D)
 
     def contextualization(self, input_ids: Tensor) -> Tensor:
         """α (B, K, T, T) of input_ids (B, T) under the edits in force: α[b,l,i,j] weighs sense l of token j
         at position i."""
         self.check(input_ids, None)
-        steer = self.edits_in_force()
-        with reading(self):
-            q, k = self.alpha(self.context(self.wte(input_ids)))  # (B, K, T, D/K)
+        active = self.edits_in_force()
+        with eval_mode(self):
+            q, k = self.alpha.queries_and_keys(self.context(self.wte(input_ids)))  # (B, K, T, D/K)
             alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
-            if steer.on_weights:
+            if active.on_alpha:
                 ids = input_ids.flatten()
-                C = self.token_senses(ids, self.wte(ids), steer).unflatten(0, input_ids.shape)  # (B, T, K, D)
-                alpha = steer.weights(alpha, TextSoFar(input_ids, C.transpose(1, 2), self.wte.weight))
+                C = self.token_senses(ids, self.wte(ids), active)  # (B·T, K, D)
+                senses = C.unflatten(0, input_ids.shape).transpose(1, 2)  # (B, K, T, D)
+                alpha = active.edit_alpha(alpha, TextSoFar(input_ids, senses, self.wte.weight))
             return alpha

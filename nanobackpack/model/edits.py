@@ -39,7 +39,8 @@ class Edit:
     """One change of what a model computes, as a value."""
 
     model_name: ClassVar[str] = "backpack-lm"  # the models it can edit
-    shape: ClassVar[tuple[str, str] | None] = None  # its tensor and the letters of its sizes (N tokens)
+    tensor: ClassVar[str] = ""  # the name of its tensor, if it has one,
+    sizes: ClassVar[str] = ""  # and the letters of its sizes, N being the number of tokens
 
     def __post_init__(self) -> None:
         """Check every field, whatever the kind of edit: its type, its shape, and that numbers are finite."""
@@ -62,21 +63,26 @@ class Edit:
     def check(self, config: ModelConfig) -> None:
         """Refuse a model of that shape if the edit does not fit it."""
         V, kind = config.vocab_size, type(self).__name__
-        tokens = getattr(self, "tokens", getattr(self, "word", ()))
-        if bad := [token for token in tokens if not 0 <= token < V]:
+        if bad := [token for token in self.edited_tokens if not 0 <= token < V]:
             raise InputError(f"{kind}: token {bad[0]} is outside this model's vocabulary: 0 to {V - 1}")
         self._check_shape({"V": V, "K": config.n_sense_vector, "D": config.n_embd})
 
-    def _check_shape(self, sizes: dict[str, int]) -> None:
-        if self.shape is not None:
-            name, letters = self.shape
-            got = tuple(getattr(self, name).shape)
-            sizes = {"N": len(getattr(self, "tokens", ()))} | sizes
-            if len(got) != len(letters) or any(
-                n != sizes.get(x, n) for x, n in zip(letters, got, strict=True)
-            ):
-                wanted = ", ".join(str(sizes.get(x, x)) for x in letters)
-                raise InputError(f"{type(self).__name__}: {name} has shape {got}, it must be ({wanted})")
+    def _check_shape(self, known: dict[str, int]) -> None:
+        """Compare the shape of the tensor with the sizes that are known by their letters."""
+        if self.tensor:
+            got = tuple(getattr(self, self.tensor).shape)
+            known = {"N": len(self.edited_tokens)} | known
+            wanted = [known.get(x, n) for x, n in zip(self.sizes, got, strict=False)]
+            if len(got) != len(self.sizes) or list(got) != wanted:
+                shape = ", ".join(str(known.get(x, x)) for x in self.sizes)
+                raise InputError(
+                    f"{type(self).__name__}: {self.tensor} has shape {got}, it must be ({shape})"
+                )
+
+    @property
+    def edited_tokens(self) -> tuple[int, ...]:
+        """The tokens that it acts on, () if on all."""
+        return getattr(self, "tokens", ())
 
     @property
     def inert(self) -> bool:
@@ -93,15 +99,15 @@ class Edit:
 class SenseEdit(Edit):
     """Changes C, by token: what it does is the same at every position of every text."""
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         """Edit the senses c (U, K, D) of the tokens ids (U)."""
         raise NotImplementedError
 
 
-class WeightEdit(Edit):
+class AlphaEdit(Edit):
     """Changes α, which may depend on the whole text so far."""
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         """Edit the weights alpha (B, K, N, S) of the last N rows."""
         raise NotImplementedError
 
@@ -111,7 +117,7 @@ class InputEdit(Edit):
 
     model_name = "gpt2"
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         """Edit the embeddings e (B, T, D) of ids (B, T)."""
         raise NotImplementedError
 
@@ -140,22 +146,22 @@ class Edits:
             edit.check(config)
         live = [edit.to(device) for edit in edits if not edit.inert]
         self.on_senses = [edit for edit in live if isinstance(edit, SenseEdit)]
-        self.on_weights = [edit for edit in live if isinstance(edit, WeightEdit)]
+        self.on_alpha = [edit for edit in live if isinstance(edit, AlphaEdit)]
         self.on_inputs = [edit for edit in live if isinstance(edit, InputEdit)]
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         for edit in self.on_senses:
-            c = edit.senses(ids, c)
+            c = edit.edit_senses(ids, c)
         return c
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
-        for edit in self.on_weights:
-            alpha = edit.weights(alpha, text)
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+        for edit in self.on_alpha:
+            alpha = edit.edit_alpha(alpha, text)
         return alpha
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         for edit in self.on_inputs:
-            e = edit.inputs(ids, e)
+            e = edit.edit_inputs(ids, e)
         return e
 
 
@@ -242,7 +248,7 @@ class ScaleSense(SenseEdit):
         factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
         return not self.tokens or all(f == 1 for f in factors)
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         scale = c.new_ones(c.size(1))  # (K)
         scale[slice(None) if self.sense is None else self.sense] = c.new_tensor(self.factor)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))  # (U)
@@ -255,7 +261,7 @@ class ReplaceSenses(SenseEdit):
 
     tokens: tuple[int, ...]
     table: Tensor
-    shape = ("table", "NKD")
+    tensor, sizes = "table", "NKD"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,7 +272,7 @@ class ReplaceSenses(SenseEdit):
     def inert(self) -> bool:
         return not self.tokens
 
-    def senses(self, ids: Tensor, c: Tensor) -> Tensor:
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
         # Look each id up in the sorted tokens: one pass, however many tokens are replaced.
         known, order = ids.new_tensor(self.tokens).sort()  # (N)
         at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)  # (U)
@@ -278,7 +284,7 @@ class ReplaceSenses(SenseEdit):
 
 
 @dataclass(frozen=True, eq=False)
-class TopicControl(WeightEdit):
+class TopicControl(AlphaEdit):
     """Let the senses that predict a topic count more: α[b,l,i,j] · (1 + B · (delta[x[b,j],l] - 1)).
 
     B anneals: it is B[b,l,i,j] = sigmoid(6 - f·A[b,l,i,j]) · (1 + j/100), where A (TextSoFar.support) is how
@@ -290,13 +296,13 @@ class TopicControl(WeightEdit):
 
     delta: Tensor
     f: float
-    shape = ("delta", "VK")
+    tensor, sizes = "delta", "VK"
 
     @property
     def inert(self) -> bool:
         return bool((self.delta == 1).all())
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         return (alpha * self.factors(text)).to(alpha.dtype)
 
     def factors(self, text: TextSoFar) -> Tensor:
@@ -308,7 +314,7 @@ class TopicControl(WeightEdit):
 
 
 @dataclass(frozen=True)
-class AmplifyInWord(WeightEdit):
+class AmplifyInWord(AlphaEdit):
     """In each occurrence of the tokens `word`, their weights α times `factors`, then scaled so that the
     word's sum is what it was: the word counts as before, but for other parts of itself.
 
@@ -328,10 +334,14 @@ class AmplifyInWord(WeightEdit):
             raise InputError(f"AmplifyInWord: factors={self.factors} must all be above 0")
 
     @property
+    def edited_tokens(self) -> tuple[int, ...]:
+        return self.word
+
+    @property
     def inert(self) -> bool:
         return len(set(self.factors)) == 1
 
-    def weights(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         n, (N, S) = len(self.word), alpha.shape[2:]
         rows = torch.arange(S - N, S, device=alpha.device)  # (N): the positions of the query rows
         found = self._occurrences(text.ids)  # (B, S - n + 1)
@@ -369,7 +379,7 @@ class GPTNullspace(InputEdit):
     tokens: tuple[int, ...]
     factor: float
     direction: Tensor  # g
-    shape = ("direction", "D")
+    tensor, sizes = "direction", "D"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -380,7 +390,7 @@ class GPTNullspace(InputEdit):
     def inert(self) -> bool:
         return not self.tokens or self.factor == 1
 
-    def inputs(self, ids: Tensor, e: Tensor) -> Tensor:
+    def edit_inputs(self, ids: Tensor, e: Tensor) -> Tensor:
         g = self.direction
         along = ((e * g).sum(dim=-1, keepdim=True) / (g @ g)) * g  # (..., D)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))[..., None]  # (..., 1)

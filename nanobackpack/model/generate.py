@@ -34,12 +34,12 @@ class KVCache:
 
     `slots` holds for each attention layer its keys and values, (B, 2, H, capacity, D/H), and for a Backpack
     α's keys and the positions' senses. `length` is the number of positions filled; the model advances it
-    once per forward pass. What a Backpack knows of its tokens (`table`, `senses`) does not depend on
+    once per forward pass. What a Backpack knows of its tokens (`table`, `sense_memory`) does not depend on
     positions and survives `clear`.
     """
 
     table: Tensor | None = None  # (K·V, V): the logits of all senses, where V is small
-    senses: SenseMemory | None = None
+    sense_memory: SenseMemory | None = None
 
     def __init__(self, capacity: int) -> None:
         self.slots: dict[str, Tensor] = {}

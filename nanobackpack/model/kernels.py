@@ -7,7 +7,7 @@
 
 The plain formula says what is right; the fast form must equal it, gradients included (tests/test_kernels.py).
 
-Letters: B batch, T time (positions), S keys that a block of queries sees, K senses, W width of a sense
+Letters: B batch, T time (positions), S keys that a tile of queries sees, K senses, W width of a sense
 vector, U unique token ids, N = B·T tokens, D width of the model, V vocabulary; b, n a part of B, N or T.
 """
 
@@ -92,10 +92,10 @@ class Linear(torch.nn.Linear):
 
 
 class UniqueIds(NamedTuple):
-    """A batch of token ids x (B, T) as its different ids: x[b,t] = ids[inverse[b,t]]."""
+    """A batch of token ids x (B, T) as its different ids: x[b,t] = ids[where[b,t]]."""
 
     ids: Tensor  # (U)
-    inverse: Tensor  # (B, T)
+    where: Tensor  # (B, T)
 
 
 def unique_ids(x: Tensor, vocab_size: int, multiple: int = 1) -> UniqueIds:
@@ -106,9 +106,9 @@ def unique_ids(x: Tensor, vocab_size: int, multiple: int = 1) -> UniqueIds:
     """
     if vocab_size <= min(x.numel(), 4096):
         return UniqueIds(torch.arange(vocab_size, device=x.device), x)
-    ids, index = x.unique(return_inverse=True)  # (U), (B, T)
+    ids, where = x.unique(return_inverse=True)  # (U), (B, T)
     padding = -len(ids) % multiple
-    return UniqueIds(torch.cat([ids, ids[:1].expand(padding)]), index)
+    return UniqueIds(torch.cat([ids, ids[:1].expand(padding)]), where)
 
 
 def each_position(x: Tensor) -> UniqueIds:
@@ -126,42 +126,42 @@ def sense_sum_plain(
     q: Tensor,
     k: Tensor,
     C: Tensor,
-    index: Tensor,
+    where: Tensor,
     dropout: float = 0.0,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """o[b,i] = Σ_j≤i Σ_l α[b,l,i,j] · C(x[b,j])[l], (B, T, W), as the paper writes it.
 
-    q, k (B, K, T, D/K), q already scaled; C (U, K, W) of the unique ids; index (B, T) tells each token's.
+    q, k (B, K, T, D/K), q already scaled; C (U, K, W) of the unique ids; where (B, T) says which each is.
     `change`, where α is edited, maps α (B, K, T, T) and the senses (B, K, T, W) to a new α.
     """
     alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
     alpha = F.dropout(alpha, dropout)
-    senses = C[index].transpose(1, 2)  # (B, K, T, W)
+    senses = C[where].transpose(1, 2)  # (B, K, T, W)
     if change is not None:
         alpha = change(alpha, senses)
     return (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, W)
 
 
-def sense_sum(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float = 0.0) -> Tensor:
+def sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float = 0.0) -> Tensor:
     """`sense_sum_plain`, fast. Differentiable in q, k and C; runs in q's type, sums in float32.
 
-    How it is fast: the senses come once for each *different* token. The queries go in blocks that stop at
-    their last key, which skips most of what the causal mask would delete. A block is one matrix product
+    How it is fast: the senses come once for each *different* token. The queries go in tiles that stop at
+    their last key, which skips most of what the causal mask would delete. A tile is one matrix product
     over keys and senses at once. Neither α nor the senses of all positions ever exist, only those of a
-    block; backward computes α again from q and k, as FlashAttention does, which is cheap since these have
+    tile; backward computes α again from q and k, as FlashAttention does, which is cheap since these have
     width D/K where the senses have W. It is a torch custom operator, so torch.compile takes it as it is.
 
-    Why not torch's own: F.scaled_dot_product_attention(q, k, C[index], is_causal=True).sum(1) is the same
+    Why not torch's own: F.scaled_dot_product_attention(q, k, C[where], is_causal=True).sum(1) is the same
     sum. On a CPU ours takes 0.6 to 0.8 of its time forward; forward and backward 1.0 up to T=256 and 0.75 at
     T=1024, in as much memory. With dropout on short texts torch's is faster (docs/LOG.md has the table).
     """
     # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
-    return _sense_sum(q, k, C.to(q.dtype), index, dropout, seed)
+    return _sense_sum(q, k, C.to(q.dtype), where, dropout, seed)
 
 
-class _Block(NamedTuple):
+class _Tile(NamedTuple):
     """Some rows of the batch, and of these the queries from start to end, which see the keys before end."""
 
     b: slice
@@ -169,32 +169,32 @@ class _Block(NamedTuple):
     keys: slice
 
     def alpha(self, q: Tensor, k: Tensor) -> Tensor:
-        """α of the block, (b, K, n, S), float32."""
+        """α of the tile, (b, K, n, S), float32."""
         scores = (q[self.b, :, self.queries] @ k[self.b, :, self.keys].mT).float()  # (b, K, n, S)
-        # Only the last n keys can lie in a query's future: the others come before the block.
+        # Only the last n keys can lie in a query's future: the others come before the tile.
         n = scores.size(2)
         scores[..., self.queries] += torch.full((n, n), -math.inf, device=q.device).triu(1)
         return torch.softmax(scores, dim=3)
 
     def dropout_mask(self, alpha: Tensor, p: float, seed: Tensor) -> Tensor:
-        """What dropout multiplies α with, (b, K, n, S): the same for the same block and seed."""
+        """What dropout multiplies α with, (b, K, n, S): the same for the same tile and seed."""
         key = (int(seed) + self.b.start * 1_000_003 + self.queries.start) % (1 << 63)
         draw = torch.Generator(alpha.device).manual_seed(key)
         return torch.empty_like(alpha).bernoulli_(1 - p, generator=draw).div_(1 - p)
 
-    def sense_rows(self, index: Tensor, K: int, U: int) -> Tensor:
-        """Where the senses of the block's keys stand, (b, K, S), in a table (K·U, W), sense after sense."""
-        first = torch.arange(0, K * U, U, device=index.device)[:, None]  # (K, 1): where each sense begins
-        return index[self.b, None, self.keys] + first
+    def sense_rows(self, where: Tensor, K: int, U: int) -> Tensor:
+        """Where the senses of the tile's keys stand, (b, K, S), in a table (K·U, W), sense after sense."""
+        first = torch.arange(0, K * U, U, device=where.device)[:, None]  # (K, 1): where each sense begins
+        return where[self.b, None, self.keys] + first
 
 
-def _blocks(q: Tensor) -> list[_Block]:
-    """All the work, in blocks whose α stays in the cache of a CPU or keeps a GPU busy."""
+def _tiles(q: Tensor) -> list[_Tile]:
+    """All the work, in tiles whose α stays in the cache of a CPU or keeps a GPU busy."""
     B, K, T, _ = q.shape
     size, budget = (128, 1 << 20) if q.device.type == "cpu" else (512, 1 << 26)
     n_rows = max(1, budget // (K * min(size, T) * T))
     return [
-        _Block(slice(b, min(b + n_rows, B)), slice(start, min(start + size, T)), slice(min(start + size, T)))
+        _Tile(slice(b, min(b + n_rows, B)), slice(start, min(start + size, T)), slice(min(start + size, T)))
         for b in range(0, B, n_rows)
         for start in range(0, T, size)
     ]
@@ -211,61 +211,61 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("nanobackpack::sense_sum", mutates_args=())
-def _sense_sum(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def _sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor) -> Tensor:
     (B, K, T, _), (U, _, W) = q.shape, C.shape
-    table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a block's senses are rows of it
+    table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a tile's senses are rows of it
     o = q.new_empty(B, T, W)
-    for block in _blocks(q):
-        senses = table[block.sense_rows(index, K, U)].flatten(1, 2)  # (b, K·S, W)
-        alpha = block.alpha(q, k)  # (b, K, n, S)
+    for tile in _tiles(q):
+        senses = table[tile.sense_rows(where, K, U)].flatten(1, 2)  # (b, K·S, W)
+        alpha = tile.alpha(q, k)  # (b, K, n, S)
         if dropout:
-            alpha *= block.dropout_mask(alpha, dropout, seed)
+            alpha *= tile.dropout_mask(alpha, dropout, seed)
         # Σ over keys and senses at once: side by side they are one long row of weights.
         weights = alpha.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
-        o[block.b, block.queries] = _bmm(weights, senses)  # (b, n, W)
+        o[tile.b, tile.queries] = _bmm(weights, senses)  # (b, n, W)
     return o
 
 
 @torch.library.custom_op("nanobackpack::sense_sum_backward", mutates_args=())
 def _sense_sum_backward(
-    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and C from that of o, (B, T, W)."""
     K, (U, _, W) = q.size(1), C.shape
     table = C.transpose(0, 1).reshape(K * U, W)
     dq, dk = q.new_empty(q.shape), torch.zeros(k.shape, device=k.device)
     dtable = torch.zeros(K * U, W, device=q.device)
-    for block in _blocks(q):
-        # What the forward pass had of this block, computed again.
-        rows = block.sense_rows(index, K, U)  # (b, K, S)
+    for tile in _tiles(q):
+        # What the forward pass had of this tile, computed again.
+        rows = tile.sense_rows(where, K, U)  # (b, K, S)
         senses = table[rows].flatten(1, 2)  # (b, K·S, W)
-        alpha = block.alpha(q, k)  # (b, K, n, S)
-        g = grad[block.b, block.queries]  # (b, n, W)
+        alpha = tile.alpha(q, k)  # (b, K, n, S)
+        g = grad[tile.b, tile.queries]  # (b, n, W)
         # o = weights · senses, so dweights = g · sensesᵀ and dsenses = weightsᵀ · g.
         dalpha = _bmm(g, senses.mT).float()  # (b, n, K·S)
         dalpha = dalpha.unflatten(2, (K, -1)).transpose(1, 2)  # (b, K, n, S)
         dropped = alpha
         if dropout:
-            mask = block.dropout_mask(alpha, dropout, seed)
+            mask = tile.dropout_mask(alpha, dropout, seed)
             dalpha, dropped = dalpha * mask, alpha * mask
         weights = dropped.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
         dtable.index_add_(0, rows.flatten(), _bmm(weights.mT, g).flatten(0, 1).float())
         # Through the softmax, ds_j = α_j (dα_j - Σ_j' α_j' dα_j'), to the scores q · k.
         ds = torch.ops.aten._softmax_backward_data(dalpha, alpha, 3, alpha.dtype).to(q.dtype)
-        dq[block.b, :, block.queries] = ds @ k[block.b, :, block.keys]
-        dk[block.b, :, block.keys] += ds.mT @ q[block.b, :, block.queries]
+        dq[tile.b, :, tile.queries] = ds @ k[tile.b, :, tile.keys]
+        dk[tile.b, :, tile.keys] += ds.mT @ q[tile.b, :, tile.queries]
     dC = dtable.view(K, U, W).transpose(0, 1).to(C.dtype).contiguous()  # (U, K, W)
     return dq, dk.to(k.dtype), dC
 
 
 @_sense_sum.register_fake
-def _(q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def _(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor) -> Tensor:
     return q.new_empty(q.size(0), q.size(2), C.size(2))
 
 
 @_sense_sum_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, index: Tensor, dropout: float, seed: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), C.new_empty(C.shape)
 

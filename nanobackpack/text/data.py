@@ -33,7 +33,7 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, verify
 from nanobackpack.text.meta import DTYPES, HELD_OUT, SPLITS, Meta, prepare_command, read_tokenizer
-from nanobackpack.text.tokenizer import resolve
+from nanobackpack.text.tokenizer import tokenizer_to_use
 
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
 _MAX_SUMMED = 1 << 35  # bytes whose checksums are looked at: a minute or two, where a run takes days
@@ -43,7 +43,7 @@ _BLOCK = 4096  # batches whose languages are drawn in one go
 
 
 def open_dataset(dataset: str | Path, dtype: str = "auto", alpha: float = 1.0) -> TokenData:
-    """The data set that `dataset` names: a folder, or a name under data/.
+    """Open the data set that `dataset` names: a folder, or a name under data/.
 
     dtype of the ids: "auto" is what the folder says. alpha is for several languages, see above.
     """
@@ -60,13 +60,13 @@ def open_dataset(dataset: str | Path, dtype: str = "auto", alpha: float = 1.0) -
 
 
 def open_data(config: TrainConfig) -> TokenData:
-    """The data of a run: huge_pack_dir if that is given, else dataset."""
+    """Open the data of a run: huge_pack_dir if that is given, else dataset."""
     if config.huge_pack_dir:
         data: TokenData = Mixture(config.huge_pack_dir, config.data_bin_dtype, config.xlm_alpha)
     else:
         data = open_dataset(config.dataset, config.data_bin_dtype, config.xlm_alpha)
     # tokenizer_name must agree with the tokenizer of the data, or takes its place where there is none.
-    tokenizer = resolve(config.tokenizer_name, data.tokenizer, display_path(data.folder))
+    tokenizer = tokenizer_to_use(config.tokenizer_name, data.tokenizer, display_path(data.folder))
     if tokenizer and not data.tokenizer:
         data.tokenizer = tokenizer
         data.check_ids(tokenizer.vocab_size)
@@ -74,7 +74,7 @@ def open_data(config: TrainConfig) -> TokenData:
 
 
 def languages_in(folder: Path) -> list[str]:
-    """The languages a folder has token files for, in alphabetical order."""
+    """List the languages that a folder has token files for, in alphabetical order."""
     files = [m[1] for p in folder.glob("*_train.bin") if (m := re.fullmatch(r"(.+)_train\.bin", p.name))]
     packs = [p.parent.name for p in folder.glob("*/*_0.bin") if p.name == f"{p.parent.name}_0.bin"]
     return sorted({*files, *packs})
@@ -97,32 +97,19 @@ class TokenData:
         self, folder: Path | str, dtype: str = "auto", files: Mapping[str, Path] | None = None
     ) -> None:
         self.folder = Path(folder)
-        self.name = self.folder.resolve().name
         self.splits: dict[str, Any] = {}
         self.paths: dict[str, Path] = {}  # where each split comes from, for messages
         self._files: list[Path] = []  # all that were opened
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split, see _order
 
-        # What the folder says of itself, the tokenizer and the caller must agree.
-        if not self.folder.exists():
-            raise InputError(f"{display_path(self.folder)} does not exist: {prepare_command(self.folder)}")
-        if dtype not in ("auto", *DTYPES):
-            raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        # Read what the folder says of itself; it, the tokenizer and the caller must agree.
         meta_path = self.folder / "meta.json"
         self.meta = Meta.load(meta_path) if meta_path.exists() else None
-        if self.meta and dtype not in ("auto", self.meta.dtype):
-            raise InputError(
-                f"dtype={dtype!r} contradicts {display_path(meta_path)}, which says {self.meta.dtype!r}: "
-                "leave it out"
-            )
-        self.dtype = self.meta.dtype if self.meta else self.usual_dtype if dtype == "auto" else dtype
         self.tokenizer = read_tokenizer(self.folder)
-        if self.meta and self.meta.vocab_size != self.vocab_size:
-            raise InputError(
-                f"{display_path(meta_path)} says vocab_size {self.meta.vocab_size}, but "
-                f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
-            )
+        self._check_folder(dtype)
+        self.dtype = self.meta.dtype if self.meta else self.usual_dtype if dtype == "auto" else dtype
 
+        # Open the token files, and look for ids that the tokenizer does not have.
         self.n_ids = 0  # ids are below it, as far as is known (0: it is not)
         self._open_splits(files)
         if self.vocab_size:
@@ -142,48 +129,36 @@ class TokenData:
             self.splits[split], self.paths[split] = self._open(path, split), path
 
     def _open(self, path: Path, split: str) -> np.ndarray:
-        """Map a file into memory: ids (N,), as many as meta.json says, if it does."""
-        dtype, again = DTYPES[self.dtype], prepare_command(self.folder)
-        if not path.is_file():  # opening a pipe would wait forever, and a device has no end
-            what = "is not a file" if path.exists() else "does not exist"
-            raise InputError(f"{display_path(path)} {what}: {again}")
-        n_bytes = path.stat().st_size
-        if not n_bytes or n_bytes % dtype.itemsize:
-            raise InputError(
-                f"{display_path(path)} has {n_bytes:,} bytes, which is no sequence of "
-                f"{self.dtype} ids: {again}"
-            )
-        # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
-        tokens = np.asarray(np.memmap(path, dtype, mode="r"))  # (N,)
-        expected = self.meta.tokens.get(split, len(tokens)) if self.meta else len(tokens)
-        if len(tokens) != expected:
-            raise InputError(
-                f"{display_path(path)} has {len(tokens):,} tokens, but meta.json says {expected:,}: {again}"
-            )
+        """Map a file into memory: ids (N,)."""
+        self._check_file(path, split)
         self._files.append(path)
-        return tokens
+        # np.asarray drops the memmap subclass, whose indexing is slow, and keeps the mapping.
+        return np.asarray(np.memmap(path, DTYPES[self.dtype], mode="r"))  # (N,)
 
     # What there is to know about a split. A split of several languages has parts, the others are their own.
 
     def parts(self, split: str) -> dict[str, float]:
-        """What a split consists of, and how much each part counts in training."""
+        """Return what a split consists of, and how much each part counts in training."""
         return {split: 1.0}
 
     def n_tokens(self, split: str) -> int:
-        """Tokens in all parts of a split."""
+        """Count the tokens in all parts of a split."""
         return sum(len(self.splits[part]) for part in self.parts(split))
 
     def chars_per_token(self, split: str) -> float | None:
-        """Characters of text for each token, None if not known."""
+        """Return how many characters of text there are for each token, None if that is not known."""
         parts = self.parts(split)
         if not self.meta or not self.meta.chars.keys() >= parts.keys():
             return None
         return sum(self.meta.chars[part] for part in parts) / self.n_tokens(split)
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells the training and validation text from others: a sha256 or, unknown, a length by file."""
+        """Return a fingerprint of the training and validation text.
+
+        It is the sha256 sums of the files, or the lengths of the splits where these are not known.
+        """
         known = self.meta.sha256 if self.meta else {}
-        sums = {n: f"sha256 {h[:12]}" for n, h in sorted(known.items()) if HELD_OUT not in n}
+        sums = {name: f"sha256 {h[:12]}" for name, h in sorted(known.items()) if HELD_OUT not in name}
         return sums or {split: f"{self.n_tokens(split):,} tokens" for split in SPLITS}
 
     # Batches. x and y are (B, T) int64 on the CPU.
@@ -191,33 +166,33 @@ class TokenData:
     def batch(
         self, split: str, batch_size: int, block_size: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Windows at random positions."""
+        """Return windows at random positions."""
         self.check_length(split, block_size)
         starts = torch.randint(len(self.splits[split]) - block_size, (batch_size,), generator=generator)
         return self._windows_at(split, starts.numpy(), block_size)
 
     def shuffled(
-        self, split: str, number: int, batch_size: int, block_size: int, seed: int
+        self, split: str, first_window: int, batch_size: int, block_size: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Windows number, number + 1, ... of an endless order that `seed` decides.
+        """Return batch_size windows from an endless shuffled sequence, starting with number first_window.
 
         The split is cut into windows at a random offset and these are shuffled, then it is cut and shuffled
         anew: no token comes again before all have been seen. With little data that is worth more than any
-        other choice of windows (docs/LOG.md). What a step sees depends on its number alone, so a run can be
-        resumed anywhere.
+        other choice of windows (docs/LOG.md). The sequence depends on `seed` alone, so a run can be resumed
+        anywhere.
         """
         self.check_length(split, block_size)
         starts = np.empty(batch_size, np.int64)  # (B,)
         for i in range(batch_size):  # one by one: a pass through the split may end within a batch
-            order = self._order(split, seed, number + i, block_size)
-            starts[i] = order[(number + i) % len(order)]
+            order = self._order(split, seed, first_window + i, block_size)
+            starts[i] = order[(first_window + i) % len(order)]
         return self._windows_at(split, starts, block_size)
 
-    def _order(self, split: str, seed: int, number: int, block_size: int) -> np.ndarray:
-        """The shuffled starts of all windows in one pass through the split: the pass with window `number`."""
+    def _order(self, split: str, seed: int, window: int, block_size: int) -> np.ndarray:
+        """Shuffle the starts of all windows of one pass through the split: the pass that has this window."""
         spare = len(self.splits[split]) - 1  # tokens that can be predicted
         n_windows = max(1, spare // block_size - 1)  # one less than fit leaves room for the offset
-        passes = number // n_windows  # that came before
+        passes = window // n_windows  # that came before
         key = (seed, passes, block_size)
         last, order = self._orders.get(split, (None, np.empty(0, np.int64)))
         if last != key:
@@ -228,9 +203,9 @@ class TokenData:
         return order
 
     def windows(self, split: str, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of a split in order, so that each token but the first is predicted exactly once.
+        """Yield all of a split in order, so that each token but the first is predicted exactly once.
 
-        Yields x and y, (b, T) with b <= batch_size, then what is left as one (1, t), t < T.
+        These are x and y, (b, T) with b <= batch_size, then what is left as one (1, t), t < T.
         """
         n_windows, left = divmod(len(self.splits[split]) - 1, block_size)
         for first in range(0, n_windows, batch_size):
@@ -240,19 +215,53 @@ class TokenData:
             yield self._rows_of(split, n_windows * block_size, 1, left)
 
     def _windows_at(self, split: str, starts: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
-        """Windows that begin at these positions (B,)."""
+        """Cut the windows that begin at these positions (B,)."""
         positions = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
         ids = self._checked(split, self.splits[split][positions])  # (B, T+1)
         window = torch.from_numpy(ids.astype(np.int64))  # (B, T+1)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()  # (B, T) each
 
     def _rows_of(self, split: str, start: int, b: int, t: int) -> tuple[Tensor, Tensor]:
-        """b windows of t tokens that follow one another."""
+        """Cut b windows of t tokens that follow one another."""
         ids = self._checked(split, self.splits[split][start : start + b * t + 1])  # (b*t + 1,)
         piece = torch.from_numpy(ids.astype(np.int64))  # (b*t + 1,)
         return piece[:-1].view(b, t), piece[1:].view(b, t)  # (b, t) each
 
-    # Checks of what the files hold.
+    # Checks of what the folder says and what its files hold.
+
+    def _check_folder(self, dtype: str) -> None:
+        """Refuse a folder that is not there, and a meta.json that contradicts the caller or the tokenizer."""
+        if not self.folder.exists():
+            raise InputError(f"{display_path(self.folder)} does not exist: {prepare_command(self.folder)}")
+        if dtype not in ("auto", *DTYPES):
+            raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        meta, path = self.meta, display_path(self.folder / "meta.json")
+        if meta and dtype not in ("auto", meta.dtype):
+            raise InputError(f"dtype={dtype!r} contradicts {path}, which says {meta.dtype!r}: leave it out")
+        if meta and meta.vocab_size != self.vocab_size:
+            raise InputError(
+                f"{path} says vocab_size {meta.vocab_size}, but {meta.tokenizer} has {self.vocab_size}: "
+                f"{prepare_command(self.folder)}"
+            )
+
+    def _check_file(self, path: Path, split: str) -> None:
+        """Refuse a file that does not hold whole ids, as many as meta.json says, if it does."""
+        dtype, again = DTYPES[self.dtype], prepare_command(self.folder)
+        if not path.is_file():  # opening a pipe would wait forever, and a device has no end
+            what = "is not a file" if path.exists() else "does not exist"
+            raise InputError(f"{display_path(path)} {what}: {again}")
+        n_bytes = path.stat().st_size
+        if not n_bytes or n_bytes % dtype.itemsize:
+            raise InputError(
+                f"{display_path(path)} has {n_bytes:,} bytes, which is no sequence of "
+                f"{self.dtype} ids: {again}"
+            )
+        n_tokens = n_bytes // dtype.itemsize
+        expected = self.meta.tokens.get(split, n_tokens) if self.meta else n_tokens
+        if n_tokens != expected:
+            raise InputError(
+                f"{display_path(path)} has {n_tokens:,} tokens, but meta.json says {expected:,}: {again}"
+            )
 
     def check_length(self, split: str, block_size: int) -> None:
         """Refuse a split of which a part does not hold one window: block_size + 1 tokens."""
@@ -272,7 +281,7 @@ class TokenData:
                 self._checked(split, tokens[start : start + _SCAN_TOKENS])
 
     def _checked(self, split: str, ids: np.ndarray) -> np.ndarray:
-        """The same ids of a split, if all are in the vocabulary."""
+        """Return the same ids of a split, if all are in the vocabulary."""
         n = self.n_ids
         if n and (highest := int(ids.max())) >= n:
             raise InputError(
@@ -281,8 +290,8 @@ class TokenData:
             )
         return ids
 
-    def check_sums(self) -> list[Path]:
-        """Compare the files with their sha256 in meta.json; returns those left out as too large."""
+    def verify_files(self) -> list[Path]:
+        """Compare the files with their sha256 in meta.json; return those left out as too large."""
         known = self.meta.sha256 if self.meta else {}
         files = [path for path in self._files if path.name in known]
         sizes = np.array([p.stat().st_size for p in files], np.int64)
@@ -302,7 +311,7 @@ class Mixture(TokenData):
     "train", "val" and "evaluation" stand for those of all languages."""
 
     usual_dtype = "uint32"
-    scanned_tokens = 1 << 26  # the packs can have hundreds of gigabytes: a look at each file's beginning
+    scanned_tokens = 1 << 26  # of each file only the beginning: packs can have hundreds of gigabytes
 
     def __init__(self, folder: Path | str, dtype: str = "auto", alpha: float = 1.0) -> None:
         super().__init__(folder, dtype)
@@ -310,7 +319,7 @@ class Mixture(TokenData):
         weights = (sizes / sizes.sum()) ** alpha
         self.q = weights / weights.sum()
         """How often each language is drawn; sums to 1."""
-        self._earlier: dict[int, list[np.ndarray]] = {}  # by seed, see _draw
+        self._earlier: dict[int, list[np.ndarray]] = {}  # see _draw
 
     def _open_splits(self, files: Mapping[str, Path] | None) -> None:
         self.languages = languages_in(self.folder)
@@ -336,14 +345,14 @@ class Mixture(TokenData):
             )
         *train, last = [self._open(packs / f"{language}_{i}.bin", f"{language}_{i}") for i in range(n)]
         cut = len(last) * 2 // 5
-        streams: list[Any] = [Shards(train), last[:cut], last[cut:]]
+        streams: list[Any] = [JoinedFiles(train), last[:cut], last[cut:]]
         for split, tokens in zip((*SPLITS, HELD_OUT), streams, strict=True):
             name = f"{language}_{split}"
             self.splits[name] = tokens
             self.paths[name] = packs if split == "train" else packs / f"{language}_{n - 1}.bin"
 
     def parts(self, split: str) -> dict[str, float]:
-        """The split of each language that has it, and how often it is drawn."""
+        """Return the split of each language that has it, and how often it is drawn."""
         if split in self.splits:
             return {split: 1.0}
         shares = zip(self.languages, self.q.tolist(), strict=True)
@@ -352,7 +361,7 @@ class Mixture(TokenData):
     def batch(
         self, split: str, batch_size: int, block_size: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Windows at random positions of one language, drawn with q."""
+        """Return windows at random positions of one language, drawn with q."""
         if split not in self.splits:
             parts = self.parts(split)
             drawn = torch.multinomial(torch.tensor(list(parts.values())), 1, generator=generator)
@@ -360,46 +369,47 @@ class Mixture(TokenData):
         return super().batch(split, batch_size, block_size, generator)
 
     def shuffled(
-        self, split: str, number: int, batch_size: int, block_size: int, seed: int
+        self, split: str, first_window: int, batch_size: int, block_size: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Windows number, ..., number + B - 1 of the training's endless order: all of one language.
+        """Return batch_size windows of one language from an endless shuffled sequence.
 
-        Within each language no token comes again before all have been seen. `number` is a multiple of
-        batch_size; again, what it stands for depends on the seed alone.
+        Within each language no token comes again before all have been seen. first_window is a multiple of
+        batch_size; again, the sequence depends on `seed` alone.
         """
         if split not in self.splits:
-            assert number % batch_size == 0, "batches do not overlap"
-            language, earlier = self._draw(number // batch_size, seed)
-            split, number = f"{self.languages[language]}_{split}", earlier * batch_size
-        return super().shuffled(split, number, batch_size, block_size, seed)
+            assert first_window % batch_size == 0, "batches do not overlap"
+            language, n_before = self._draw(first_window // batch_size, seed)
+            split, first_window = f"{self.languages[language]}_{split}", n_before * batch_size
+        return super().shuffled(split, first_window, batch_size, block_size, seed)
 
     def _draw(self, batch: int, seed: int) -> tuple[int, int]:
-        """The language of that batch, and how many batches before it had the same.
+        """Return the language of a batch, and how many batches before it had the same.
 
-        Languages are drawn in blocks; kept is how often each came before a block, (languages,) for each.
+        Languages are drawn in blocks of batches: `_earlier[seed][b]`, (languages,), counts how often each was
+        drawn before block b.
         """
         block, at = divmod(batch, _BLOCK)
         earlier = self._earlier.setdefault(seed, [np.zeros(len(self.q), np.int64)])
         while len(earlier) <= block:  # a tenth of a millisecond for each block
-            counts = np.bincount(self._block(len(earlier) - 1, seed), minlength=len(self.q))
-            earlier.append(earlier[-1] + counts)
-        drawn = self._block(block, seed)
+            drawn = self._languages_drawn(len(earlier) - 1, seed)
+            earlier.append(earlier[-1] + np.bincount(drawn, minlength=len(self.q)))
+        drawn = self._languages_drawn(block, seed)
         language = int(drawn[at])
         return language, int(earlier[block][language] + (drawn[:at] == language).sum())
 
-    def _block(self, block: int, seed: int) -> np.ndarray:
-        """The languages of the batches of a block (4096,)."""
+    def _languages_drawn(self, block: int, seed: int) -> np.ndarray:
+        """Draw the languages of the batches of a block (4096,)."""
         draw = np.random.default_rng([seed, block, 1])  # the 1 makes it differ from all draws in _order
         return draw.choice(len(self.q), _BLOCK, p=self.q)
 
     def windows(self, split: str, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of one language in order, then the next; no window has two of them."""
+        """Yield all of one language in order, then the next; no window has two of them."""
         for part in self.parts(split):
             yield from super().windows(part, batch_size, block_size)
 
 
-class Shards:
-    """Arrays of ids in a row, read as if they were one (N,)."""
+class JoinedFiles:
+    """The ids of several files, one after the other, read as if they were one array (N,)."""
 
     def __init__(self, arrays: list[np.ndarray]) -> None:
         self.arrays = arrays
@@ -411,9 +421,9 @@ class Shards:
     def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
         if isinstance(where, slice):
             where = np.arange(*where.indices(len(self)))
-        shard_of = np.searchsorted(self.ends, where, side="right")  # as `where`
+        file_of = np.searchsorted(self.ends, where, side="right")  # as `where`
         ids = np.empty(where.shape, self.arrays[0].dtype)
-        for shard in np.unique(shard_of):
-            here, array = shard_of == shard, self.arrays[shard]
-            ids[here] = array[where[here] - (self.ends[shard] - len(array))]
+        for file in np.unique(file_of):
+            here, array = file_of == file, self.arrays[file]
+            ids[here] = array[where[here] - (self.ends[file] - len(array))]
         return ids

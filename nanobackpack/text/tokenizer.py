@@ -28,6 +28,12 @@ from nanobackpack.safe.download import fetch_hub
 from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
+TextOrIds = str | Sequence[int]
+"""A text, or its ids."""
+Bos = bool | Literal["auto"]
+"""Whether prompts begin with the token that begins a document; "auto": if the tokenizer has one, as
+`Tokenizer.prompt_ids` and so `nanobackpack sample` does."""
+
 END_OF_TEXT = "<|endoftext|>"
 # What the special tokens are called in BERT, XLM-R, GPT-2 and their kin, by their role.
 BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
@@ -84,12 +90,12 @@ class Tokenizer:
 
     @classmethod
     def char(cls, text: str) -> Tokenizer:
-        """One symbol for each different character of `text`, numbered in code point order."""
+        """Make a symbol of each different character of `text`, numbered in code point order."""
         return cls.from_symbols(sorted(set(text)))
 
     @classmethod
     def from_symbols(cls, symbols: Sequence[str]) -> Tokenizer:
-        """A character tokenizer that gives symbols[i], a single character, the id i."""
+        """Make a character tokenizer that gives symbols[i], a single character, the id i."""
         for symbol in symbols:
             if len(symbol) != 1 or "\ud800" <= symbol <= "\udfff":
                 raise InputError(f"{symbol!r} cannot be a symbol: it is not one Unicode character")
@@ -103,9 +109,9 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
-        """The inverse of `to_json`, for untrusted text too; errors name `source`."""
+        """Make what `to_json` describes, from untrusted text too; errors name `source`."""
         check_tokenizer(text, source)
-        with _one_line_errors(f"{source} is not a tokenizer.json"):
+        with _report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
             tokenizer._check_numbers(source)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
@@ -114,7 +120,7 @@ class Tokenizer:
         return tokenizer
 
     def to_json(self) -> str:
-        """All of the tokenizer as one JSON text."""
+        """Write all of the tokenizer as one JSON text."""
         return self._inner.to_str()
 
     @classmethod
@@ -128,7 +134,7 @@ class Tokenizer:
             file.write(self.to_json().encode())
 
     def difference(self, other: Tokenizer) -> str:
-        """The first id that does not mean the same token in both, in words; "" if all do."""
+        """Name the first id that does not mean the same token in both; "" if all do."""
         for i in range(max(self.vocab_size, other.vocab_size)) if self._ids != other._ids else ():
             if (a := self._symbols.get(i)) != (b := other._symbols.get(i)):
                 return f"id {i} is {a!r} in one and {b!r} in the other"
@@ -141,36 +147,32 @@ class Tokenizer:
 
     @property
     def padded_size(self) -> int:
-        """Embedding rows of a model: nanoBackpackLM's rule, 50257 → 50304; no padding for characters."""
+        """Embedding rows of a model: at least one is padding, as in nanoBackpackLM; none for characters.
+
+        That is the next multiple of 64 above vocab_size: 50257 becomes 50304, 64 becomes 128.
+        """
         n = self.vocab_size
         return n if self.kind == "char" else (n // 64 + 1) * 64
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. A char tokenizer refuses a character that it does not know."""
+        """Return the ids of `text`. A char tokenizer refuses a character that it does not know."""
         if self.kind == "char":
             return self._look_up(text).tolist()
-        with _one_line_errors("this tokenizer cannot encode the text"):
-            try:
-                return self._inner.encode(text, add_special_tokens=False).ids
-            except TypeError:
-                raise _not_unicode(text) from None
+        with _report_library_errors("this tokenizer cannot encode the text", [text]):
+            return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode`, many texts at once, by all threads of the library: an array (N,) for each."""
+        """Encode many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        with _one_line_errors("this tokenizer cannot encode the text"):
-            try:
-                encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
-            except TypeError:
-                raise _not_unicode("".join(texts)) from None
+        with _report_library_errors("this tokenizer cannot encode the text", texts):
+            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt: as a document begins, never with a mark of its end.
+        """Return the ids of a prompt: as a document begins, without eos_id at its end.
 
-        An empty text, or one of which no ids are left, starts a new document; [] if the tokenizer has no mark
-        for that.
+        An empty text, or one of which no ids are left, starts a new document; [] if no token does that.
         """
         ids = self.encode(text)
         if self.bos_id is not None:
@@ -178,7 +180,7 @@ class Tokenizer:
         return ids or ([] if self.eos_id is None else [self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, which must be in the vocabulary."""
+        """Return the text of `ids`, which must be in the vocabulary."""
         ids = [int(i) for i in ids]
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
@@ -188,12 +190,12 @@ class Tokenizer:
         return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
-        """What `ids` add to the text of `before`: with the space between two words, unlike `decode`."""
+        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`."""
         last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, index: int) -> str:
-        """How one id, which must be in the vocabulary, is shown in tables."""
+        """Show one id, which must be in the vocabulary, as tables do."""
         symbol = self._symbol(index)
         if not isinstance(self._inner.decoder, decoders.ByteLevel):
             return symbol
@@ -201,11 +203,11 @@ class Tokenizer:
         return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
 
     def id(self, token: str) -> int | None:
-        """The id of a token, None if there is no such token."""
+        """Return the id of a token, None if there is no such token."""
         return self._ids.get(token)
 
     def _text(self, ids: list[int]) -> str:
-        with _one_line_errors("this tokenizer cannot decode the ids"):
+        with _report_library_errors("this tokenizer cannot decode the ids"):
             return self._inner.decode(ids, skip_special_tokens=False)
 
     def _symbol(self, index: int) -> str:
@@ -233,7 +235,7 @@ class Tokenizer:
 
 
 def _kind(inner: hf.Tokenizer) -> str:
-    """The kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
+    """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
     if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
         return kind
@@ -242,27 +244,26 @@ def _kind(inner: hf.Tokenizer) -> str:
 
 
 @contextmanager
-def _one_line_errors(problem: str) -> Iterator[None]:
-    """Turn what the library raises, bare Exceptions and panics of Rust, into an InputError."""
+def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
+    """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into an InputError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # a panic is no Exception
+        # Often it is half a character, such as a byte of the command line that could not be decoded.
+        for at, c in enumerate("".join(texts)):
+            if "\ud800" <= c <= "\udfff":
+                problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
+                raise InputError(f"{problem}: it is not Unicode text") from None
         raise InputError(f"{problem} ({first_line(error)})") from None
-
-
-def _not_unicode(text: str) -> InputError:
-    """The error for half a character, such as a byte of the command line that could not be decoded."""
-    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
-    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
 
 
 def is_made(name: str) -> bool:
-    """Whether a tokenizer of that name is made from texts: char and bpe:N, if N is possible."""
+    """Tell whether a tokenizer of that name is made from texts: char and bpe:N, if N is possible."""
     if name.startswith("bpe:"):
         number, least = name.removeprefix("bpe:"), len(pre_tokenizers.ByteLevel.alphabet()) + 1
         if not (re.fullmatch("[0-9]{1,8}", number) and least <= int(number) <= 1 << 24):
@@ -305,7 +306,7 @@ def _byte_level(model: models.BPE) -> hf.Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub."""
+    """Open the tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub."""
     path = Path(name)
     if path.is_file():
         return _from_file(path)
@@ -316,21 +317,21 @@ def load_tokenizer(name: str) -> Tokenizer:
         wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
         instead = f"for tokenizer={name!r} give char, bpe:N, or a file or folder with {LAYOUTS}"
         path = fetch_hub(hub_name, wanted, instead)
-    if tokenizer := in_folder(path):
+    if tokenizer := tokenizer_in(path):
         return tokenizer
     raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
 
 
-def in_folder(folder: Path) -> Tokenizer | None:
-    """The tokenizer a folder holds, in any layout; None if there is none."""
+def tokenizer_in(folder: Path) -> Tokenizer | None:
+    """Open the tokenizer that a folder holds, in any layout; None if there is none."""
     for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
         if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
             return _from_file(folder / name)
     return None
 
 
-def resolve(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
-    """The tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
+def tokenizer_to_use(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
+    """Return the tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
 
     "auto" asks for the stored one, any other `name` for one that must agree with it.
     """
@@ -368,7 +369,7 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
     """Read GPT-2's byte-level BPE: {token: id}, and one merge of two tokens a line."""
     lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
     ids = parse_json(_read(vocabulary), display_path(vocabulary))
-    with _one_line_errors(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
+    with _report_library_errors(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
         pairs = [(first, second) for first, second in (line.split() for line in lines)]
         for first, second in pairs:
             if not ids.keys() >= {first, second, first + second}:  # the library would panic
@@ -390,7 +391,7 @@ def _from_word_pieces(path: Path) -> Tokenizer:
     inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    with _one_line_errors(f"{display_path(path)} and {config.name} are no tokenizer"):
+    with _report_library_errors(f"{display_path(path)} and {config.name} are no tokenizer"):
         inner.normalizer = normalizers.BertNormalizer(
             lowercase=bool(settings.get("do_lower_case", True)),
             strip_accents=settings.get("strip_accents"),
@@ -417,15 +418,9 @@ def _read(path: Path) -> str:
 
 # --- Words: their ids, and where they stand ----------------------------------------------------
 
-Text = str | Sequence[int]
-"""A text, or its ids."""
-Bos = bool | Literal["auto"]
-"""Whether prompts begin with the token that begins a document; "auto": if the tokenizer has one, as
-`Tokenizer.prompt_ids` and so `nanobackpack sample` does."""
-
 
 def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
-    """The tokenizer of a model; an error for a model that came without one."""
+    """Return the tokenizer of a model; refuse a model that came without one."""
     if tokenizer is None:
         raise InputError(
             "this model came without a tokenizer, so words cannot be looked up: a model folder needs its "
@@ -434,8 +429,8 @@ def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def text_ids(tokenizer: Tokenizer, text: Text) -> list[int]:
-    """The ids of a text as it stands; one that is given as ids is checked."""
+def text_ids(tokenizer: Tokenizer, text: TextOrIds) -> list[int]:
+    """Return the ids of a text as it stands; one that is given as ids is checked."""
     if isinstance(text, str):
         return tokenizer.encode(text)
     ids = [int(i) for i in text]
@@ -445,7 +440,7 @@ def text_ids(tokenizer: Tokenizer, text: Text) -> list[int]:
 
 
 def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
-    """What prompts begin with: the id that begins a document if it is wanted, or nothing."""
+    """Return what prompts begin with: the id that begins a document if it is wanted, or nothing."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     if wanted == "auto":
         return [] if bos is None else [bos]
@@ -457,8 +452,8 @@ def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
     return [first]
 
 
-def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
-    """The ids of a word as it stands inside a text.
+def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
+    """Return the ids of a word as it stands inside a text.
 
     That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests ask
     for. A word that begins with a space or is given as ids is taken as it is.
@@ -476,8 +471,8 @@ def word_ids(tokenizer: Tokenizer, word: Text) -> list[int]:
     return ids
 
 
-def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
-    """The id of a word that must be one token."""
+def token_id(tokenizer: Tokenizer, word: TextOrIds | int) -> int:
+    """Return the id of a word that must be one token."""
     ids = word_ids(tokenizer, [word] if isinstance(word, int) else word)
     if len(ids) > 1:
         parts = ", ".join(repr(tokenizer.token(i)) for i in ids)
@@ -488,7 +483,7 @@ def token_id(tokenizer: Tokenizer, word: Text | int) -> int:
 
 
 def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-    """The first token of each word, which stands for the word where the papers take one token a word.
+    """Return the first token of each word, which stands for it where the papers take one token a word.
 
     A warning names those of several tokens: the first may be a poor piece, such as " di" of " diaries".
     """
@@ -503,13 +498,13 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for what a tokenizer cannot spell, None if it has none."""
+    """Return the id that stands for what a tokenizer cannot spell, None if it has none."""
     found = (tokenizer.id(name) for name in UNKNOWN)
     return next((i for i in found if i is not None), None)
 
 
-def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: Text) -> list[slice]:
-    """Where a word stands among ids: each occurrence as a span of positions, with or without a space."""
+def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:
+    """Find a word among ids: each occurrence as a span of positions, with or without a space."""
     forms = [word_ids(tokenizer, word)]
     if isinstance(word, str) and (bare := tokenizer.encode(word)) not in forms:
         forms.append(bare)

@@ -210,7 +210,7 @@ def no_network() -> None:
 def write_languages(folder: Path, de: str, fr: str) -> None:
     """A data set of two languages."""
     corpora = {"de_": from_text(de, "de"), "fr_": from_text(fr, "fr")}
-    options: dict[str, Any] = {"framed": False, "languages": ("de", "fr")}
+    options: dict[str, Any] = {"add_bos_eos": False, "languages": ("de", "fr")}
     write_tokens(folder, corpora, Tokenizer.char(TEXT), split_tail(0.1), **options)
 
 

@@ -351,7 +351,7 @@ def test_meta_json_is_sealed(foxes: Path) -> None:
 
 def test_data_without_sums_is_taken(foxes: Path, tmp_path: Path) -> None:
     edit(foxes, {"sha256": {}}, "checksum")
-    assert TokenData(foxes).check_sums() == []
+    assert TokenData(foxes).verify_files() == []
     assert train(tiny(foxes, tmp_path / "out", max_iters=2)) == 0
 
 
@@ -375,25 +375,27 @@ def test_files_that_are_not_of_the_data_are_not_looked_at(foxes: Path, tmp_path:
     os.mkfifo(foxes / "waiting" / "train.bin")
     (foxes / "old" / "train.bin").write_bytes(b"of another text")
     os.mkfifo(foxes / "evaluation_.bin")
-    assert TokenData(foxes).check_sums() == []
+    assert TokenData(foxes).verify_files() == []
     assert train(tiny(foxes, tmp_path / "out", max_iters=1)) == 0
 
 
 def test_every_language_is_looked_at(tmp_path: Path) -> None:
     corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in ("de", "fr")}
-    write_tokens(tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), framed=False, languages=corpora)
-    assert Mixture(tmp_path).check_sums() == []
+    write_tokens(
+        tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), add_bos_eos=False, languages=corpora
+    )
+    assert Mixture(tmp_path).verify_files() == []
     path = tmp_path / "fr" / "fr_2.bin"  # the one held out
     reverse(path)
     with pytest.raises(InputError, match=r"fr_2\.bin is damaged"):
-        Mixture(tmp_path).check_sums()
+        Mixture(tmp_path).verify_files()
 
 
 def test_files_too_large_are_left_out_and_named(
     foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(data, "_MAX_SUMMED", (foxes / "train.bin").stat().st_size)
-    assert [p.name for p in TokenData(foxes).check_sums()] == ["val.bin"]
+    assert [p.name for p in TokenData(foxes).verify_files()] == ["val.bin"]
     reverse(foxes / "val.bin")
     train(tiny(foxes, tmp_path / "out", max_iters=1))
     assert "1 file of data too large to be checked" in capsys.readouterr().out
