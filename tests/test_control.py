@@ -499,7 +499,7 @@ REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
 )
 def test_hostile_files(tmp_path: Path, records: object, tensors: dict[str, Tensor], message: str):
     """A file that says anything but edits of this model is refused in one line that names it. More such
-    files are in robust/zoo/texts.py; their fields are checked as those of any edit."""
+    files are in robust/zoo/folders.py; their fields are checked as those of any edit."""
     path = tmp_path / "hostile.safetensors"
     write(path, records, tensors)
     with pytest.raises(InputError, match=message) as error:
