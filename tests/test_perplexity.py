@@ -183,7 +183,6 @@ def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
         (["--batches=-1"], "batches=-1"),
         (["--init_from={gpt}"], "does not tell what it was trained on"),
         (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
-        (["--init_from={gpt}", "--dataset={data}/val.bin"], "23 tokens, "),
         (["--dataset={other}"], "id 19 is "),
         (["--json={data}"], "is a folder"),
     ],
