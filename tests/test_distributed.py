@@ -183,10 +183,10 @@ def test_two_nodes(data: Path, tmp_path: Path) -> None:
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_dealing_and_sharing_leave_nothing_out(n: int, world_size: int) -> None:
     processes = [Processes(CPU, rank, world_size) for rank in range(world_size)]
-    hands = [list(p.deal(range(n))) for p in processes]
-    assert len({len(hand) for hand in hands}) == 1  # a sharded model hangs if they differ
-    assert sorted(item for hand in hands for item, counts in hand if counts) == list(range(n))
-    assert all(item in range(n) for hand in hands for item, _ in hand)
+    dealt = [list(p.deal(range(n))) for p in processes]
+    assert len({len(items) for items in dealt}) == 1  # a sharded model hangs if they differ
+    assert sorted(item for items in dealt for item, is_own in items if is_own) == list(range(n))
+    assert all(item in range(n) for items in dealt for item, _ in items)
     shares = [p.share(n) for p in processes]
     assert [i for share in shares for i in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

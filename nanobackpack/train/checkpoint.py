@@ -56,7 +56,7 @@ GO_ON = "go on with the same command and --init_from=resume"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
-    """Write a checkpoint; `before` is called when it is on the disk, and has not taken its name yet."""
+    """Write a checkpoint; call `before` when it is on the disk, just before the file takes its name."""
     with replacing(path, before) as file:
         torch.save({"format": FORMAT, "version": __version__, **state}, file)
 
@@ -97,7 +97,7 @@ class BackgroundWriter:
         self.wait()
         copied = copy_to_host(state)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies from a GPU are under way until now
+            torch.cuda.synchronize()  # wait for the copies from a GPU
         self._writing = self._background.submit(self._write, name, copied)
 
     def wait(self) -> None:
@@ -128,8 +128,8 @@ class BackgroundWriter:
             path.unlink(missing_ok=True)
         if self._nothing_saved_yet:
             (self.folder / BEST).unlink(missing_ok=True)
-        # The others move on by one, the oldest first. ckpt.pt keeps its name too, until the new one takes it:
-        # whenever the process is killed, there is one.
+        # The others get the next older name, the oldest first. ckpt.pt keeps its own name too, until the new
+        # file takes it: whenever the process is killed, there is a ckpt.pt.
         if self._last_is_good:
             for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *kept]))):
                 if newer.is_file():
@@ -154,7 +154,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def copy_to_host(state: Any) -> Any:
-    """Copy a state, its tensors to the CPU; from a GPU they may still be under way."""
+    """Copy a state, its tensors to the CPU; copies from a GPU may not be done when this returns."""
     if isinstance(state, Tensor):
         gpu = state.device.type == "cuda"
         host = torch.empty_like(state, device="cpu", pin_memory=gpu, requires_grad=False)
@@ -201,7 +201,7 @@ def checkpoint_in(path: Path) -> Path:
 
 def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
     """Read a run's newest whole checkpoint; return it, its file, and a note if a newer one is damaged."""
-    # From the newest to the oldest; what is wrong with the newest is what the user is told.
+    # Try the newest first. If none is whole, say what is wrong with the newest.
     problem: InputError | None = None
     for name in (LAST, *previous_names(len(list(folder.glob("ckpt_prev*.pt"))) + 1)):
         path = folder / name
@@ -252,7 +252,7 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     """
-    # A checkpoint or a run's folder comes first, then a folder as the hub has them, then the hub itself.
+    # A checkpoint or a run's folder comes first, then a folder as on the Hugging Face hub, then the hub.
     path, file = Path(path), checkpoint_in(Path(path))
     if file.is_file():
         state = read_checkpoint(file)
@@ -261,7 +261,7 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         model = model_from(state, file)
     else:
         model = _load_hugging_face(_hugging_face_folder(path))
-    # The tokenizer may say better than the file which of the ids are tokens: the rest is padding.
+    # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
     if used > model.config.vocab_size:
@@ -278,7 +278,7 @@ def load_model_of(settings: LoadConfig) -> BackpackLM | GPT:
 
 
 def _hugging_face_folder(path: Path) -> Path:
-    """Return the folder of a model as the hub has them, from there if there is no such path here."""
+    """Return the folder with config.json and weights: `path`, or a download if that is a name on the hub."""
     if (path / "config.json").is_file():
         return path
     if path.is_dir():

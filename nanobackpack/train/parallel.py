@@ -91,7 +91,7 @@ class Processes:
             yield one_each[min(self.rank, len(one_each) - 1)], self.rank < len(one_each)
 
     def share(self, n: int) -> range:
-        """Return this process's part of the numbers below n: neighbours, and nearly as many for each."""
+        """Return this process's part of range(n): consecutive numbers, nearly as many for each process."""
         start, end = (-(-n * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return range(start, end)
 
@@ -200,9 +200,8 @@ def joined(
 ) -> Iterator[Processes]:
     """Connect the processes that torchrun started while this lasts; or yield the single one.
 
-    `device` is the setting: of several processes on a machine with GPUs each takes the one of its number.
-    A process that lives but does not answer for `timeout_s` counts as lost; a death is noticed at once, and
-    raises ProcessLost in the others.
+    `device` is the setting: each of several processes on a machine takes a GPU of its own. If a process dies,
+    or does not answer for `timeout_s`, the others raise ProcessLost.
     """
     # Who are we? torchrun says so in the environment.
     world_size = _number("WORLD_SIZE", "1")

@@ -48,7 +48,7 @@ class Initial:
     state: dict[str, Any] | None = None  # the checkpoint of the run that goes on
     source: Path | None = None  # its file
     origin: str = ""  # of weights from elsewhere, for people
-    notes: tuple[str, ...] = ()  # lines on what is not as one might expect; "" where it is
+    notes: tuple[str, ...] = ()  # what to tell the user before the run starts; "" is left out
 
 
 def initial_model(config: TrainConfig, data: TokenData) -> Initial:

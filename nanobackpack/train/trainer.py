@@ -55,7 +55,7 @@ class Trainer:
     """A run: its data, model and optimizer, and how far it is; alone, or as one of several processes."""
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
-        # Where it runs, and in what numbers.
+        # Where it runs, and with which type of number.
         self.processes = processes or Processes(pick_device(config.device))
         self.device = self.processes.device
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -78,7 +78,7 @@ class Trainer:
         self.forward = self.processes.wrap(self.model, config.distributed, self.is_compiled)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        # The first step whose loss was not finite (-1: none). On the device: looking at it would stall it.
+        # The first step whose loss was not finite (-1: none). Reading it would make the CPU wait for a GPU.
         self.bad_step = torch.tensor(-1, device=self.device)
 
         # How far it is: at the beginning, or where the last checkpoint left it.
@@ -126,7 +126,7 @@ class Trainer:
                     self.step += 1
                     log.advance()
 
-                    # Report it, if it is one to be reported: only then does the GPU have to be waited for.
+                    # Report some of the steps: each report waits for the GPU.
                     if self.step % config.log_interval == 0 or self.step == 1:
                         self.report_step(loss)
                         self.start_timing()
@@ -172,7 +172,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
 
-        # Remember the first step that went wrong. On a CPU looking costs nothing, and spares the weights.
+        # Remember the first step that went wrong. On a CPU look at once, before it spoils the weights.
         is_bad = ~total.isfinite() & (self.bad_step < 0)
         self.bad_step = torch.where(is_bad, self.step, self.bad_step)
         if self.device.type == "cpu":
@@ -201,10 +201,10 @@ class Trainer:
         return out.loss
 
     def find_unique(self, x: Tensor) -> UniqueIds | None:
-        """Find the different tokens of a batch for the model, unless it may just as well do so itself.
+        """Find the distinct tokens of a batch on the CPU; None where the model may as well do so itself.
 
-        On a GPU it would have to wait until their number is known, and compiled code would be interrupted. So
-        they are found here, on the CPU; padded to one of few numbers, for each of which code is compiled.
+        On a GPU the model would have to wait until their number is known, and compiled code would be
+        interrupted. They are padded, so that code is compiled for only a few numbers of tokens.
         """
         if self.device.type == "cpu" and not self.is_compiled:
             return None
@@ -236,8 +236,8 @@ class Trainer:
     def estimate(self, split: str) -> tuple[float, dict[str, float]]:
         """Return the mean loss in nats over eval_iters batches of `split`, the same windows each time.
 
-        Of several languages each gets its share of the batches, and counts as often as in training; their
-        losses are returned too, as {"de_val_loss": ...}.
+        Several languages get equally many batches, and each counts as often as it is drawn in training; the
+        loss of each is returned too, as {"de_val_loss": ...}.
         """
         config, B, T = self.config, self.config.batch_size, self.config.block_size
         draw = generator(config.seed, EVAL, SPLITS.index(split))
@@ -258,7 +258,7 @@ class Trainer:
                 self.check_stop()
                 losses.append(self.loss(self.model, x, y))
                 sizes.append(y.numel() if is_own else 0)
-        # Weigh each batch by its tokens, in float64; what other processes did comes in at the end.
+        # Weigh each batch by its tokens, in float64, and add what the other processes computed.
         n_tokens = torch.tensor(sizes, dtype=torch.float64)  # (batches)
         nats = torch.stack(losses).cpu().double() @ n_tokens
         nats, total = self.processes.sum(torch.stack([nats, n_tokens.sum()]))
@@ -332,7 +332,7 @@ class Trainer:
         )
 
     def save(self, name: str) -> None:
-        """Begin to write the whole state of the run to out_dir/name, from rank 0; never one gone wrong."""
+        """Begin to write the state of the run to out_dir/name, from rank 0; end the run if it is broken."""
         self.check_finite()
         weights, optimizer = self.processes.state_of(self.model, self.optimizer)
         if self.processes.max(not all(bool(t.isfinite().all()) for t in weights.values())):
