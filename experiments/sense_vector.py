@@ -13,7 +13,7 @@ This file is made to be changed. For example, let `main` print what sense 9 of s
 from nanobackpack import Senses, cli
 from nanobackpack.commands import run
 from nanobackpack.commands.senses import SenseConfig
-from nanobackpack.train.checkpoint import open_model
+from nanobackpack.train.checkpoint import load_model_of
 
 
 class SenseVectorExperiment:
@@ -21,7 +21,7 @@ class SenseVectorExperiment:
 
     def __init__(self, settings: SenseConfig | None = None) -> None:
         self.settings = settings or cli.parse(SenseConfig)
-        self.model = open_model(self.settings)
+        self.model = load_model_of(self.settings)
         self.senses = Senses(self.model, self.settings.bos)  # with all the analysis of this package
 
     def sense_projection(self, word: str, k: int = 5) -> list[list[str]]:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from nanobackpack.config import describe
+from nanobackpack.config import describe_type
 from nanobackpack.errors import InputError, ProcessLost, short_repr
 
 C = TypeVar("C")
@@ -90,10 +90,10 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def _is_first_to_fail() -> bool:
-    """Whether no other process of this job has reported an error: one line is enough for all.
+    """Tell whether no other process of this job has reported an error: one line is enough for all.
 
     torchrun keeps a store for its processes: who counts to 1 there is the first. If it cannot be asked, the
-    line is rather printed twice than not at all.
+    line is printed: twice is better than not at all.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
         return True
@@ -217,7 +217,7 @@ def _value(name: str, texts: list[str], kind: Any) -> Any:
         return rule.instance_from_str(texts)
     except ValueError:
         text = short_repr(" ".join(texts))
-        raise InputError(f"{name}={text} has the wrong type: it must be {describe(kind)}") from None
+        raise InputError(f"{name}={text} has the wrong type: it must be {describe_type(kind)}") from None
 
 
 def _is_list(kind: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -209,7 +210,7 @@ class TrainConfig(Architecture):
             )
 
     def model_config(self, vocab_size: int, vocab_used: int = 0) -> ModelConfig:
-        """The model this run trains, for a vocabulary of that size."""
+        """Return the settings of the model that this run trains, for a vocabulary of that size."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Architecture)}
         return ModelConfig(vocab_size=vocab_size, vocab_used=vocab_used, **shared)
 
@@ -282,35 +283,43 @@ class AnalysisConfig(ReadConfig):
     """Type of the matrix products; analysis is in float32, whatever the device."""
 
 
+def changed_settings(config: Any) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, by name."""
+    fields = dataclasses.fields(config)
+    return {f.name: value for f in fields if (value := getattr(config, f.name)) != f.default}
+
+
 # --- Checks: each raises one clear line -------------------------------------------------------
 
-# The numbers that a setting may be, wherever it occurs: one name means one thing in every program.
-BOUNDS = {
-    "from -1 up": (lambda x: -1 <= x < math.inf, "sense"),
-    "a number from 0 up": (
+# The numbers that a setting of a name may be, in every program: (in words, the test, the names).
+# NaN passes no test.
+BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
+    ("from -1 up", lambda x: -1 <= x < math.inf, "sense"),
+    (
+        "a number from 0 up",
         lambda x: 0 <= x < math.inf,
         "n_layer vocab_used backup_checkpoint_step max_iters warmup_iters seed learning_rate muon_lr_factor "
         "min_lr weight_decay grad_clip num_samples temperature top_k batches limit shards num_proc",
     ),
-    "a number from 1 up": (
+    (
+        "a number from 1 up",
         lambda x: 1 <= x < math.inf,
         "n_head n_embd block_size n_sense_vector vocab_size eval_interval eval_iters log_interval batch_size "
         "gradient_accumulation_steps lr_decay_iters keep_last timeout_s max_new_tokens k max_iter",
     ),
-    "from 0 up to 1": (lambda x: 0 <= x <= 1, "xlm_alpha"),
-    "from 0 to below 1": (lambda x: 0 <= x < 1, "dropout beta1 beta2"),
-    "above 0 and up to 1": (lambda x: 0 < x <= 1, "top_p"),
-}  # NaN is in none of them
-_BOUND = {name: (allowed, is_in) for allowed, (is_in, names) in BOUNDS.items() for name in names.split()}
+    ("from 0 up to 1", lambda x: 0 <= x <= 1, "xlm_alpha"),
+    ("from 0 to below 1", lambda x: 0 <= x < 1, "dropout beta1 beta2"),
+    ("above 0 and up to 1", lambda x: 0 < x <= 1, "top_p"),
+]
 
 
 def check_bounds(config: Any) -> None:
     """Refuse numbers out of range."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        allowed, is_in = _BOUND.get(field.name, ("", None))
-        if is_in and isinstance(value, (int, float)) and not is_in(value):
-            raise out_of_range(field.name, value, allowed)
+    for allowed, is_allowed, names in BOUNDS:
+        for name in names.split():
+            value = getattr(config, name, None)
+            if isinstance(value, (int, float)) and not is_allowed(value):
+                raise out_of_range(name, value, allowed)
 
 
 def at_least(config: Any, name: str, low: float) -> None:
@@ -329,7 +338,8 @@ def check_types(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not matches_type(value, hint):
-            raise InputError(f"{name}={short_repr(value)} has the wrong type: it must be {describe(hint)}")
+            given = f"{name}={short_repr(value)}"
+            raise InputError(f"{given} has the wrong type: it must be {describe_type(hint)}")
         if hint is float:  # an int is fine for a float
             try:
                 object.__setattr__(config, name, float(value))
@@ -338,7 +348,7 @@ def check_types(config: Any) -> None:
 
 
 def matches_type(value: object, hint: Any) -> bool:
-    """Whether a value may stand in a field of that type; True and False are no numbers."""
+    """Tell whether a value may stand in a field of that type; True and False are no numbers."""
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
     if get_origin(hint) in (tuple, list):
@@ -356,13 +366,13 @@ def matches_type(value: object, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def describe(hint: Any) -> str:
-    """A type in words, for error messages."""
+def describe_type(hint: Any) -> str:
+    """Put a type into words, for error messages."""
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
     if get_origin(hint) is Literal:
         return " or ".join(str(choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return "a list of " + describe(get_args(hint)[0])
+        return "a list of " + describe_type(get_args(hint)[0])
     if get_origin(hint) is not None:
-        return " or ".join(describe(part) for part in get_args(hint))
+        return " or ".join(describe_type(part) for part in get_args(hint))
     return words[hint]

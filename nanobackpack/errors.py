@@ -8,7 +8,9 @@ import reprlib
 class InputError(ValueError):
     """What the user gave cannot be used: one line with the value, what is allowed, and the way out.
 
-    The command line prints it and exits with status 2; every other exception is a bug of ours.
+    The command line prints it and exits with status 2. It is a ValueError; a plain ValueError is for Python
+    code that calls a model, or `generate`, with ids, shapes or numbers that cannot be. Every other exception
+    is a bug of ours.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,7 +25,7 @@ def short_repr(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, to be quoted in a message: the system's word or an error's first line, cut if long."""
+    """Return what went wrong, for a message: the system's word or an error's first line, cut if long."""
     reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     line = reason.splitlines()[0]
     return line if len(line) <= 200 else line.split(". ")[0][:200]

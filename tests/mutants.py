@@ -194,7 +194,7 @@ MUTANTS = [
     Mutant(
         LAYOUTS, "if not p.isfinite().all():", "if p is None:", "test_layouts.py::test_own_tensors_refused"
     ),
-    # --- Files from strangers, and a run's folder ---
+    # --- Untrusted files, and a run's folder ---
     # any function of any library may be called while a checkpoint is opened
     Mutant(UNTRUSTED, 'name == "GLOBAL" and _TORCH.fullmatch(argument)', 'name == "GLOBAL"', ZOO),
     # a dict may have a key that takes forever to hash
@@ -252,8 +252,8 @@ MUTANTS = [
     # the last word without its first token
     Mutant(
         "evaluate/lambada.py",
-        "whole[len(start) :]",
-        "whole[len(start) + 1 :]",
+        "whole[len(context_ids) :]",
+        "whole[len(context_ids) + 1 :]",
         "test_evaluate.py::test_last_words",
     ),
     # ties are right

@@ -17,7 +17,7 @@ from nanobackpack.bench import BenchConfig, cases, main, workers
 from nanobackpack.bench.cases import Case
 from nanobackpack.bench.workers import Bench, Setup, Text
 from nanobackpack.config import ModelConfig
-from nanobackpack.train.log import flops_per_step, peak_flops
+from nanobackpack.model.flops import flops_per_step, peak_flops
 
 SMALL = Setup(V=23, L=3, H=2, D=16, T=12, B=2, K=4)
 MANY = SMALL._replace(V=64)  # more tokens than the model is wide

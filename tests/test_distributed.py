@@ -183,10 +183,10 @@ def test_two_nodes(data: Path, tmp_path: Path) -> None:
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_dealing_and_sharing_leave_nothing_out(n: int, world_size: int) -> None:
     processes = [Processes(CPU, rank, world_size) for rank in range(world_size)]
-    hands = [list(p.deal(range(n))) for p in processes]
-    assert len({len(hand) for hand in hands}) == 1  # a sharded model hangs if they differ
-    assert sorted(item for hand in hands for item, counts in hand if counts) == list(range(n))
-    assert all(item in range(n) for hand in hands for item, _ in hand)
+    dealt = [list(p.deal(range(n))) for p in processes]
+    assert len({len(items) for items in dealt}) == 1  # a sharded model hangs if they differ
+    assert sorted(item for items in dealt for item, is_own in items if is_own) == list(range(n))
+    assert all(item in range(n) for items in dealt for item, _ in items)
     shares = [p.share(n) for p in processes]
     assert [i for share in shares for i in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -206,8 +206,8 @@ def test_processes_see_disjoint_windows_and_together_those_of_one(tmp_path: Path
         trainer.processes = Processes(CPU, rank, world_size)
         seen = []
         for trainer.step in range(n_windows // 18):
-            firsts = [trainer.train_batch(micro)[0][:, 0].tolist() for micro in range(accumulation)]
-            seen.append({first for some in firsts for first in some})
+            batches = [trainer.train_batch(trainer.step, micro) for micro in range(accumulation)]
+            seen.append({first for x, _ in batches for first in x[:, 0].tolist()})
         return seen
 
     one, ours = windows(0, 1, 6), [windows(rank, 3, 2) for rank in range(3)]
@@ -220,9 +220,9 @@ def test_other_ranks_drop_other_units(data: Path, tmp_path: Path) -> None:
     losses = set()
     for rank in range(3):
         trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
-        batch = trainer.train_batch(0)
+        batch = trainer.train_batch(0, 0)
         trainer.processes = Processes(CPU, rank, 1)
-        trainer.train_batch = lambda micro, batch=batch: batch  # type: ignore[method-assign, misc]
+        trainer.train_batch = lambda step, micro, batch=batch: batch  # type: ignore[method-assign, misc]
         losses.add(trainer.train_step(0.0).item())
     assert len(losses) == 3
 

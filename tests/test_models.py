@@ -150,9 +150,6 @@ COUNTS = [  # settings, all parameters, without positions (None: not published)
     ("V21184 L12 D768 T1024 K16 gpt", 102_009_600, None),
     ("V21184 L6 D384 T1024 K16", 28_887_552, 28_494_336),
     ("V250048 L6 D384 T1024 K16", 116_771_328, None),
-    ("V50264 L6 D384 T512 K16 paper", 41_659_776, None),
-    ("V50264 L8 D640 T512 K16 paper", 103_856_000, None),
-    ("V50264 L12 D768 T512 K16 paper", 170_083_584, None),
 ]
 PARTS = [  # of the paper's models, as published: context network with the embedding, senses, α
     ("V50264 L6 D384 T512 K16 paper", 30_145_536, 11_218_560, 295_680),
@@ -184,6 +181,7 @@ def test_parameter_counts():
         parts = (model.context, model.senses, model.alpha)
         context, *others = [sum(p.numel() for p in part.parameters()) for part in parts]
         assert [context + model.wte.weight.numel(), *others] == expected, size
+        assert model.num_params() == sum(expected), size
 
 
 # --- The plain formula ------------------------------------------------------------------------
@@ -192,6 +190,7 @@ def test_parameter_counts():
 def assert_equals_plain_formula(model, ids: Tensor, **options: Any) -> None:
     """Logits, loss and every gradient equal the plain formula's within 1e-5 of their size."""
     targets = ids.roll(-1, dims=1)
+    targets[:, ::3] = -1  # ignored
     out = model(ids, targets, **options)
     expected = plain_logits(model, ids)
     assert expected.std() > 0.3  # the weights are large enough to show a difference
@@ -210,10 +209,7 @@ def assert_equals_plain_formula(model, ids: Tensor, **options: Any) -> None:
 
 @pytest.mark.parametrize(("rows", "training"), [(1, True), (3, False)])
 def test_equals_plain_formula(model, ids: Tensor, rows: int, training: bool):
-    """Numbers and gradients are the plain formula's, for few positions and for many.
-
-    One row has fewer positions than there are ids, three have more: two ways to look senses up.
-    """
+    """Numbers and gradients are the plain formula's, for fewer positions than there are ids and for more."""
     assert_equals_plain_formula(model.train(training), ids[:rows])
 
 
@@ -238,18 +234,17 @@ def test_equals_plain_formula_when_long(name: str, vocab_size: int):
 def test_logits_at_some_positions(model, ids: Tensor):
     """Asked for at some positions only, logits are those of these positions, in the order asked for."""
     rows, positions = torch.tensor([2, 0, 0]), torch.tensor([11, 3, 0])
-    some = model(ids, at=(rows, positions)).logits  # (N, V)
+    some, loss = model(ids, at=(rows, positions))  # (N, V), None without targets
+    assert loss is None
     assert_close(some, model(ids).logits[rows, positions], 1e-5 * max(1.0, some.abs().max().item()))
 
 
 def test_alpha(backpack: BackpackLM, ids: Tensor):
-    """contextualization is the plain α; its rows sum to 1 and give nothing to the future."""
+    """contextualization is the plain α; its rows give nothing to the future."""
     alpha = backpack.contextualization(ids)  # (B, K, T, T)
     T = ids.size(1)
     assert_close(alpha, plain_alpha(backpack, ids))
-    assert_close(alpha.sum(dim=3), torch.ones(alpha.shape[:3]))
     assert torch.equal(alpha, alpha.tril())
-    assert alpha.min() >= 0
     assert (alpha[:, :, -1] - 1 / T).abs().max() > 0.05  # it does choose
 
 
@@ -266,12 +261,8 @@ def test_future_is_invisible(model, ids: Tensor):
 def test_senses_depend_on_the_token_alone(backpack: BackpackLM, ids: Tensor):
     """The table of sense vectors is what each position uses, wherever and after whatever it stands."""
     table = backpack.sense_vectors()  # (V, K, D)
-    K, D = backpack.config.n_sense_vector, backpack.config.n_embd
-    assert table.shape == (TINY["vocab_size"], K, D)
+    assert len(table) == TINY["vocab_size"]
     assert_close(table[ids].transpose(1, 2), plain_senses(backpack, ids))
-    o = torch.einsum("blij,bjld->bid", backpack.contextualization(ids), table[ids])  # (B, T, D)
-    logits = backpack(ids).logits
-    assert_close(o @ backpack.wte.weight.T, logits, 1e-5 * logits.abs().max().item())
 
 
 def test_sense_vectors_of_some_ids():
@@ -280,23 +271,12 @@ def test_sense_vectors_of_some_ids():
     table, some = model.sense_vectors(), [5, 0, 22, 5]
     assert_close(model.sense_vectors(some), table[some])
     assert_close(model.sense_vectors(torch.tensor(some), chunk=3), table[some])
-    assert torch.equal(model.sense_vectors([5, 5])[0], model.sense_vectors([5, 5])[1])
     for bad in ([23], [-1], [[1, 2]]):
         with pytest.raises(ValueError, match="22"):
             model.sense_vectors(bad)
 
 
-# --- Shapes and errors ------------------------------------------------------------------------
-
-
-def test_shapes(model, ids: Tensor):
-    """Any length from 1 to block_size works; without targets there is no loss."""
-    for T in (1, 2, 12):
-        out = model(ids[:, :T])
-        assert out.logits.shape == (3, T, TINY["vocab_size"])
-        assert out.logits.dtype == torch.float32
-        assert out.loss is None
-    assert model(ids[:, :1], ids[:, :1]).loss.shape == ()
+# --- Sizes and errors -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -307,7 +287,6 @@ def test_one_layer_nano_has_no_blocks(K: int, ids: Tensor):
     assert len(tiny_model(n_layer=3, n_sense_vector=K).context.h) == 2
     assert len(tiny_model(n_layer=3, n_sense_vector=K, sense_network="paper").context.h) == 3
     assert_equals_plain_formula(model, ids)
-    assert_close(model.contextualization(ids), plain_alpha(model, ids))
 
 
 @pytest.mark.parametrize(
@@ -346,17 +325,6 @@ def test_targets_a_model_cannot_take(model, ids: Tensor, loss_only: bool):
             model(ids, other, loss_only=loss_only)
 
 
-def test_targets_of_minus_one_are_ignored(model, ids: Tensor):
-    """The loss is the mean over the other targets: in value and in gradient."""
-    targets = ids.roll(-1, dims=1)
-    targets[:, ::3] = -1
-    out = model(ids, targets)
-    log_p = out.logits.log_softmax(dim=2)
-    picked = [log_p[b, i, targets[b, i]].item() for b in range(3) for i in range(12) if i % 3]
-    assert out.loss.item() == pytest.approx(-sum(picked) / len(picked), abs=1e-5)
-    assert_close(out.loss, plain_loss(model, ids, targets))
-
-
 # --- Initialisation and dropout ---------------------------------------------------------------
 
 
@@ -374,10 +342,7 @@ def test_initial_weights():
 
 @pytest.mark.parametrize("name", ["nano", "paper-bias-inverse", "gpt-bias"])
 def test_dropout_only_in_training(name: str, ids: Tensor):
-    """In training mode each pass differs; in eval mode none does, and it equals a model without dropout.
-
-    Looking at senses and α never drops out, and leaves the model training.
-    """
+    """In training mode each pass differs; in eval mode, and where senses and α are read, none does."""
     settings = (BACKPACKS | GPTS)[name]
     model, sure = tiny_model(**settings, dropout=0.3), tiny_model(**settings)
     assert torch.equal(model(ids).logits, model(ids).logits)

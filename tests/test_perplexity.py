@@ -134,11 +134,12 @@ def save_data(folder: Path, tokenizer: Tokenizer, splits: dict[str, np.ndarray])
     for split, ids in splits.items():
         ids.tofile(folder / f"{split}.bin")
     tokenizer.save(folder / "tokenizer.json")
-    Meta(
+    meta = Meta(
         vocab_size=tokenizer.vocab_size, dtype="uint16", tokens=tokens, tokenizer="tokenizer.json",
         chars={split: n * (3 if split == "evaluation" else 1) for split, n in tokens.items()},
         source="a test", sha256={},
-    ).save(folder / "meta.json")  # fmt: skip
+    )  # fmt: skip
+    (folder / "meta.json").write_bytes(meta.to_json())
 
 
 def test_perplexity_py(run: Path, capsys: Capture) -> None:
@@ -182,7 +183,6 @@ def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
         (["--batches=-1"], "batches=-1"),
         (["--init_from={gpt}"], "does not tell what it was trained on"),
         (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
-        (["--init_from={gpt}", "--dataset={data}/val.bin"], "23 tokens, "),
         (["--dataset={other}"], "id 19 is "),
         (["--json={data}"], "is a folder"),
     ],

@@ -89,7 +89,7 @@ def test_readme_commands(copy: Path) -> None:
             result = run(copy, *args, "--input", "shakespeare.txt")
         if "backpack_xlm" in command:  # a model of many languages, which takes more than a test has
             assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-            assert "config/train_backpack_xlm_micro.py" in result.stderr
+            assert "nanobackpack train backpack_xlm_micro" in result.stderr
             continue
         assert result.returncode == 0, command + result.stderr
         assert result.stderr == "", command

@@ -190,7 +190,9 @@ def test_whole_split_loss_is_the_plain_one(run: TrainConfig, data: Path) -> None
 
 
 def test_whole_split_loss_does_not_depend_on_the_batch_size(data: Path, tmp_path: Path) -> None:
-    losses = [Trainer(tiny(data, tmp_path, batch_size=b)).whole_split("val") for b in (1, 3, 64)]
+    trainer = Trainer(tiny(data, tmp_path))
+    block_size = trainer.config.block_size
+    losses = [trainer.mean_loss(trainer.data.windows("val", b, block_size)) for b in (1, 3, 64)]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
 
 
@@ -304,7 +306,7 @@ class Windows(Trainer):
         self.grads: list[dict[str, Tensor]] = []
         self.optimizer.register_step_pre_hook(self.keep_grads)
 
-    def train_batch(self, micro: int) -> tuple[Tensor, Tensor]:
+    def train_batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         part = slice(self.taken, self.taken + self.config.batch_size)
         self.taken = (self.taken + self.config.batch_size) % 12
         return self.given[0][part], self.given[1][part]
@@ -361,14 +363,16 @@ def test_dropout_masks_differ_between_steps(data: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: Path) -> None:
-    class Watching(Trainer):
-        def eval_batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-            x, y = super().eval_batch(split, draw)
-            seen.append((split, x))
-            return x, y
-
     seen: list[tuple[str, Tensor]] = []
-    trainer = Watching(tiny(data, tmp_path, dropout=0.5))
+    trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
+    draw_batch = trainer.data.batch
+
+    def watched_batch(split: str, *args: Any) -> tuple[Tensor, Tensor]:
+        x, y = draw_batch(split, *args)
+        seen.append((split, x))
+        return x, y
+
+    trainer.data.batch = watched_batch  # type: ignore[assignment, method-assign]
     before = trainer.estimate("val"), trainer.estimate("val"), trainer.estimate("train")
     assert before[0] == before[1]
     for trainer.step in range(3):

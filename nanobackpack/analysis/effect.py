@@ -70,7 +70,7 @@ def effect(
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
     tokens = [token_id(tokenizer, word) for word in tested]
 
-    edited = {i for e in flatten_edits(edits) for name in ("tokens", "word") for i in getattr(e, name, ())}
+    edited = {i for edit in flatten_edits(edits) for i in edit.edited_tokens}
     if edited and not edited & set(ids[0].tolist()):
         names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
         warnings.warn(

@@ -62,12 +62,12 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
     import torch
 
     from nanobackpack.runtime import autocast, pick_dtype
-    from nanobackpack.train.checkpoint import open_model
+    from nanobackpack.train.checkpoint import load_model_of
 
     # A path that cannot be written is an error now, not after minutes of measuring.
     for name in ("json", "plot", "save"):
         check_writable(getattr(settings, name, ""))
-    model = open_model(settings)
+    model = load_model_of(settings)
     device = model.wte.weight.device
     # Analysis is in float32 on every device; test sets are scored in the type that the settings name.
     dtype = torch.float32 if isinstance(settings, AnalysisConfig) else pick_dtype(settings.dtype, device)

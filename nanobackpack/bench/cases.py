@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanobackpack.bench.plain import plain_logits
 from nanobackpack.bench.workers import KINDS, Bench, Setup, Text
 from nanobackpack.config import ModelConfig
+from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.safe.files import replacing
 from nanobackpack.text.data import TokenData
 from nanobackpack.train.checkpoint import build_model
-from nanobackpack.train.log import flops_per_step, peak_flops
 
 CHARS = Setup(V=65, L=4, H=4, D=128, T=64, B=12, K=16)
 WORDS = Setup(V=50304, L=6, H=6, D=384, T=256, B=4, K=16)

@@ -25,7 +25,7 @@ def plain_logits(model: Any, ids: Tensor) -> Tensor:
     if isinstance(model, GPT):
         return h @ model.wte.weight.T  # (B, T, V)
     # As kernels.sense_sum_plain, but without its table of unique ids: looking senses up there takes time.
-    q, k = model.alpha(h)  # (B, K, T, D/K) each
+    q, k = model.alpha.queries_and_keys(h)  # (B, K, T, D/K) each
     alpha = causal_softmax(q @ k.mT)  # (B, K, T, T)
     senses = model.senses(e).transpose(1, 2)  # (B, K, T, D)
     o = (alpha.to(senses.dtype) @ senses).sum(dim=1)  # (B, T, D)

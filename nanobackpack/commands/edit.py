@@ -49,10 +49,10 @@ class EditConfig(EffectConfig):
 
 
 def main(settings: EditConfig) -> None:
-    report(settings, lambda model: effects(model, settings, knowledge_edit, [settings.prompt])[0])
+    report(settings, lambda model: effects(model, settings, make_edit, [settings.prompt])[0])
 
 
-def knowledge_edit(senses: Senses, settings: EditConfig) -> Edit:
+def make_edit(senses: Senses, settings: EditConfig) -> Edit:
     """Make the edit that the settings ask for."""
     from nanobackpack.analysis import control
 

@@ -80,7 +80,7 @@ def shakespeare(settings: PrepareConfig, folder: Path) -> Plan:
         sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
         download(url, folder / "input.txt", sha256, 1_115_394)
         corpus = from_files([folder / "input.txt"])._replace(title=url)
-    return {"": corpus}, split_tail(0.1), {"framed": False}
+    return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
 
 
 def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
@@ -91,7 +91,7 @@ def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
         raise InputError("pydocs_char has texts of its own: leave --input out")
     text = "\n".join(topics[name] for name in sorted(topics))
     corpus = from_text(text, f"pydoc_data.topics of Python {platform.python_version()}")
-    return {"": corpus}, split_tail(0.1), {"framed": False}
+    return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
 
 
 def openwebtext(settings: PrepareConfig, folder: Path) -> Plan:

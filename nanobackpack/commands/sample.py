@@ -11,11 +11,17 @@ On a terminal the first sample appears as it grows; each is followed by a line o
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import read_text
+from nanobackpack.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LINE = "-" * 15
 
@@ -36,22 +42,15 @@ def main(settings: SampleConfig) -> None:
 
     keep_memory()
     with joined(settings.device) as processes:
-        # Open the model; read the prompt and the edits.
         device = processes.device
         dtype = pick_dtype(settings.dtype, device)
         model = load_model(settings.model_path, settings.tokenizer_name).to(device)
-        tokenizer = model.tokenizer
-        if tokenizer is None:
+        if model.tokenizer is None:
             raise InputError(f"{settings.model_path} came without a tokenizer, so it cannot read a prompt")
-        prompt = settings.start
-        if prompt.startswith("FILE:"):
-            prompt = read_text(Path(prompt.removeprefix("FILE:")))
         edits = control.load(settings.edits, model) if settings.edits else ()
-        ids = tokenizer.prompt_ids(prompt)
-        if not ids:
-            raise InputError("the prompt is empty: give at least one character with --start")
+        prompt, ids = read_prompt(settings, model.tokenizer)
 
-        # Each sample has a random generator of its own.
+        # Each sample has a random generator of its own, so it does not matter which process grows it.
         own = processes.share(settings.num_samples)
         steps = stream(
             model,
@@ -64,25 +63,41 @@ def main(settings: SampleConfig) -> None:
             top_p=settings.top_p,
             generator=[torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for i in own],
         )
-
-        # Collect the tokens of all samples, and show those of the first one as they come.
-        watched, printed = processes.rank == 0 and sys.stdout.isatty(), 0
-        if watched:
-            print(prompt, end="", flush=True)
-        rows: list[list[int]] = [[] for _ in own]
+        watched = processes.rank == 0 and sys.stdout.isatty()
         with autocast(device, dtype):
-            for new in steps if own else ():
-                for row, token in zip(rows, new.tolist(), strict=True):
-                    row.append(token)
-                if watched:
-                    text = tokenizer.decode_after(ids, rows[0])
-                    if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                        print(text[printed:], end="", flush=True)
-                        printed = len(text)
-
-        # Print the rest.
-        texts = processes.gather([prompt + tokenizer.decode_after(ids, row) for row in rows])
-        if watched:
-            print(texts[0][len(prompt) + printed :] + "\n" + LINE)
-        for text in texts[watched:]:
+            texts = grow(model.tokenizer, prompt, ids, steps if own else (), len(own), watched)
+        for text in processes.gather(texts)[watched:]:
             print(text + "\n" + LINE)
+
+
+def read_prompt(settings: SampleConfig, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """Return the prompt that the settings give, or name a file of, and its ids."""
+    prompt = settings.start
+    if prompt.startswith("FILE:"):
+        prompt = read_text(Path(prompt.removeprefix("FILE:")))
+    ids = tokenizer.prompt_ids(prompt)
+    if not ids:
+        raise InputError("the prompt is empty: give at least one character with --start")
+    return prompt, ids
+
+
+def grow(
+    tokenizer: Tokenizer, prompt: str, ids: list[int], steps: Iterable[Tensor], n: int, watched: bool
+) -> list[str]:
+    """Collect n samples from the steps of `stream`; if someone watches, print the first one as it grows."""
+    rows: list[list[int]] = [[] for _ in range(n)]
+    printed = 0  # characters of the first sample
+    if watched:
+        print(prompt, end="", flush=True)
+    for new in steps:  # (B): one token more for each sample
+        for row, token in zip(rows, new.tolist(), strict=True):
+            row.append(token)
+        if watched:
+            text = tokenizer.decode_after(ids, rows[0])
+            if not text.endswith("\ufffd"):  # half a character: wait for the rest
+                print(text[printed:], end="", flush=True)
+                printed = len(text)
+    texts = [prompt + tokenizer.decode_after(ids, row) for row in rows]
+    if watched:
+        print(texts[0][len(prompt) + printed :] + "\n" + LINE)
+    return texts

@@ -70,14 +70,15 @@ def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, bat
     texts = []
     for passage in passages:
         context, word = split_last(passage)
-        start = scoring.encode_or_none(tokenizer, context)
+        context_ids = scoring.encode_or_none(tokenizer, context)
         whole = scoring.encode_or_none(tokenizer, context + word)
-        if start is None or whole is None:
+        if context_ids is None or whole is None:
             continue
         # The word's tokens are those that the passage has beyond its context: a space may be joined to them.
-        end, start = whole[len(start) :], before + start
-        if unknown not in start + end and start and 0 < len(end) <= model.config.block_size:
-            texts.append(scoring.TextToScore(start + end, len(start)))
+        word_ids = whole[len(context_ids) :]
+        ids, n_before = before + context_ids + word_ids, len(before) + len(context_ids)
+        if unknown not in ids and n_before and 0 < len(word_ids) <= model.config.block_size:
+            texts.append(scoring.TextToScore(ids, n_before))
     if not texts:
         raise InputError("no passage can be scored: this tokenizer does not know their characters")
     scores = scoring.score_texts(model, texts, batch_size, "passages")

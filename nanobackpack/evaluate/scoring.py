@@ -112,14 +112,16 @@ def encode_or_none(tokenizer: Tokenizer, text: str, encode: Encoder = Tokenizer.
 
 @dataclass(frozen=True, kw_only=True)
 class TestSetConfig(ReadConfig):
-    """What the programs that read a test set of JSON lines share; each has a `data` of its own."""
+    """What the programs that read a test set of JSON lines share."""
 
+    data: str | tuple[str, ...] = ""
+    """A file of JSON lines, or several."""
     limit: int = 0
     """Only the first so many items of a file (0: all)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data:  # type: ignore[attr-defined]
+        if not self.data:
             raise InputError("data is empty: name a file of JSON lines, as in --data test.jsonl")
 
 

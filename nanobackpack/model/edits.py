@@ -39,7 +39,8 @@ class Edit:
     """One change of what a model computes, as a value."""
 
     model_name: ClassVar[str] = "backpack-lm"  # the models it can edit
-    shape: ClassVar[tuple[str, str] | None] = None  # its tensor and the letters of its sizes (N tokens)
+    tensor: ClassVar[str] = ""  # the name of its tensor, if it has one,
+    sizes: ClassVar[str] = ""  # and the letters of its sizes, N being the number of tokens
 
     def __post_init__(self) -> None:
         """Check every field, whatever the kind of edit: its type, its shape, and that numbers are finite."""
@@ -62,21 +63,26 @@ class Edit:
     def check(self, config: ModelConfig) -> None:
         """Refuse a model of that shape if the edit does not fit it."""
         V, kind = config.vocab_size, type(self).__name__
-        tokens = getattr(self, "tokens", getattr(self, "word", ()))
-        if bad := [token for token in tokens if not 0 <= token < V]:
+        if bad := [token for token in self.edited_tokens if not 0 <= token < V]:
             raise InputError(f"{kind}: token {bad[0]} is outside this model's vocabulary: 0 to {V - 1}")
         self._check_shape({"V": V, "K": config.n_sense_vector, "D": config.n_embd})
 
-    def _check_shape(self, sizes: dict[str, int]) -> None:
-        if self.shape is not None:
-            name, letters = self.shape
-            got = tuple(getattr(self, name).shape)
-            sizes = {"N": len(getattr(self, "tokens", ()))} | sizes
-            if len(got) != len(letters) or any(
-                n != sizes.get(x, n) for x, n in zip(letters, got, strict=True)
-            ):
-                wanted = ", ".join(str(sizes.get(x, x)) for x in letters)
-                raise InputError(f"{type(self).__name__}: {name} has shape {got}, it must be ({wanted})")
+    def _check_shape(self, known: dict[str, int]) -> None:
+        """Compare the shape of the tensor with the sizes that are known by their letters."""
+        if self.tensor:
+            got = tuple(getattr(self, self.tensor).shape)
+            known = {"N": len(self.edited_tokens)} | known
+            wanted = [known.get(x, n) for x, n in zip(self.sizes, got, strict=False)]
+            if len(got) != len(self.sizes) or list(got) != wanted:
+                shape = ", ".join(str(known.get(x, x)) for x in self.sizes)
+                raise InputError(
+                    f"{type(self).__name__}: {self.tensor} has shape {got}, it must be ({shape})"
+                )
+
+    @property
+    def edited_tokens(self) -> tuple[int, ...]:
+        """The tokens that it acts on, () if on all."""
+        return getattr(self, "tokens", ())
 
     @property
     def inert(self) -> bool:
@@ -255,7 +261,7 @@ class ReplaceSenses(SenseEdit):
 
     tokens: tuple[int, ...]
     table: Tensor
-    shape = ("table", "NKD")
+    tensor, sizes = "table", "NKD"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,7 +296,7 @@ class TopicControl(AlphaEdit):
 
     delta: Tensor
     f: float
-    shape = ("delta", "VK")
+    tensor, sizes = "delta", "VK"
 
     @property
     def inert(self) -> bool:
@@ -326,6 +332,10 @@ class AmplifyInWord(AlphaEdit):
             )
         if min(self.factors) <= 0:
             raise InputError(f"AmplifyInWord: factors={self.factors} must all be above 0")
+
+    @property
+    def edited_tokens(self) -> tuple[int, ...]:
+        return self.word
 
     @property
     def inert(self) -> bool:
@@ -369,7 +379,7 @@ class GPTNullspace(InputEdit):
     tokens: tuple[int, ...]
     factor: float
     direction: Tensor  # g
-    shape = ("direction", "D")
+    tensor, sizes = "direction", "D"
 
     def __post_init__(self) -> None:
         super().__post_init__()

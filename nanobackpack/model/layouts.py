@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, read and written, never by unpickling code.
+"""How other programs name and order the tensors of a model. train/checkpoint.py opens their files.
 
     nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or nanoGPT's GPT
     backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model
@@ -23,14 +23,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.errors import InputError, short_repr
+from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.safe.files import read_json
+from nanobackpack.safe.untrusted import load_untrusted
 
 State = dict[str, Tensor]
 
@@ -108,12 +111,27 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
+MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def check_tensors(state: dict[Any, Any], source: str) -> None:
     """Refuse what does not map names to tensors."""
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{source}: these are no weights, which would map names to tensors")
+
+
+def check_size(config: ModelConfig, state: State, source: str) -> None:
+    """Refuse settings that ask for a model far larger than the tensors, before it takes memory and time."""
+    V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
+    senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
+    least = D * (V + config.block_size + 12 * D * config.n_block + senses)  # nearly all parameters
+    # Each takes a byte or more. Several tensors may be views of the same bytes, which count once.
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:
+        raise InputError(
+            f"{source}: {short_repr(config.n_block)} blocks with {short_repr(least)} parameters cannot be in "
+            f"{sum(held.values())} bytes"
+        )
 
 
 def import_state(model: LanguageModel, state: State, layout: Layout | None, source: str) -> None:
@@ -190,6 +208,25 @@ def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, Sta
         raise InputError(f"{source}: model_args has no {missing[0]}")
     settings = {"model_name": "backpack-lm" if backpack else "gpt2"} | {name: args[name] for name in needed}
     return _with_padding(model_config(settings, source)), state, NANO if backpack else NANO_GPT
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], State, Path]:
+    """Read a folder in Hugging Face's layout: its config.json, its tensors, and the file that holds these."""
+    settings = read_json(folder / "config.json")
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        from safetensors.torch import load_file
+
+        try:
+            return settings, load_file(weights), weights
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise InputError(f"{weights} cannot be read: {first_line(error)}") from error
+    weights = folder / "pytorch_model.bin"
+    if weights.is_file():
+        return settings, load_untrusted(weights), weights
+    raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
 
 
 def read_hugging_face(

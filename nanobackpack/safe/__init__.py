@@ -1,1 +1,1 @@
-"""What may go wrong: writing files, reading strangers' files, fetching from elsewhere, ending a run."""
+"""What may go wrong: writing files, reading untrusted files, fetching from elsewhere, ending a run."""

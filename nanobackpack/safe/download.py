@@ -2,7 +2,7 @@
 
     folder = fetch_hub("gpt2", ["tokenizer.json"], "give a local tokenizer.json")
 
-Whatever comes is treated as files from strangers are.
+What comes is untrusted: whoever reads it uses safe/untrusted.py.
 """
 
 from __future__ import annotations

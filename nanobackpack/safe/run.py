@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from nanobackpack.config import changed_settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, replacing
 
@@ -78,7 +79,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> IO[str]:
     """Open the lock's file and lock it."""
-    # The folder may be a stranger's and the file will be emptied: follow no link, wait for no pipe.
+    # The folder may come from elsewhere and the file will be emptied: follow no link, wait for no pipe.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
         if _is_foreign(path):
@@ -102,7 +103,7 @@ def _open_locked(path: Path) -> IO[str]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether there is something that is not a file of this folder alone."""
+    """Tell whether there is something that is not a file of this folder alone."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -226,8 +227,7 @@ def report_bad_step(
         # The same run, from its last checkpoint or its beginning, until just after that step.
         begin = "resume" if saved_step >= 0 else config.init_from
         again = dataclasses.replace(config, max_iters=step + 1, log_interval=1, init_from=begin)
-        settings = ((f.name, getattr(again, f.name), f.default) for f in dataclasses.fields(again))
-        flags = [f"--{name}={value}" for name, value, default in settings if value != default]
+        flags = [f"--{name}={value}" for name, value in changed_settings(again).items()]
         report = {
             "step": step,
             "learning_rate": lr,

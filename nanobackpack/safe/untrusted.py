@@ -1,4 +1,4 @@
-"""Files from strangers: looked at before a library opens them, and after.
+"""Untrusted files: looked at before a library opens them, and after.
 
     load_untrusted("ckpt.pt")             a file of torch.save: tensors and plain values
     check_parts(state, kinds, "ckpt.pt")  what was read from it: each part of its kind
@@ -37,15 +37,16 @@ _MAX_OPERATIONS = 2_000_000
 _MAX_VALUES = 200_000  # tensors may be of any size
 _MAX_DEPTH = 20
 
-# The operations of a pickle that are let through: those that push a plain value,
+# Of the operations of a pickle only these are let through. First those that push a plain value.
 _PUSH = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
     "SHORT_BINUNICODE", "SHORT_BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
 }  # fmt: skip
-# those that fill a container or make a tuple of so many values on the stack (0: of all after the last mark),
+# Those that fill a container with so many values from the stack (0: with all after the last mark).
 _FILL = {"APPEND": 1, "APPENDS": 0, "SETITEM": 2, "SETITEMS": 0}
+# Those that make a tuple of so many values from the stack (0: of all after the last mark).
 _TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
-# and, where tensors are allowed, the lookup of what state dicts are made with.
+# Where tensors are allowed, these names may be looked up: what state dicts are made with.
 _TORCH = re.compile(
     r"collections OrderedDict|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
     r"|torch [A-Z]\w*Storage"
@@ -63,7 +64,7 @@ def load_untrusted(path: Path) -> dict[str, Any]:
     if not path.is_file():  # opening a pipe would wait forever
         raise InputError(f"{path} is not a file")
     try:
-        # Look before anything is built; then torch's own weights_only is a second wall.
+        # Look before anything is built; torch's own weights_only is a second check.
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\3\4"  # as since torch 1.6
         (check_zip if is_zip else check_legacy)(path)
@@ -92,7 +93,7 @@ def check_parts(content: dict[str, Any], kinds: dict[str, Any], source: Path) ->
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a text, None, or a number from 0 up that others can hold as well."""
+    """Tell whether it is a text, None, or a number from 0 up that others can hold as well."""
     if isinstance(value, float):
         return value == value  # NaN is not
     return 0 <= value < 1 << 63 if isinstance(value, int) else value is None or isinstance(value, str)
@@ -109,7 +110,7 @@ def load_plain_pickle(path: Path, limit: int) -> Any:
 
 
 def _first_sentence(error: Exception) -> str:
-    """What went wrong, without torch's advice to open the file carelessly."""
+    """Return what went wrong, without torch's advice to open the file carelessly."""
     return first_line(error).split(". ")[0]
 
 
@@ -314,7 +315,7 @@ def _growth(part: dict[str, Any], source: str) -> int:
 
 
 def _longest(text: object) -> int:
-    """The length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
+    """Return the length of a text when later parts have decomposed it as far as can be: \ufdfa becomes 18."""
     return len(unicodedata.normalize("NFKD", str(text)[: _MAX_GROWTH + 1]))
 
 

@@ -43,19 +43,19 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")  # what is looked for in folder
 Progress = Callable[[int], object]
 """Is told how many more bytes of a file have been read."""
 Segments = Callable[[dict[str, Any]], Sequence[str]]
-"""The texts of a record, in order: one, or several to be separated by the tokenizer's end mark."""
+"""The texts of a record, in order: one, or several to be separated by eos_id."""
 
 
 class Piece(NamedTuple):
     """A piece of a document.
 
-    A document of several texts, such as a question and its answer, has an end mark between them too: each of
-    them closes, and only the first opens.
+    A document of several texts, such as a question and its answer, has eos_id between them too: each of them
+    closes, and only the first opens.
     """
 
     text: str
-    opens: bool = True  # the document begins with it
-    closes: bool = True  # an end mark follows it
+    opens: bool = True  # the document begins with it, and bos_id comes before it
+    closes: bool = True  # eos_id follows it
 
 
 class Corpus(NamedTuple):
@@ -68,14 +68,14 @@ class Corpus(NamedTuple):
 
 
 def from_text(text: str, title: str) -> Corpus:
-    """One document that is in memory."""
+    """Make a corpus of one document that is in memory."""
     return Corpus(title, 0, lambda progress=None: document([text]))
 
 
 def from_files(
     paths: Sequence[str | Path], segments: Segments | None = None, kind: str | None = None
 ) -> Corpus:
-    """The documents of files, of folders (searched for SUFFIXES) and of globs.
+    """Make a corpus of files, of folders (searched for SUFFIXES) and of globs.
 
     kind: text (the file is one document), lines (each line is one), json (each line is a record), parquet;
     None: by the file's name, text if that does not tell. segments: what to take from a record, by default
@@ -83,11 +83,11 @@ def from_files(
     """
     files = find_files(paths)
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for path in files:
             read_kind = _READERS[kind or KINDS.get(_unpacked(path).suffix, "text")]
             packed_size, n_chars = path.stat().st_size, 0
-            with _one_line_errors(path):
+            with _report_read_errors(path):
                 for piece in read_kind(path, segments or field("text"), progress):
                     n_chars += len(piece.text)
                     _check_growth(path, packed_size, n_chars)
@@ -97,7 +97,7 @@ def from_files(
 
 
 def from_hub(name: str, segments: Segments, config: str | None = None, **options: Any) -> Corpus:
-    """The records of a data set of the hub; `options` go to datasets.load_dataset."""
+    """Make a corpus of a data set of the hub; `options` go to datasets.load_dataset."""
 
     @functools.cache  # downloaded when they are first read
     def records() -> Any:
@@ -110,7 +110,7 @@ def from_hub(name: str, segments: Segments, config: str | None = None, **options
                 f"cannot fetch {name} from the hub ({first_line(error)}): give local files with --input"
             ) from None
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for columns in records().iter(batch_size=256):
             for values in zip(*columns.values(), strict=True):
                 record = dict(zip(columns, values, strict=True))
@@ -120,9 +120,9 @@ def from_hub(name: str, segments: Segments, config: str | None = None, **options
 
 
 def chained(corpora: Sequence[Corpus]) -> Corpus:
-    """One corpus after the other."""
+    """Make a corpus of several, one after the other."""
 
-    def read(progress: Progress = int) -> Iterator[Piece]:
+    def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
         for corpus in corpora:
             yield from corpus.read(progress)
 
@@ -130,7 +130,7 @@ def chained(corpora: Sequence[Corpus]) -> Corpus:
 
 
 def field(name: str) -> Segments:
-    """Takes one field of a record."""
+    """Make a function that takes one field of a record."""
     return lambda record: [record[name]]
 
 
@@ -138,7 +138,7 @@ def field(name: str) -> Segments:
 
 
 def document(segments: Sequence[str]) -> Iterator[Piece]:
-    """The pieces of a document; of none, if there is nothing but space in it."""
+    """Cut a document into pieces: none, if there is nothing but space in it."""
     if any(map(str.strip, segments)):
         for i, segment in enumerate(segments):
             parts = (segment[at : at + PIECE_CHARS] for at in range(0, len(segment), PIECE_CHARS))
@@ -146,7 +146,7 @@ def document(segments: Sequence[str]) -> Iterator[Piece]:
 
 
 def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
-    """One text that comes in parts, in pieces of PIECE_CHARS or a little less.
+    """Cut a text that comes in parts into pieces of PIECE_CHARS or a little less.
 
     A cut is made before a line end that follows something else than space: there GPT-2's pattern, BERT's
     and XLM-R's cut too.
@@ -171,17 +171,17 @@ def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
 
 
 def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The files given, all with one of `suffixes` below the folders given, and all that fit the globs given.
+    """List the files given, those with one of `suffixes` below the folders given, those that globs match.
 
-    Sorted, each one once; each path must give at least one.
+    They are sorted, each there once; each path must give at least one.
     """
+    wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
     files: set[Path] = set()
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
             found = [p for p in path.rglob("*") if _unpacked(p).suffix in suffixes and p.is_file()]
             if not found:
-                wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
                 raise InputError(f"{display_path(path)} has no {wanted} files: give another folder")
         elif not path.exists():
             found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
@@ -191,7 +191,6 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
             raise InputError(f"{display_path(path)} is not a file")
         files.update(found)
     if not files:
-        wanted = ", ".join(f"*{suffix}" for suffix in suffixes)
         raise InputError(f"no text given: name one or more files, or folders with {wanted}")
     return sorted(files)
 
@@ -223,7 +222,7 @@ def _read_lines(path: Path, segments: Segments, progress: Progress) -> Iterator[
 
 
 def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Lines and their numbers, none too long: a small packed file may hold one that fills all memory."""
+    """Yield numbered lines, none too long: a small packed file may hold one that fills all memory."""
     for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_CHARS), ""), 1):
         if len(line) == _MAX_LINE_CHARS and not line.endswith("\n"):
             raise InputError(
@@ -282,7 +281,7 @@ _READERS = {"text": _read_text, "lines": _read_lines, "json": _read_json, "parqu
 
 
 def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
-    """What `segments` takes from a record: one or more texts."""
+    """Return what `segments` takes from a record: one or more texts."""
     try:
         texts: Sequence[Any] = segments(record)
     except KeyError as error:
@@ -312,27 +311,23 @@ class _Watched(io.FileIO):
 
 @contextmanager
 def _open_text(path: Path, progress: Progress) -> Iterator[IO[str]]:
-    """The text of a file, unpacked, its line ends untouched, cut into lines at "\\n" alone."""
+    """Open the text of a file, unpacked, its line ends untouched, cut into lines at "\\n" alone."""
     with io.BufferedReader(_Watched(path, progress)) as raw:
         packed = _UNPACK[path.suffix](raw) if path.suffix in _UNPACK else raw
         with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
             yield file
 
 
-def _unpack_zst(raw: BinaryIO) -> Any:
-    return _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-
-
 _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".xz": lambda raw: unpack_xz(raw, _MAX_XZ_BYTES),
-    ".zst": _unpack_zst,
+    ".zst": lambda raw: _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True),
 }
 
 
 @contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with a file into one line."""
+def _report_read_errors(path: Path) -> Iterator[None]:
+    """Turn what can go wrong while a file is read into an InputError."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -347,7 +342,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 
 
 def _extra(module: str) -> Any:
-    """An optional library; an error that says how to install it."""
+    """Import an optional library, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -103,12 +103,10 @@ class TokenData:
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split, see _order
 
         # Read what the folder says of itself; it, the tokenizer and the caller must agree.
-        if not self.folder.exists():
-            raise InputError(f"{display_path(self.folder)} does not exist: {prepare_command(self.folder)}")
         meta_path = self.folder / "meta.json"
         self.meta = Meta.load(meta_path) if meta_path.exists() else None
         self.tokenizer = read_tokenizer(self.folder)
-        self._check_meta(meta_path, dtype)
+        self._check_folder(dtype)
         self.dtype = self.meta.dtype if self.meta else self.usual_dtype if dtype == "auto" else dtype
 
         # Open the token files, and look for ids that the tokenizer does not have.
@@ -123,12 +121,14 @@ class TokenData:
         return self.tokenizer.vocab_size if self.tokenizer else None
 
     def _open_splits(self, files: Mapping[str, Path] | None) -> None:
-        if files is None:
-            files = {split: self.folder / f"{split}.bin" for split in (*SPLITS, HELD_OUT)}
-            if not files[HELD_OUT].exists():
-                del files[HELD_OUT]
-        for split, path in files.items():
+        for split, path in (files or self._split_files("")).items():
             self.splits[split], self.paths[split] = self._open(path, split), path
+
+    def _split_files(self, prefix: str) -> dict[str, Path]:
+        """Return where the splits are whose names begin with a prefix; the one held out if there is one."""
+        held_out = [HELD_OUT] if (self.folder / f"{prefix}{HELD_OUT}.bin").exists() else []
+        names = [f"{prefix}{split}" for split in (*SPLITS, *held_out)]
+        return {name: self.folder / f"{name}.bin" for name in names}
 
     def _open(self, path: Path, split: str) -> np.ndarray:
         """Map a file into memory: ids (N,)."""
@@ -231,19 +231,19 @@ class TokenData:
 
     # Checks of what the folder says and what its files hold.
 
-    def _check_meta(self, meta_path: Path, dtype: str) -> None:
-        """Refuse a dtype that cannot be, and a meta.json that contradicts it or the tokenizer."""
+    def _check_folder(self, dtype: str) -> None:
+        """Refuse a folder that is not there, and a meta.json that contradicts the caller or the tokenizer."""
+        if not self.folder.exists():
+            raise InputError(f"{display_path(self.folder)} does not exist: {prepare_command(self.folder)}")
         if dtype not in ("auto", *DTYPES):
             raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if self.meta and dtype not in ("auto", self.meta.dtype):
+        meta, path = self.meta, display_path(self.folder / "meta.json")
+        if meta and dtype not in ("auto", meta.dtype):
+            raise InputError(f"dtype={dtype!r} contradicts {path}, which says {meta.dtype!r}: leave it out")
+        if meta and meta.vocab_size != self.vocab_size:
             raise InputError(
-                f"dtype={dtype!r} contradicts {display_path(meta_path)}, which says {self.meta.dtype!r}: "
-                "leave it out"
-            )
-        if self.meta and self.meta.vocab_size != self.vocab_size:
-            raise InputError(
-                f"{display_path(meta_path)} says vocab_size {self.meta.vocab_size}, but "
-                f"{self.meta.tokenizer} has {self.vocab_size}: {prepare_command(self.folder)}"
+                f"{path} says vocab_size {meta.vocab_size}, but {meta.tokenizer} has {self.vocab_size}: "
+                f"{prepare_command(self.folder)}"
             )
 
     def _check_file(self, path: Path, split: str) -> None:
@@ -334,10 +334,8 @@ class Mixture(TokenData):
             packs = self.folder / language
             if packs.is_dir():
                 self._open_packs(language, packs)
-                continue
-            paths = {f"{language}_{split}": self.folder / f"{language}_{split}.bin" for split in SPLITS}
-            held_out = self.folder / f"{language}_{HELD_OUT}.bin"
-            super()._open_splits(paths | ({held_out.stem: held_out} if held_out.exists() else {}))
+            else:
+                super()._open_splits(self._split_files(f"{language}_"))
 
     def _open_packs(self, language: str, packs: Path) -> None:
         n = len(list(packs.glob(f"{language}_*.bin")))

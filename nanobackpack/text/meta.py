@@ -20,7 +20,7 @@ import numpy as np
 
 from nanobackpack.config import matches_type
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, replacing, verify
+from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, verify
 from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -50,34 +50,29 @@ class Meta:
     @classmethod
     def load(cls, path: Path) -> Meta:
         """Read a meta.json, and refuse one that is damaged or of another kind."""
+        again = prepare_command(path.parent)
         try:
             values = read_json(path)
-            checksum = values.pop("checksum", None) if isinstance(values, dict) else None
-            problem = _problem(values)
-            if not problem and checksum not in (None, _checksum(values)):
-                problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
-            if not problem:
-                return cls(**values)
-            problem = f"{display_path(path)} {problem}"
         except OSError as error:
-            problem = f"{display_path(path)} cannot be read ({error.strerror})"
+            raise InputError(f"{display_path(path)} cannot be read ({error.strerror}): {again}") from None
         except InputError as error:
-            problem = str(error)
-        raise InputError(f"{problem}: {prepare_command(path.parent)}")
+            raise InputError(f"{error}: {again}") from None
+        checksum = values.pop("checksum", None) if isinstance(values, dict) else None
+        problem = _problem(values)
+        if not problem and checksum not in (None, _checksum(values)):
+            problem = 'is damaged (if you changed it yourself, take its "checksum" out)'
+        if problem:
+            raise InputError(f"{display_path(path)} {problem}: {again}")
+        return cls(**values)
 
     def to_json(self) -> bytes:
-        """The content of a meta.json, with its checksum."""
+        """Write the content of a meta.json, with its checksum."""
         values = dataclasses.asdict(self)
         return (json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n").encode()
 
-    def save(self, path: Path) -> None:
-        """Write a meta.json, whole or not at all."""
-        with replacing(path) as file:
-            file.write(self.to_json())
-
 
 def _problem(values: Any) -> str:
-    """What is wrong with the content of a meta.json, "" if nothing is."""
+    """Say what is wrong with the content of a meta.json, "" if nothing is."""
     if not isinstance(values, dict):
         return "is not a JSON object"
     types = get_type_hints(Meta)
@@ -102,12 +97,12 @@ def _problem(values: Any) -> str:
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """A checksum of all other entries of a meta.json, whatever their order and layout."""
+    """Return a checksum of all other entries of a meta.json, whatever their order and layout."""
     return hashlib.sha256(json.dumps({"languages": [], **values}, sort_keys=True).encode()).hexdigest()
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a data set, None if the folder is not there or does not have one."""
+    """Open the tokenizer of a data set, None if the folder is not there or does not have one."""
     if (folder / "meta.json").exists():
         meta = Meta.load(folder / "meta.json")
         path = folder / meta.tokenizer
@@ -140,7 +135,7 @@ def read_legacy_meta(path: Path) -> dict[str, Any]:
 
 
 def prepare_command(folder: Path) -> str:
-    """What to run to make the data set in `folder`, for messages."""
+    """Say what to run to make the data set in `folder`, for messages."""
     if (folder / "prepare.py").is_file():
         return f"make it with `python {display_path(folder)}/prepare.py`"
     name = folder.resolve().name

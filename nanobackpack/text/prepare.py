@@ -42,24 +42,24 @@ def write_tokens(
     tokenizer: str | Tokenizer,
     split: Split,
     *,
-    framed: bool = True,
+    add_bos_eos: bool = True,
     dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
     threads: int = 0,
 ) -> Meta:
     """Write <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
 
-    framed: put the tokenizer's marks around each document, or where it has none a line end between two.
-    dtype: of the ids; "": the smallest that holds them. threads: that encode, 0: one for each core; it counts
-    when the process encodes for the first time.
+    add_bos_eos: begin each document with bos_id and end it with eos_id, as far as the tokenizer has them;
+    without eos_id a line end stands between two. dtype: of the ids; "": the smallest that holds them.
+    threads: that encode, 0: one for each core; it counts when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     if threads:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
-    no_mark = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
-    if framed and no_mark:
+    no_eos = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
+    if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
 
     # The first reading counts, since a split must know how much there is. The second makes a tokenizer.
@@ -89,12 +89,12 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(new, paths, assigned, tokenizer, framed, meta, bar)
+                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, bar)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
             file.write(content)
-        with new.open(folder / "meta.json") as file:  # last: it vouches for the others
+        with new.open(folder / "meta.json") as file:  # last, since it lists what the others hold
             file.write(meta.to_json())
     return meta
 
@@ -102,11 +102,11 @@ def write_tokens(
 def write_dataset(folder: Path, text: str, tokenizer: Tokenizer, *, val_fraction: float, source: str) -> Meta:
     """Write a text that is in memory, the last `val_fraction` of it held out."""
     corpora = {"": from_text(text, source)}
-    return write_tokens(folder, corpora, tokenizer, split_tail(val_fraction), framed=False)
+    return write_tokens(folder, corpora, tokenizer, split_tail(val_fraction), add_bos_eos=False)
 
 
 def summary(meta: Meta, folder: Path) -> str:
-    """A short report for people: the vocabulary and what each file holds."""
+    """Report to people, in short: the vocabulary and what each file holds."""
     files: Counter[str] = Counter()
     for split, n in meta.tokens.items():
         files[re.sub(r"_\d+$", "_*", split) + ".bin"] += n  # shards as one
@@ -124,7 +124,7 @@ def _titles(corpora: Collection[Corpus]) -> str:
 
 
 def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
-    """A function that reads the corpus with a line end before each document but the first."""
+    """Make a function that reads the corpus with a line end before each document but the first."""
 
     def read(*args: object) -> Iterator[Piece]:
         for i, piece in enumerate(corpus.read(*args)):
@@ -155,7 +155,7 @@ def _make(kind: str, corpora: Collection[Corpus], chars: int) -> Tokenizer:
 
 
 def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
-    """Pieces of text to train a tokenizer on: a share of all, spread evenly.
+    """Choose pieces of text to train a tokenizer on: a share of all, spread evenly.
 
     Training holds each different word, and in Chinese whatever stands between two punctuation marks is one.
     Where that would be too much, every other piece is dropped, as often as need be.
@@ -178,7 +178,7 @@ def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
 
 
 def _add_words(text: str, words: set[int]) -> int:
-    """Add the words of a text to `words`, as their hashes; returns how many bytes the new ones have."""
+    """Add the words of a text to `words`, as their hashes; return how many bytes the new ones have."""
     found = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
     n_bytes = sum(n for word, n in found.items() if word not in words)
     words.update(found)
@@ -208,13 +208,13 @@ def _write_splits(
     paths: dict[str, Path],
     assigned: Iterator[tuple[str, Piece]],
     tokenizer: Tokenizer,
-    framed: bool,
+    add_bos_eos: bool,
     meta: Meta,
     bar: tqdm[None],
 ) -> None:
     """Encode one corpus into the new files of its splits, and enter them in meta."""
-    marks = (tokenizer.bos_id, tokenizer.eos_id)
-    bos, eos = ([] if i is None or not framed else [np.array([i])] for i in marks)
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+    bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
     chars = dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
@@ -245,7 +245,7 @@ Batch = list[tuple[str, Piece]]
 def _encoded(
     assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-    """The pieces in batches with their ids (N,); encoded in the background, some batches ahead."""
+    """Yield the pieces in batches with their ids (N,), encoded in the background, some batches ahead."""
     waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
     with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
         for batch in _batches(assigned):

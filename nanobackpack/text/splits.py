@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 def split_tail(val: float) -> Split:
-    """The last `val` of the characters is validation."""
+    """Hold out the last `val` of the characters for validation."""
     if not 0 < val < 1:
         raise InputError(f"val={val} is out of range: it must lie between 0 and 1, as 0.1")
 
@@ -52,12 +52,12 @@ def split_tail(val: float) -> Split:
 
 
 def fraction(share: float, least: int = 0, most: float = 1.0) -> Callable[[int], int]:
-    """That share of n documents, at least `least` of them, but no more than n * most; rounded up."""
+    """Make a function that takes that share of n documents, rounded up: `least` or more, n * most or less."""
     return lambda n: min(max(math.ceil(n * share), least), math.ceil(n * most))
 
 
 def split_random(**held_out: Callable[[int], int]) -> Split:
-    """Documents drawn at random, the same each time; the rest is train.
+    """Hold out documents drawn at random, the same each time; the rest is train.
 
     held_out: for each split, in the order they are drawn, how many of n documents it gets.
     """
@@ -88,7 +88,7 @@ def split_random(**held_out: Callable[[int], int]) -> Split:
 
 
 def deal_shards(n_shards: int) -> Split:
-    """Shards "0", "1", ... of equal share: each document in turn goes to the one with the least text."""
+    """Divide into shards "0", "1", ...: each document in turn goes to the one with the least text."""
 
     def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
         if counts.documents < n_shards:

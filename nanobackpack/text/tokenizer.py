@@ -158,21 +158,15 @@ class Tokenizer:
         """Return the ids of `text`. A char tokenizer refuses a character that it does not know."""
         if self.kind == "char":
             return self._look_up(text).tolist()
-        with _report_library_errors("this tokenizer cannot encode the text"):
-            try:
-                return self._inner.encode(text, add_special_tokens=False).ids
-            except TypeError:
-                raise _not_unicode(text) from None
+        with _report_library_errors("this tokenizer cannot encode the text", [text]):
+            return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        with _report_library_errors("this tokenizer cannot encode the text"):
-            try:
-                encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
-            except TypeError:
-                raise _not_unicode("".join(texts)) from None
+        with _report_library_errors("this tokenizer cannot encode the text", texts):
+            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -250,20 +244,19 @@ def _kind(inner: hf.Tokenizer) -> str:
 
 
 @contextmanager
-def _report_library_errors(problem: str) -> Iterator[None]:
+def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
     """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into an InputError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # a panic is no Exception
+        # Often it is half a character, such as a byte of the command line that could not be decoded.
+        for at, c in enumerate("".join(texts)):
+            if "\ud800" <= c <= "\udfff":
+                problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
+                raise InputError(f"{problem}: it is not Unicode text") from None
         raise InputError(f"{problem} ({first_line(error)})") from None
-
-
-def _not_unicode(text: str) -> InputError:
-    """Make the error for half a character, such as a byte of the command line that could not be decoded."""
-    at, c = next((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
-    return InputError(f"unknown character {c!r} (U+{ord(c):04X}) at position {at}: it is not Unicode text")
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------

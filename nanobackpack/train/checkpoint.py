@@ -13,9 +13,9 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
 and of a run besides:
     config            TrainConfig
     optimizer, scaler, iter_num (steps done), best_val_loss
-    world_size        processes that trained it; the file is the same whatever it says
-    data              what tells its text from others
-    run               which run it is of: config.json beside it says the same; not in older files
+    world_size        number of processes; does not change the file's layout
+    data              fingerprint of the training text
+    run               id of the run, also in config.json; not in older files
 All randomness of a step follows from (seed, step), so these are the whole state of a run.
 """
 
@@ -25,8 +25,8 @@ import dataclasses
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,13 +50,13 @@ from nanobackpack.text.tokenizer import Tokenizer, tokenizer_in, tokenizer_to_us
 
 FORMAT = "nanobackpack 1"
 LAST, BEST = "ckpt.pt", "best.pt"
-MAX_BLOCKS = 1000  # building more than any model has would take forever
+GO_ON = "go on with the same command and --init_from=resume"
 
 # --- Writing ----------------------------------------------------------------------------------
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
-    """Write a checkpoint; `before` is called when it is on the disk, and has not taken its name yet."""
+    """Write a checkpoint; call `before` when it is on the disk, just before the file takes its name."""
     with replacing(path, before) as file:
         torch.save({"format": FORMAT, "version": __version__, **state}, file)
 
@@ -69,51 +69,47 @@ def save_model(model: LanguageModel, path: str | Path) -> None:
 
 
 class BackgroundWriter:
-    """Writes the checkpoints of a run into its folder, one at a time, while training goes on.
+    """Write the checkpoints of a run into its folder, one at a time, while training goes on.
 
     `resumed` is the checkpoint that the run goes on from, None for a new run. A new run leaves those of an
-    earlier one alone until it saves, and then replaces them all. A damaged ckpt.pt is never kept as the
+    earlier run alone until its first save, which replaces them all. A damaged ckpt.pt is never kept as the
     previous one.
     """
 
     def __init__(self, folder: Path, keep_last: int, resumed: Path | None) -> None:
         self.folder = folder
         self._previous = [folder / name for name in previous_names(keep_last)]
-        self._is_first = resumed is None  # of this run, so that what lies there is of another
+        self._nothing_saved_yet = resumed is None  # by this run: what lies there is of an earlier one
         self._last_is_good = resumed is not None and resumed.name == LAST
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None  # the save under way, or the last one
 
     def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._thread:
-            self._thread.join()
-        if error is None:  # else that one is told
-            self.check()
+        self._background.shutdown()
+        if error is None:  # otherwise the error that ended the run is the one to report
+            self.wait()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Copy a state to the host's memory, and begin to write it."""
         self.wait()
         copied = copy_to_host(state)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies from a GPU are under way until now
-        self._thread = threading.Thread(target=self._write, args=(name, copied))
-        self._thread.start()
+            torch.cuda.synchronize()  # wait for the copies from a GPU
+        self._writing = self._background.submit(self._write, name, copied)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on the disk."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        """Return when the last checkpoint is on the disk; raise what went wrong, once."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def check(self) -> None:
-        """Raise what went wrong in the background, once."""
-        if self._error:
-            error, self._error = self._error, None
-            raise error
+        """Raise what has gone wrong, without waiting."""
+        if self._writing and self._writing.done():
+            self.wait()
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         path = self.folder / name
@@ -122,28 +118,23 @@ class BackgroundWriter:
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a write that failed
             kept = f"; {LAST} is still the previous checkpoint" if (self.folder / LAST).is_file() else ""
             what = f"cannot write {display_path(path)} ({_disk_error(error)}){kept}"
-            self._error = InputError(
-                f"{what}: make room or mend the disk, then go on with the same command and --init_from=resume"
-            )
-            self._error.__cause__ = error
-        except Exception as error:  # a bug of ours, to be raised where it is seen
-            self._error = error
+            raise InputError(f"{what}: make room or mend the disk, then {GO_ON}") from error
 
     def _keep_previous(self) -> None:
         """Rename the checkpoints that are there: ckpt.pt → ckpt_prev.pt → ckpt_prev2.pt ..."""
         # Those of an earlier run go, and those beyond keep_last.
-        kept = [] if self._is_first else self._previous
-        others = [self.folder / BEST] if self._is_first else []
-        for path in (*self.folder.glob("ckpt_prev*.pt"), *others):
-            if path not in kept:
-                path.unlink(missing_ok=True)
-        # The others move on by one, the oldest first. ckpt.pt keeps its name too, until the new one takes it:
-        # whenever the process is killed, there is one.
+        kept = [] if self._nothing_saved_yet else self._previous
+        for path in set(self.folder.glob("ckpt_prev*.pt")).difference(kept):
+            path.unlink(missing_ok=True)
+        if self._nothing_saved_yet:
+            (self.folder / BEST).unlink(missing_ok=True)
+        # The others get the next older name, the oldest first. ckpt.pt keeps its own name too, until the new
+        # file takes it: whenever the process is killed, there is a ckpt.pt.
         if self._last_is_good:
             for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *kept]))):
                 if newer.is_file():
                     _link(newer, older)
-        self._is_first, self._last_is_good = False, True
+        self._nothing_saved_yet, self._last_is_good = False, True
 
 
 def previous_names(keep_last: int) -> list[str]:
@@ -163,7 +154,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def copy_to_host(state: Any) -> Any:
-    """Copy a state, its tensors to the CPU; from a GPU they may still be under way."""
+    """Copy a state, its tensors to the CPU; copies from a GPU may not be done when this returns."""
     if isinstance(state, Tensor):
         gpu = state.device.type == "cuda"
         host = torch.empty_like(state, device="cpu", pin_memory=gpu, requires_grad=False)
@@ -174,7 +165,7 @@ def copy_to_host(state: Any) -> Any:
 
 
 def _disk_error(error: BaseException) -> str:
-    """The system's word for what went wrong, however torch wrapped it."""
+    """Find the system's own message in an error, however torch wrapped it."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.strerror:
@@ -210,7 +201,7 @@ def checkpoint_in(path: Path) -> Path:
 
 def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
     """Read a run's newest whole checkpoint; return it, its file, and a note if a newer one is damaged."""
-    # From the newest to the oldest; what is wrong with the newest is what the user is told.
+    # Try the newest first. If none is whole, say what is wrong with the newest.
     problem: InputError | None = None
     for name in (LAST, *previous_names(len(list(folder.glob("ckpt_prev*.pt"))) + 1)):
         path = folder / name
@@ -237,7 +228,7 @@ def check_run(state: dict[str, Any], file: Path) -> None:
 
 
 def _run_settings(folder: Path) -> dict[str, Any]:
-    """What the config.json of a run says; {} if it cannot be read."""
+    """Read the config.json of a run; {} if it cannot be read."""
     try:
         settings = read_json(folder / "config.json")
     except (OSError, InputError):
@@ -261,23 +252,16 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     """
-    # A checkpoint or a run's folder comes first, then a folder as the hub has them, then the hub itself.
-    path = Path(path)
-    file = checkpoint_in(path)
+    # A checkpoint or a run's folder comes first, then a folder as on the Hugging Face hub, then the hub.
+    path, file = Path(path), checkpoint_in(Path(path))
     if file.is_file():
         state = read_checkpoint(file)
-        if file != path:  # else that very file is asked for
+        if file != path:  # chosen in a run's folder, not asked for by its name
             check_run(state, file)
         model = model_from(state, file)
-    elif (path / "config.json").is_file():
-        model = _load_hugging_face(path)
-    elif path.is_dir():
-        raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
-    elif download.is_id(path.as_posix()):
-        model = _load_hugging_face(download.fetch_model(path.as_posix()))
     else:
-        raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
-    # The tokenizer may say better than the file which of the ids are tokens: the rest is padding.
+        model = _load_hugging_face(_hugging_face_folder(path))
+    # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
     if used > model.config.vocab_size:
@@ -287,18 +271,29 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     return model.eval()
 
 
+def load_model_of(settings: LoadConfig) -> BackpackLM | GPT:
+    """Open the model that the settings of a command name, as load_model does, on their device."""
+    device = pick_device(settings.device)
+    return load_model(settings.model_path, settings.tokenizer_name).to(device)
+
+
+def _hugging_face_folder(path: Path) -> Path:
+    """Return the folder with config.json and weights: `path`, or a download if that is a name on the hub."""
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
+    if download.is_id(path.as_posix()):
+        return download.fetch_model(path.as_posix())
+    raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
+
+
 def _training_command(name: str) -> str:
     """Say how to train the model that a folder of that name would hold: with the bundled config it is in."""
     for file in sorted(CONFIGS.glob("*.py")):
         if f'out_dir = "{name}"' in file.read_text(encoding="utf-8"):
             return f"train it with `nanobackpack train {file.stem.removeprefix('train_')}`"
     return "train one with `nanobackpack train`"
-
-
-def open_model(config: LoadConfig) -> BackpackLM | GPT:
-    """Open the model that settings name, on their device."""
-    device = pick_device(config.device)
-    return load_model(config.model_path, config.tokenizer_name).to(device)
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
@@ -334,29 +329,15 @@ def _fill(
 ) -> BackpackLM | GPT:
     """Build the model of that config with those tensors."""
     layouts.check_tensors(state, source)
-    _check_size(config, state, source)
+    layouts.check_size(config, state, source)
     model = build_model(config)
     layouts.import_state(model, state, layout, source)
     model.tokenizer = tokenizer
     return model
 
 
-def _check_size(config: ModelConfig, state: layouts.State, source: str) -> None:
-    """Refuse settings that ask for a model far larger than the tensors, before it takes memory and time."""
-    V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
-    senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
-    least = D * (V + config.block_size + 12 * D * config.n_block + senses)  # nearly all parameters
-    # Each takes a byte or more. Several tensors may be views of the same bytes, which count once.
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
-    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:
-        raise InputError(
-            f"{source}: {short_repr(config.n_block)} blocks with {short_repr(least)} parameters cannot be in "
-            f"{sum(held.values())} bytes"
-        )
-
-
 def _tokenizer_of_data(config: object) -> Tokenizer | None:
-    """The tokenizer of the data a nanoBackpackLM checkpoint was trained on, if the data is still here."""
+    """Read the tokenizer of the data a nanoBackpackLM checkpoint was trained on, if it is still here."""
     name = config.get("dataset") if isinstance(config, dict) else None
     if not plain_name(name):  # a foreign name must not lead elsewhere
         return None
@@ -364,22 +345,8 @@ def _tokenizer_of_data(config: object) -> Tokenizer | None:
 
 
 def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    """Open a folder with config.json and weights, safetensors or, read as a checkpoint is, torch's own."""
-    settings = read_json(folder / "config.json")
-    if not isinstance(settings, dict):
-        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        from safetensors.torch import load_file
-
-        try:
-            state: dict[str, Any] = load_file(weights)
-        except Exception as error:  # a damaged file can raise nearly anything
-            raise InputError(f"{weights} cannot be read: {first_line(error)}") from error
-    elif (weights := folder / "pytorch_model.bin").is_file():
-        state = read_checkpoint(weights)
-    else:
-        raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
+    """Open a folder with config.json and weights."""
+    settings, state, weights = layouts.read_folder(folder)
     config, state, layout = layouts.read_hugging_face(settings, state, str(folder))
     return _fill(config, state, layout, tokenizer_in(folder), str(weights))
 

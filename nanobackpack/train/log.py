@@ -13,16 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from nanobackpack.cli import ignore_closed_stdout
-from nanobackpack.config import ModelConfig, TrainConfig
+from nanobackpack.config import TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
-from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.safe.files import remove_stale, replacing
-from nanobackpack.text.data import TokenData
-from nanobackpack.train.parallel import Processes
+from nanobackpack.train.checkpoint import GO_ON
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -70,8 +67,7 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"cannot write {self.path} ({error.strerror}): make room, "
-                "then go on with the same command and --init_from=resume"
+                f"cannot write {self.path} ({error.strerror}): make room, then {GO_ON}"
             ) from error
         if self._wandb:
             numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
@@ -83,48 +79,6 @@ class Log:
             with ignore_closed_stdout():
                 self._bar.write(text, file=sys.stdout)
                 sys.stdout.flush()
-
-    def introduce(
-        self,
-        model: LanguageModel,
-        data: TokenData,
-        processes: Processes,
-        dtype: torch.dtype,
-        tokens_per_step: int,
-        origin: str,
-        notes: list[str],
-    ) -> None:
-        """Say what is about to be trained and how, and what is worth knowing beforehand."""
-        config = self.config
-        where = f"{processes.world_size} × {processes.device.type} ({config.distributed})"
-        self.say(f"settings ({Path(config.out_dir) / 'config.json'} has all):\n{describe(config)}")
-        self.say(
-            f"{model.config.model_name} with {model.num_params():,} parameters "
-            f"on {where if processes.is_distributed else processes.device} "
-            f"in {str(dtype).removeprefix('torch.')}, {tokens_per_step:,} tokens per step of "
-            f"{data.n_tokens('train'):,} in {data.folder}"
-            + (f", from step {self.step}" if self.step else "")
-            + (f"; {origin}" if origin else "")
-        )
-        if config.decay_lr and 0 < config.max_iters < config.warmup_iters:
-            self.say(
-                f"note: the learning rate warms up for {config.warmup_iters} steps, "
-                f"longer than the {config.max_iters} of this run"
-            )
-        for note in notes:
-            self.say(note)
-
-    def report_step(
-        self, step: int, loss: float, lr: float, ms: float, n_tokens: int, mfu: float | None
-    ) -> None:
-        """Record and print one training step, which took `ms` milliseconds for n_tokens tokens."""
-        rate, left = n_tokens / ms * 1000, duration((self.config.max_iters - step) * ms / 1000)
-        known = {} if mfu is None else {"mfu": mfu}
-        self.record(step=step, train_loss=loss, lr=lr, ms_per_step=ms, tokens_per_s=rate, **known)
-        self.say(
-            f"step {step:>6}/{self.config.max_iters}: loss {loss:.4f}, {ms:.1f} ms/step, "
-            f"{rate:,.0f} tokens/s, {'' if mfu is None else f'MFU {mfu:.1%}, '}{left} left"
-        )
 
     def advance(self) -> None:
         """Move the progress bar by a step."""
@@ -142,7 +96,7 @@ class Log:
         try:
             self._file.close()
             plot_losses(self.path, picture)
-        except Exception as error:  # no reason for a run to fail, nor to hide what it fails for
+        except Exception as error:  # a picture must not end a run, nor hide the error that ended it
             self.say(f"note: {picture} is not drawn ({first_line(error)})")
         if self._wandb:
             self._wandb.finish()
@@ -171,7 +125,7 @@ def start_wandb(config: TrainConfig) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl, [] if there is none, without lines cut short or not ours."""
+    """Read the records of a metrics.jsonl, [] if there is none; skip lines cut short or not ours."""
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -185,7 +139,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _precedes(record: dict[str, Any], step: int) -> bool:
-    """Whether a record stays when a run goes on from `step`: it evaluates there anew."""
+    """Tell whether a record stays when a run goes on from `step`, where it will evaluate again."""
     if "event" in record:
         return False
     return record["step"] < step or ("val_loss" not in record and record["step"] == step)
@@ -218,10 +172,9 @@ def plot_losses(metrics: Path, picture: Path) -> None:
 # --- Words for people -------------------------------------------------------------------------
 
 
-def describe(config: Any) -> str:
+def describe_settings(config: Any) -> str:
     """List the settings that differ from their defaults, as flags would set them, wrapped for a terminal."""
-    fields = [(f.name, getattr(config, f.name), f.default) for f in dataclasses.fields(config)]
-    changed = [f"{name}={value}" for name, value, default in fields if value != default]
+    changed = [f"{name}={value}" for name, value in changed_settings(config).items()]
     lines = [""]
     for item in changed or ["all at their defaults"]:
         if len(lines[-1]) + len(item) > 96:
@@ -236,45 +189,3 @@ def duration(seconds: float) -> str:
     if s < 60:
         return f"{s}s"
     return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
-
-
-# --- Model FLOPs utilisation ------------------------------------------------------------------
-
-# Dense bfloat16 operations a second, as the makers state them; the first name that fits counts.
-PEAK_FLOPS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-    "L40": 181e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
-
-
-def model_flops_utilisation(
-    config: ModelConfig, n_sequences: int, ms: float, device: torch.device
-) -> float | None:
-    """Return which part of what a device can do a step used that took `ms`; None if its peak is not known."""
-    peak = peak_flops(device)
-    return flops_per_step(config, n_sequences) / peak / ms * 1000 if peak else None
-
-
-def flops_per_step(config: ModelConfig, batch_size: int, length: int | None = None) -> int:
-    """Count the operations of a training step on batch_size sequences of `length` (None: block_size).
-
-    Matrix products only, by the plain formula: senses of every position, and all T·T pairs. What a faster way
-    skips still counts, as is usual for MFU, so that figures compare models and machines, not ways to compute.
-    """
-    T = length or config.block_size
-    D, K, V = config.n_embd, config.n_sense_vector, config.vocab_size
-    # Multiplications for each token, in the order of the model.
-    block = 3 * D * D + 2 * T * D + D * D + 8 * D * D  # q, k, v; scores and weighted values; projection; MLP
-    senses = 8 * D * D + (4 + 4 * K) * D * D  # the two MLPs of the sense network
-    backpack = senses + 2 * D * D + T * D + T * K * D  # and q, k of α; its scores; the weighted sum
-    per_token = config.n_block * block + (backpack if config.model_name == "backpack-lm" else 0) + D * V
-    # An addition goes with each; and backward multiplies twice, once for the gradient of each factor.
-    return 2 * 3 * per_token * batch_size * T
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Return the device's best in bfloat16, operations a second; None if we do not know."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device).lower()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key.lower() in name), None)

@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     }
     if not muon:
         return torch.optim.AdamW(groups, **settings)
-    # How many matrices each weight holds one below the other: the model says so where it is not one.
+    # A weight may hold several matrices, one below the other: the model says how many.
     groups[0]["parts"] = [getattr(layers[id(p)], "n_matrices", 1) for p in linear]
     return Muon(groups, **settings)
 
@@ -49,8 +49,8 @@ class Muon(torch.optim.AdamW):
     side): about as long as AdamW's step (Liu et al. 2025, arXiv 2502.16982), so both take the same rate.
     A weight that maps to several things at once, such as K senses, is stepped as so many matrices.
 
-    Not torch.optim.Muon, which takes no parts, one matrix at a time, and always bfloat16: many CPUs
-    compute that slowly.
+    torch.optim.Muon knows no parts, steps one matrix at a time, and always in bfloat16, which many CPUs
+    compute slowly.
     """
 
     momentum = 0.95
@@ -113,7 +113,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it faster than float32: the steps correct their own rounding."""
+    """Return bfloat16 if the device multiplies it faster than float32: the steps correct their rounding."""
     if device.type == "cpu":
         fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     else:

@@ -42,7 +42,7 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job as one of them sees them. The one of rank 0 writes and speaks.
+    """The processes of a job as one of them sees them. The one of rank 0 writes and prints.
 
     All must call `max`, `sum`, `mean`, `gather` and the methods below alike and in the same order.
     """
@@ -63,7 +63,7 @@ class Processes:
     # --- What they agree on -------------------------------------------------------------------
 
     def max(self, value: int) -> int:
-        """Return the highest of the processes' values. It goes by the CPU, so that no GPU waits for it."""
+        """Return the highest of the processes' values, by way of the CPU, so that no GPU waits for it."""
         if self.is_distributed:
             highest = torch.tensor(int(value))
             dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -81,17 +81,17 @@ class Processes:
         return self.sum(t).div_(self.world_size)
 
     def deal(self, items: Iterable[X]) -> Iterator[tuple[X, bool]]:
-        """Yield this process's share of items dealt out in turn, as (item, whether it counts).
+        """Yield this process's share of items dealt out in turn, one each round, as (item, is_own).
 
-        All get the same number, as a sharded model needs: who would get none at the end gets one that another
-        process has too, which does not count.
+        All processes get the same number, as a sharded model needs. If the last round has fewer items than
+        processes, the rest get a copy that must not be counted: is_own is False.
         """
         source = iter(items)
-        while hand := list(islice(source, self.world_size)):
-            yield hand[min(self.rank, len(hand) - 1)], self.rank < len(hand)
+        while one_each := list(islice(source, self.world_size)):
+            yield one_each[min(self.rank, len(one_each) - 1)], self.rank < len(one_each)
 
     def share(self, n: int) -> range:
-        """Return this process's part of the numbers below n: neighbours, and nearly as many for each."""
+        """Return this process's part of range(n): consecutive numbers, nearly as many for each process."""
         start, end = (-(-n * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return range(start, end)
 
@@ -134,8 +134,11 @@ class Processes:
         fully_shard(model, mesh=mesh)
 
     def sync_on_last(self, forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Forward and backward of a micro-batch go in here: whole copies average their gradients once a step,
-        in its last micro-batch; slices in each, as no process has room for a whole gradient."""
+        """Return the context in which forward and backward of a micro-batch run.
+
+        Whole copies (ddp) average their gradients once a step, in its last micro-batch. Slices (fsdp) do so
+        in every micro-batch, as no process has room for a whole gradient.
+        """
         wait = isinstance(forward, DistributedDataParallel) and not last
         return forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[operator]
 
@@ -197,9 +200,8 @@ def joined(
 ) -> Iterator[Processes]:
     """Connect the processes that torchrun started while this lasts; or yield the single one.
 
-    `device` is the setting: of several processes on a machine with GPUs each takes the one of its number.
-    A process that lives but does not answer for `timeout_s` counts as lost; a death is noticed at once, and
-    raises ProcessLost in the others.
+    `device` is the setting: each of several processes on a machine takes a GPU of its own. If a process dies,
+    or does not answer for `timeout_s`, the others raise ProcessLost.
     """
     # Who are we? torchrun says so in the environment.
     world_size = _number("WORLD_SIZE", "1")
@@ -256,5 +258,5 @@ def _number(name: str, default: str = "") -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without gloo's source line before it and its advice after it."""
+    """Say what went wrong, without gloo's source line before it and its advice after it."""
     return re.sub(r"^\[.*?\] ", "", first_line(error)).split(". ")[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
 from nanobackpack.safe.files import display_path
 from nanobackpack.safe.untrusted import check_parts
 from nanobackpack.text.data import TokenData
+from nanobackpack.text.meta import SPLITS
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.optim import adapt_state
@@ -47,30 +48,36 @@ class Initial:
     state: dict[str, Any] | None = None  # the checkpoint of the run that goes on
     source: Path | None = None  # its file
     origin: str = ""  # of weights from elsewhere, for people
-    notes: list[str] = field(default_factory=list)  # lines on what is not as one might expect
+    notes: tuple[str, ...] = ()  # what to tell the user before the run starts; "" is left out
 
 
 def initial_model(config: TrainConfig, data: TokenData) -> Initial:
-    """Make the model that config.init_from asks for, with the vocabulary of `data`."""
+    """Make the model that config.init_from asks for, and check that `data` suits it."""
     if config.init_from == "resume":
-        return resume(config, data)
-    # Without a tokenizer the ids are taken for GPT-2's, 50257 padded to 50304 as nanoBackpackLM does.
-    size, used = (data.tokenizer.padded_size, data.tokenizer.vocab_size) if data.tokenizer else (50304, 50257)
-    fresh = config.model_config(size, used if used < size else 0)
-    if config.init_from == "scratch":
-        return Initial(checkpoint.build_model(fresh).train(), config)
-    # The weights of another model, whose ids must mean the same tokens.
-    source = checkpoint.load_model(config.init_from)
-    checkpoint.check_vocabulary(source, config.init_from, data)
-    same = source.config.n_token == fresh.n_token
-    return start_from(source, config, fresh.vocab_size if same else source.config.vocab_size)
+        initial = from_checkpoint(config, data)
+    else:
+        # Without a tokenizer the ids are taken for GPT-2's: 50257, padded to 50304 as nanoBackpackLM does.
+        tokenizer = data.tokenizer
+        size, used = (tokenizer.padded_size, tokenizer.vocab_size) if tokenizer else (50304, 50257)
+        fresh = config.model_config(size, used if used < size else 0)
+        if config.init_from == "scratch":
+            initial = Initial(checkpoint.build_model(fresh).train(), config)
+        else:
+            initial = from_other_model(config, fresh, data)
+    # Each split must hold a window. Ids were compared with the tokenizer's when the data was opened; where
+    # there is none, only the model says how many there are.
+    for split in SPLITS:
+        data.check_length(split, initial.config.block_size)
+    if not data.tokenizer:
+        data.check_ids(initial.model.config.vocab_size)
+    return initial
 
 
 # --- Going on with a run ----------------------------------------------------------------------
 
 
-def resume(config: TrainConfig, data: TokenData) -> Initial:
-    """Go on with the newest checkpoint in out_dir that is not damaged."""
+def from_checkpoint(config: TrainConfig, data: TokenData) -> Initial:
+    """Load the newest checkpoint in out_dir that is not damaged, to go on with its run."""
     state, source, fallback = checkpoint.last_good_checkpoint(Path(config.out_dir))
     if state.get("format") != checkpoint.FORMAT:
         raise InputError("only checkpoints of nanobackpack can be resumed; --init_from=scratch starts anew")
@@ -78,38 +85,42 @@ def resume(config: TrainConfig, data: TokenData) -> Initial:
     # The architecture is the checkpoint's, but for dropout and, if it is smaller, block_size.
     stored = dataclasses.replace(checkpoint.stored_config(state, source), dropout=config.dropout)
     config, follows = adopt_architecture(config, stored)
-    check_same_run(state, stored, config, data, source)
+    check_same_settings(state, stored, config, data, source)
+    check_same_text(state, config, data)
     model = checkpoint.model_from(state | {"model_args": dataclasses.asdict(stored)}, source)
+    # A smaller block_size drops the last positions.
     if config.block_size < stored.block_size:
         whole, shorter = model, dataclasses.replace(model.config, block_size=config.block_size)
         model = checkpoint.build_model(shorter)
-        copy_weights(whole, model)
-        model.tokenizer = whole.tokenizer
+        copy_model(whole, model)
     # All other settings are as they are now; say which are new.
     before, now = state.get("config") or {}, dataclasses.asdict(config)
     names = [name for name in now if name in before and name not in ("init_from", "out_dir")]
-    changes = describe_changes(before, now, names)
-    new = "settings that are new: " + ", ".join(changes) if changes else ""
-    return Initial(model.train(), config, state, source, notes=[n for n in (fallback, follows, new) if n])
+    changes = ", ".join(describe_changes(before, now, names))
+    new = changes and f"settings that are new: {changes}"
+    return Initial(model.train(), config, state, source, notes=(fallback, follows, new))
 
 
-def check_same_run(
+def check_same_settings(
     state: dict[str, Any], stored: ModelConfig, config: TrainConfig, data: TokenData, source: Path
 ) -> None:
-    """Refuse to go on with another architecture, vocabulary, optimizer or text; list old and new values."""
-    # The settings on which the saved tensors depend.
-    names = architecture_fields(config.model_name)
-    if config.block_size < stored.block_size:  # then the last positions are dropped
-        names.remove("block_size")
+    """Refuse another architecture, vocabulary or optimizer than the checkpoint's; list old and new values."""
+    # The saved tensors depend on the architecture, of which only block_size may be smaller, and on the
+    # number of tokens.
     before, now = dataclasses.asdict(stored), dataclasses.asdict(config)
+    names = architecture_fields(config.model_name)
+    if config.block_size < stored.block_size:
+        names.remove("block_size")
     if data.tokenizer:
         names.append("vocab_size")
         before["vocab_size"], now["vocab_size"] = stored.n_token, data.tokenizer.vocab_size
+    # The saved averages depend on the optimizer, which older checkpoints do not name.
     if "optimizer" in (settings := state.get("config") or {}):
         names.append("optimizer")
         before["optimizer"] = settings["optimizer"]
     differ = describe_changes(before, now, names)
-    # The tokenizer. Its library may have come to write it in another way, so that its text is not all.
+    # Two versions of the library may write the same tokenizer differently, so if the JSON differs, compare
+    # the ids.
     theirs = state.get("tokenizer")
     if data.tokenizer and theirs != data.tokenizer.to_json():
         known = Tokenizer.from_json(theirs, f"the tokenizer in {source}") if theirs else None
@@ -120,9 +131,12 @@ def check_same_run(
             f"the checkpoint does not fit these settings ({', '.join(differ)}): "
             "give the settings it was trained with, or --init_from=scratch"
         )
-    # The text.
-    text, now = state.get("data"), data.fingerprint()
-    if text is not None and (differ := describe_changes(text, now, sorted(text | now))):
+
+
+def check_same_text(state: dict[str, Any], config: TrainConfig, data: TokenData) -> None:
+    """Refuse another text than the one the run was trained on, if its checkpoint says which that was."""
+    before, now = state.get("data"), data.fingerprint()
+    if before is not None and (differ := describe_changes(before, now, sorted(before | now))):
         more = f" and {n} more" if (n := len(differ) - 3) > 0 else ""
         raise InputError(
             f"{display_path(data.folder)} is not the text of this run ({', '.join(differ[:3])}{more}): go on "
@@ -141,7 +155,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any], names: Iterabl
 
 
 def describe_world_size_change(state: dict[str, Any], config: TrainConfig, world_size: int) -> str:
-    """Say what a run that goes on with another number of processes cannot keep; "" if on as many."""
+    """Say what changes in a run that goes on with another number of processes; "" if with as many."""
     before, settings = state.get("world_size", 1), state.get("config") or {}
     if before == world_size:
         return ""
@@ -161,40 +175,50 @@ def describe_world_size_change(state: dict[str, Any], config: TrainConfig, world
     return f"processes: {world_size} now, {before} before: {what}"
 
 
-def restore(
+def load_optimizer_state(
     initial: Initial, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, processes: Processes
-) -> tuple[int, float]:
-    """Bring the rest of a run to where its checkpoint left it; return steps done and best validation loss."""
-    state = initial.state
-    if state is None:
-        return 0, math.inf
+) -> None:
+    """Bring the optimizer and the scaler to where the run's checkpoint left them."""
+    assert initial.state
     try:
-        fitting = adapt_state(state["optimizer"], optimizer)
-        if state["scaler"]:  # {} in a run that needed none, as its dtype was another
-            scaler.load_state_dict(state["scaler"])
+        fitting = adapt_state(initial.state["optimizer"], optimizer)
+        if initial.state["scaler"]:  # {} in a run that needed none, as its dtype was another
+            scaler.load_state_dict(initial.state["scaler"])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         what = f"its optimizer does not fit this run's ({first_line(error)})"
         raise InputError(f"{initial.source}: {what}") from error
     processes.load_optimizer(initial.model, optimizer, fitting)
-    return state["iter_num"], state["best_val_loss"]
 
 
 # --- Starting from another model --------------------------------------------------------------
 
 
-def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -> Initial:
-    """Make a new run's model with the weights of `source`.
+def from_other_model(config: TrainConfig, fresh: ModelConfig, data: TokenData) -> Initial:
+    """Load the weights of the model that init_from names, to start a new run with them.
 
-    A Backpack made of a GPT gets vocab_size rows, if these are more: the padding of all our models. A GPT
-    stays as it is: padding has logit 0, GPT-2's own are far below, and all probability would go there.
+    `fresh` is the model this run would make without. A Backpack made of a GPT gets as many rows, if these
+    are more: the padding of all our models. A GPT gets no padding rows. Their logits would be 0 and GPT-2's
+    real logits are far below 0, so the padding would take nearly all probability.
     """
+    # Its ids must mean the same tokens as those of the data.
+    source = checkpoint.load_model(config.init_from)
+    checkpoint.check_vocabulary(source, config.init_from, data)
     # Which architecture? That of the source, or a Backpack around it.
     name, target = config.init_from, dataclasses.replace(source.config, dropout=config.dropout)
     origin = f"weights of {name}"
     if source.config.model_name != config.model_name:
         if not isinstance(source, GPT):
             raise InputError(f"{name} is a Backpack, which cannot start a GPT: leave out --model_name=gpt2")
-        target = backpack_around_gpt(target, config, vocab_size)
+        n_rows = fresh.vocab_size if source.config.n_token == fresh.n_token else source.config.vocab_size
+        target = dataclasses.replace(
+            target,
+            model_name="backpack-lm",
+            sense_network=config.sense_network,
+            n_sense_vector=config.n_sense_vector,
+            n_layer=target.n_layer + (config.sense_network == "nano"),
+            vocab_size=max(target.vocab_size, n_rows),
+            vocab_used=target.n_token,
+        )
         origin = (
             f"embedding and context network of {name}, fresh senses; n_layer={target.n_layer} is its "
             f"{source.config.n_layer} blocks" + (" and the sense network" * (config.sense_network == "nano"))
@@ -212,38 +236,25 @@ def start_from(source: BackpackLM | GPT, config: TrainConfig, vocab_size: int) -
     model = checkpoint.build_model(dataclasses.replace(target, block_size=config.block_size))
     if target.model_name != source.config.model_name:
         shorten_senses(model, source)
-    copy_weights(source, model)
-    model.tokenizer = source.tokenizer
-    return Initial(model.train(), config, origin=origin, notes=[follows] if follows else [])
-
-
-def backpack_around_gpt(gpt: ModelConfig, config: TrainConfig, vocab_size: int) -> ModelConfig:
-    """Return the architecture of the Backpack whose context network is that GPT."""
-    return dataclasses.replace(
-        gpt,
-        model_name="backpack-lm",
-        sense_network=config.sense_network,
-        n_sense_vector=config.n_sense_vector,
-        n_layer=gpt.n_layer + (config.sense_network == "nano"),
-        vocab_size=max(gpt.vocab_size, vocab_size),
-        vocab_used=gpt.n_token,
-    )
+    copy_model(source, model)
+    return Initial(model.train(), config, origin=origin, notes=(follows,))
 
 
 @torch.no_grad()
 def shorten_senses(model: BackpackLM | GPT, source: BackpackLM | GPT) -> None:
-    """Make fresh senses shorter, as befits the embedding of `source`.
+    """Make fresh senses as much shorter as the embedding of `source` is longer than a fresh one.
 
-    They are made for a fresh embedding, of deviation 0.02. GPT-2's is seven times as long, and so would the
-    first logits be: hopelessly sure of themselves. So the senses become that much shorter.
+    A fresh embedding has a standard deviation of 0.02, and fresh senses are made for it. GPT-2's is seven
+    times that, and so would the first logits be: nearly certain of a random token.
     """
     if isinstance(model, BackpackLM) and isinstance(model.senses, NanoSenses):
         model.senses.ln_2.weight.mul_(0.02 / source.wte.weight.std())
 
 
 @torch.no_grad()
-def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
+def copy_model(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
     """Fill model with what source has: the first positions, and zeros for ids that source does not have."""
+    model.tokenizer = source.tokenizer
     ours = model.state_dict()
     for name, t in source.state_dict().items():
         n = min(len(t), len(ours[name]))
@@ -256,9 +267,9 @@ def copy_weights(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
 
 
 def adopt_architecture(config: TrainConfig, found: ModelConfig) -> tuple[TrainConfig, str]:
-    """Give settings of the architecture that have their default values those of `found`; also return a note.
+    """Take the settings of the architecture that are at their defaults from `found`; also return a note.
 
-    Not model_name, which decides what becomes of a checkpoint, nor dropout, which may change.
+    Leave out model_name, which decides what is made of a checkpoint, and dropout, which may change.
     """
     free = [f.name for f in dataclasses.fields(Architecture) if getattr(config, f.name) == f.default]
     new = {name: getattr(found, name) for name in free if name not in ("model_name", "dropout")}

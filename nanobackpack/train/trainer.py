@@ -6,7 +6,7 @@ All randomness of a step follows from (seed, step): which windows it sees and it
 run goes on exactly, and how often it evaluates or logs changes nothing in what it learns.
 
 Several processes run the same loop on different windows (parallel.py). They share each step's gradient, its
-loss, and whether to stop, so they take every decision alike; rank 0 alone writes and speaks.
+loss, and whether to stop, so they take every decision alike; rank 0 alone writes and prints.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.model.backpack import Output
+from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import (
     autocast,
@@ -41,11 +42,11 @@ from nanobackpack.safe.files import display_path
 from nanobackpack.safe.run import Stopped, StopSignals, guard_run, report_bad_step
 from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
-from nanobackpack.train.checkpoint import BEST, LAST, BackgroundWriter
-from nanobackpack.train.log import Log, duration, model_flops_utilisation
+from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter
+from nanobackpack.train.log import Log, describe_settings, duration
 from nanobackpack.train.optim import learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
-from nanobackpack.train.resume import describe_world_size_change, initial_model, restore
+from nanobackpack.train.resume import describe_world_size_change, initial_model, load_optimizer_state
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -54,7 +55,7 @@ class Trainer:
     """A run: its data, model and optimizer, and how far it is; alone, or as one of several processes."""
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
-        # Where it runs, and in what numbers.
+        # Where it runs, and with which type of number.
         self.processes = processes or Processes(pick_device(config.device))
         self.device = self.processes.device
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -65,15 +66,11 @@ class Trainer:
         unchecked = self.data.verify_files() if self.processes.is_local_first else []
 
         # The model to start from: fresh, another one's weights, or this run's own from its last checkpoint.
-        # From here on the settings say what its architecture is, and the data must suit it.
+        # From here on the settings say what its architecture is.
         torch.manual_seed(seed_of(config.seed, INIT))
         initial = initial_model(config, self.data)
         self.config = config = initial.config
         self.model = initial.model
-        for split in SPLITS:
-            self.data.check_length(split, config.block_size)
-        if not self.data.vocab_size:
-            self.data.check_ids(self.model.config.vocab_size)
 
         # What takes a step: the model on its device, perhaps compiled or spread over the processes; the
         # optimizer; and for float16 the scaler, which keeps small gradients from vanishing.
@@ -81,32 +78,31 @@ class Trainer:
         self.forward = self.processes.wrap(self.model, config.distributed, self.is_compiled)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        # The first step whose loss was not finite (-1: none). On the device: looking at it would stall it.
+        # The first step whose loss was not finite (-1: none). Reading it would make the CPU wait for a GPU.
         self.bad_step = torch.tensor(-1, device=self.device)
 
         # How far it is: at the beginning, or where the last checkpoint left it.
-        state = initial.state
-        self.step, self.best_val_loss = restore(initial, self.optimizer, self.scaler, self.processes)
+        if state := initial.state:
+            load_optimizer_state(initial, self.optimizer, self.scaler, self.processes)
+        self.step: int = state["iter_num"] if state else 0
+        self.best_val_loss: float = state["best_val_loss"] if state else math.inf
         self.saved_step = self.step if state else -1  # the step in ckpt.pt (-1: none of this run)
         tokenizer = self.data.tokenizer or self.model.tokenizer
         self.tokenizer_json = tokenizer.to_json() if tokenizer else None
-        # The same id in the checkpoints of a run and in config.json beside them tells them from those of an
-        # earlier run. A run that goes on keeps its id; an evaluation saves nothing, and has none.
-        self.run_id = None if config.eval_only else secrets.token_hex(8)
-        if state:
-            self.run_id = state.get("run")
+        # The run's id, written into its checkpoints and config.json, so that a checkpoint of an earlier run
+        # in the same folder is recognised. A run that goes on keeps its id; an evaluation saves nothing.
+        new_id = None if config.eval_only else secrets.token_hex(8)
+        self.run_id = state.get("run") if state else new_id
 
         # What it reports and leaves behind.
         self.stop = StopSignals(alone=not self.processes.is_distributed)
         self.writer = BackgroundWriter(Path(config.out_dir), config.keep_last, initial.source)
-        self.origin, self.notes = initial.origin, list(initial.notes)
-        if state and (note := describe_world_size_change(state, config, self.processes.world_size)):
-            self.notes.append(note)
-        if unchecked:
-            files = f"{n} files" if (n := len(unchecked)) > 1 else "1 file"
-            self.notes.append(
-                f"{files} of data too large to be checked, from {display_path(unchecked[0])} on"
-            )
+        self.origin = initial.origin
+        self.notes = [
+            *initial.notes,
+            describe_world_size_change(state, config, self.processes.world_size) if state else "",
+            describe_unchecked(unchecked),
+        ]
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -114,30 +110,26 @@ class Trainer:
         """Train to max_iters; return the exit status: 0, or 130 after Ctrl-C."""
         config = self.config
         self.log = log = Log(config, self.step, self.run_id, enabled=self.processes.rank == 0)
-        log.introduce(
-            self.model, self.data, self.processes, self.dtype, self.tokens_per_step, self.origin, self.notes
-        )
-        start_s = timed_s = time.perf_counter()
-        timed_step = self.step
+        self.introduce()
+        start_s = time.perf_counter()
+        self.start_timing()
         with self.stop, contextlib.closing(log), self.writer:
             try:
                 while not config.eval_only and self.step < config.max_iters:
                     # Every so often, save the state and see how well the model predicts.
                     if self.step % config.eval_interval == 0:
                         self.save_and_evaluate()
-                        timed_s, timed_step = time.perf_counter(), self.step
+                        self.start_timing()
 
                     # One step: forward, backward, update.
                     loss = self.train_step(learning_rate(self.step, config))
                     self.step += 1
                     log.advance()
 
-                    # Report it, if it is one to be reported: only then does the GPU have to be waited for.
+                    # Report some of the steps: each report waits for the GPU.
                     if self.step % config.log_interval == 0 or self.step == 1:
-                        self.check_finite()
-                        ms = 1000 * (time.perf_counter() - timed_s) / (self.step - timed_step)
-                        self.report_step(loss.item(), ms)
-                        timed_s, timed_step = time.perf_counter(), self.step
+                        self.report_step(loss)
+                        self.start_timing()
 
                     # Keep a checkpoint for good, if asked to.
                     every = config.backup_checkpoint_step
@@ -152,16 +144,8 @@ class Trainer:
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
             except Stopped:
-                # A signal came, between two steps or in an evaluation: save, and say how to go on.
-                if config.eval_only:
-                    log.say("stopped")
-                else:
-                    self.save(LAST)
-                    self.writer.wait()
-                    log.say(
-                        f"stopped at step {self.step}, saved in {Path(config.out_dir) / LAST}: "
-                        "go on with the same command and --init_from=resume"
-                    )
+                # A signal came, between two steps or in an evaluation.
+                self.save_before_stopping()
         return 130 if self.stop.received == signal.SIGINT else 0
 
     def train_step(self, lr: float) -> Tensor:
@@ -178,7 +162,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for micro in range(n_micro):
             with self.processes.sync_on_last(self.forward, last=micro == n_micro - 1):
-                loss = self.loss(self.forward, *self.train_batch(micro)) / n_micro
+                loss = self.loss(self.forward, *self.train_batch(self.step, micro)) / n_micro
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         total = self.processes.mean(total)
@@ -188,7 +172,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
 
-        # Remember the first step that went wrong. On a CPU looking costs nothing, and spares the weights.
+        # Remember the first step that went wrong. On a CPU look at once, before it spoils the weights.
         is_bad = ~total.isfinite() & (self.bad_step < 0)
         self.bad_step = torch.where(is_bad, self.step, self.bad_step)
         if self.device.type == "cpu":
@@ -200,27 +184,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def train_batch(self, micro: int) -> tuple[Tensor, Tensor]:
-        """Return micro-batch `micro` of this step: inputs and targets, (B, T) int64 each, on the CPU."""
+    def train_batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """Return micro-batch `micro` of a step: inputs and targets, (B, T) int64 each, on the CPU."""
         config, B = self.config, self.config.batch_size
         # Number all micro-batches of all steps and processes; each stands for B windows in a shuffled order.
-        number = self.step * config.gradient_accumulation_steps + micro
+        number = step * config.gradient_accumulation_steps + micro
         number = (number * self.processes.world_size + self.processes.rank) * B
         return self.data.shuffled("train", number, B, config.block_size, seed_of(config.seed, BATCH))
 
     def loss(self, model: Callable[..., Output], x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch that is on the CPU, by the model or what was compiled of it."""
-        unique = self.unique_ids(x)
+        """Return the mean loss of a batch that is on the CPU; `model` is self.forward or self.model."""
+        unique = self.find_unique(x)
         with autocast(self.device, self.dtype):
             out = model(self.to_device(x), self.to_device(y), unique=unique, loss_only=True)
         assert out.loss is not None
         return out.loss
 
-    def unique_ids(self, x: Tensor) -> UniqueIds | None:
-        """Find the different tokens of a batch for the model, unless it may just as well do so itself.
+    def find_unique(self, x: Tensor) -> UniqueIds | None:
+        """Find the distinct tokens of a batch on the CPU; None where the model may as well do so itself.
 
-        On a GPU it would have to wait until their number is known, and compiled code would be interrupted. So
-        they are found here, on the CPU; padded to one of few numbers, for each of which code is compiled.
+        On a GPU the model would have to wait until their number is known, and compiled code would be
+        interrupted. They are padded, so that code is compiled for only a few numbers of tokens.
         """
         if self.device.type == "cpu" and not self.is_compiled:
             return None
@@ -252,33 +236,29 @@ class Trainer:
     def estimate(self, split: str) -> tuple[float, dict[str, float]]:
         """Return the mean loss in nats over eval_iters batches of `split`, the same windows each time.
 
-        Of several languages each gets its share of the batches, and counts as often as in training; their
-        losses are returned too, as {"de_val_loss": ...}.
+        Several languages get equally many batches, and each counts as often as it is drawn in training; the
+        loss of each is returned too, as {"de_val_loss": ...}.
         """
-        draw = generator(self.config.seed, EVAL, SPLITS.index(split))
-        parts = self.data.parts(split)
-        n_batch = math.ceil(self.config.eval_iters / len(parts))
-        losses = {p: self.mean_loss(self.eval_batch(p, draw) for _ in range(n_batch)) for p in parts}
+        config, B, T = self.config, self.config.batch_size, self.config.block_size
+        draw = generator(config.seed, EVAL, SPLITS.index(split))
+        parts, losses = self.data.parts(split), {}
+        n_batch = math.ceil(config.eval_iters / len(parts))
+        for part in parts:
+            losses[part] = self.mean_loss(self.data.batch(part, B, T, draw) for _ in range(n_batch))
         mean = sum(weight * losses[part] for part, weight in parts.items())
         return mean, {f"{part}_loss": loss for part, loss in losses.items() if part != split}
-
-    def eval_batch(self, split: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return a random batch of `split`, as train_batch."""
-        return self.data.batch(split, self.config.batch_size, self.config.block_size, draw)
-
-    def whole_split(self, split: str) -> float:
-        """Return the mean loss in nats over all of `split`, each token but the first predicted once."""
-        return self.mean_loss(self.data.windows(split, self.config.batch_size, self.config.block_size))
 
     def mean_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Return the mean loss in nats over all tokens of `batches`, which the processes share out."""
         losses, sizes = [], []
+        # By self.model, not self.forward: compiled code would be compiled again, for eval mode and for each
+        # shorter batch, and DDP is not needed where there are no gradients to average.
         with eval_mode(self.model):
-            for (x, y), counts in self.processes.deal(batches):
+            for (x, y), is_own in self.processes.deal(batches):
                 self.check_stop()
                 losses.append(self.loss(self.model, x, y))
-                sizes.append(y.numel() * counts)
-        # Weigh each batch by its tokens, in float64; what other processes did comes in at the end.
+                sizes.append(y.numel() if is_own else 0)
+        # Weigh each batch by its tokens, in float64, and add what the other processes computed.
         n_tokens = torch.tensor(sizes, dtype=torch.float64)  # (batches)
         nats = torch.stack(losses).cpu().double() @ n_tokens
         nats, total = self.processes.sum(torch.stack([nats, n_tokens.sum()]))
@@ -286,7 +266,8 @@ class Trainer:
 
     def finish(self, elapsed_s: float) -> None:
         """Report the loss over the whole validation split, and that the run is over."""
-        nats = self.whole_split("val")
+        config = self.config
+        nats = self.mean_loss(self.data.windows("val", config.batch_size, config.block_size))
         bits = nats / math.log(2)
         end = {"event": "end", "step": self.step, "val_loss_full": nats, "val_bits_per_token": bits}
         text = f"whole validation split: loss {nats:.4f} nats per token"
@@ -294,7 +275,7 @@ class Trainer:
             end["val_bits_per_char"] = bits / per_token
             text += f", {bits / per_token:.4f} bits per character"
         self.log.record(**end, elapsed_s=elapsed_s)
-        self.log.say(f"{text}; {duration(elapsed_s)} in all, everything in {Path(self.config.out_dir)}/")
+        self.log.say(f"{text}; {duration(elapsed_s)} in all, everything in {Path(config.out_dir)}/")
 
     # --- Reporting, saving, stopping ----------------------------------------------------------
 
@@ -304,15 +285,54 @@ class Trainer:
         n_micro = config.gradient_accumulation_steps * self.processes.world_size
         return config.batch_size * config.block_size * n_micro
 
-    def report_step(self, loss: float, ms: float) -> None:
-        """Report the step just done, which took `ms` milliseconds."""
-        n_sequences = self.config.batch_size * self.config.gradient_accumulation_steps  # of this process
-        mfu = model_flops_utilisation(self.model.config, n_sequences, ms, self.device)
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.log.report_step(self.step, loss, lr, ms, self.tokens_per_step, mfu)
+    def introduce(self) -> None:
+        """Say what is about to be trained and how, and what is worth knowing beforehand."""
+        config, processes, say = self.config, self.processes, self.log.say
+        where = f"{processes.world_size} × {processes.device.type} ({config.distributed})"
+        say(f"settings ({Path(config.out_dir) / 'config.json'} has all):\n{describe_settings(config)}")
+        say(
+            f"{config.model_name} with {self.model.num_params():,} parameters "
+            f"on {where if processes.is_distributed else self.device} "
+            f"in {str(self.dtype).removeprefix('torch.')}, {self.tokens_per_step:,} tokens per step of "
+            f"{self.data.n_tokens('train'):,} in {self.data.folder}"
+            + (f", from step {self.step}" if self.step else "")
+            + (f"; {self.origin}" if self.origin else "")
+        )
+        if config.decay_lr and 0 < config.max_iters < config.warmup_iters:
+            say(
+                f"note: the learning rate warms up for {config.warmup_iters} steps, "
+                f"longer than the {config.max_iters} of this run"
+            )
+        for note in filter(None, self.notes):
+            say(note)
+
+    def start_timing(self) -> None:
+        """Time steps from here on."""
+        self.timed_s, self.timed_step = time.perf_counter(), self.step
+
+    def report_step(self, loss: Tensor) -> None:
+        """Record and print the step just done, and how long the steps took since the last report."""
+        self.check_finite()
+        ms = 1000 * (time.perf_counter() - self.timed_s) / (self.step - self.timed_step)
+        rate = self.tokens_per_step / ms * 1000
+        left = duration((self.config.max_iters - self.step) * ms / 1000)
+        lr, train_loss = self.optimizer.param_groups[0]["lr"], loss.item()
+        # Model FLOPs utilisation (MFU): how much of what the device can do the model's operations were.
+        known, shown = {}, ""
+        if peak := peak_flops(self.device):
+            n_sequences = self.config.batch_size * self.config.gradient_accumulation_steps  # of this process
+            known["mfu"] = flops_per_step(self.model.config, n_sequences) / peak / ms * 1000
+            shown = f"MFU {known['mfu']:.1%}, "
+        self.log.record(
+            step=self.step, train_loss=train_loss, lr=lr, ms_per_step=ms, tokens_per_s=rate, **known
+        )
+        self.log.say(
+            f"step {self.step:>6}/{self.config.max_iters}: loss {train_loss:.4f}, {ms:.1f} ms/step, "
+            f"{rate:,.0f} tokens/s, {shown}{left} left"
+        )
 
     def save(self, name: str) -> None:
-        """Begin to write the whole state of the run to out_dir/name, from rank 0; never one gone wrong."""
+        """Begin to write the state of the run to out_dir/name, from rank 0; end the run if it is broken."""
         self.check_finite()
         weights, optimizer = self.processes.state_of(self.model, self.optimizer)
         if self.processes.max(not all(bool(t.isfinite().all()) for t in weights.values())):
@@ -341,11 +361,11 @@ class Trainer:
             self.fail(f"the loss of step {step} is not a finite number", step)
 
     def fail(self, what: str, step: int) -> NoReturn:
-        """End the run for a step that went wrong; what it saw is written down."""
+        """End the run for a step that went wrong; write down what it saw."""
         batches = None
         if self.processes.rank == 0:
-            self.step = step
-            batches = [self.train_batch(micro) for micro in range(self.config.gradient_accumulation_steps)]
+            n_micro = self.config.gradient_accumulation_steps
+            batches = [self.train_batch(step, micro) for micro in range(n_micro)]
         lr = learning_rate(step, self.config)
         raise report_bad_step(self.config, what, step, lr, self.saved_step, batches)
 
@@ -356,9 +376,26 @@ class Trainer:
             self.stop.received = received
             raise Stopped
 
+    def save_before_stopping(self) -> None:
+        """Save the state of a run that a signal stopped, and say how to go on; an evaluation has none."""
+        if self.config.eval_only:
+            return self.log.say("stopped")
+        self.save(LAST)
+        self.writer.wait()
+        self.log.say(f"stopped at step {self.step}, saved in {Path(self.config.out_dir) / LAST}: {GO_ON}")
+
+
+def describe_unchecked(files: list[Path]) -> str:
+    """Say how many files of data are too large for their checksums to be compared; "" if none."""
+    if not files:
+        return ""
+    count = f"{len(files)} files" if len(files) > 1 else "1 file"
+    return f"{count} of data too large to be checked, from {display_path(files[0])} on"
+
 
 def train(config: TrainConfig) -> int:
     """Run a training, as one of its processes if torchrun started several; return the exit status."""
+    # Keep freed memory for speed, unless the run recomputes activations because it is short of memory.
     keep_memory(not config.recompute)
     with (
         joined(config.device, config.backend, config.timeout_s) as processes,

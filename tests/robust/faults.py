@@ -5,7 +5,6 @@ test_reliability.py does each once, `python -m tests.robust.stress faults` many 
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import random
@@ -21,12 +20,12 @@ from test_trainer import TEXT, identical, saved, temporary
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 
 Fault = Callable[[World, random.Random], str]
+Damage = Callable[[Path, random.Random], None]
 
 
 def refused(job: Job, *words: str) -> str:
@@ -38,6 +37,9 @@ def refused(job: Job, *words: str) -> str:
     return next((f"{word!r} is not in: {lines[0]}" for word in words if word not in lines[0]), "")
 
 
+# --- Files ------------------------------------------------------------------------------------
+
+
 def flip(path: Path, draw: random.Random) -> None:
     """One bit of a file, anywhere."""
     content = bytearray(path.read_bytes())
@@ -45,74 +47,43 @@ def flip(path: Path, draw: random.Random) -> None:
     path.write_bytes(content)
 
 
-# --- Files ------------------------------------------------------------------------------------
+def cut_short(path: Path, draw: random.Random) -> None:
+    os.truncate(path, draw.randrange(path.stat().st_size - 1))  # the last byte may only end a line
 
 
-def flipped_checkpoint(world: World, draw: random.Random) -> str:
-    """Of a bit that stands for nothing, between the parts of the file, nothing need be noticed."""
-    out = world.stopped()
-    before = saved(out)
-    flip(out / "ckpt.pt", draw)
-    try:
-        harmless = identical(checkpoint.read_checkpoint(out / "ckpt.pt"), before)
-    except InputError:
-        harmless = False
-    return world.goes_on(out) if harmless else _falls_back(world, out)
+def remove(path: Path, draw: random.Random) -> None:
+    path.unlink()
 
 
-def truncated_checkpoint(world: World, draw: random.Random) -> str:
-    out = world.stopped()
-    os.truncate(out / "ckpt.pt", draw.randrange((out / "ckpt.pt").stat().st_size))
-    return _falls_back(world, out)
+def damaged_checkpoint(damage: Damage) -> Fault:
+    """The run goes on from the state before the last, and says so."""
+
+    def fault(world: World, draw: random.Random) -> str:
+        out = world.stopped()
+        before = saved(out)
+        damage(out / "ckpt.pt", draw)
+        try:  # a bit between the parts of the file stands for nothing
+            harmless = identical(checkpoint.read_checkpoint(out / "ckpt.pt"), before)
+        except InputError:
+            harmless = False
+        wrong = world.goes_on(out)
+        said = out.with_suffix(".log").read_text()
+        fell_back = "going on from ckpt_prev.pt, step 4" in said
+        return wrong or ("" if harmless or fell_back else f"not said: {said[:500]}")
+
+    return fault
 
 
-def missing_checkpoint(world: World, draw: random.Random) -> str:
-    out = world.stopped()
-    (out / "ckpt.pt").unlink()
-    return _falls_back(world, out)
+def damaged_data(damage: Damage, *names: str) -> Fault:
+    """One of these files is damaged: the line of error names it."""
 
+    def fault(world: World, draw: random.Random) -> str:
+        place, name = world.place(), draw.choice(names)
+        shutil.copytree(world.data, place / "data")
+        damage(place / "data" / name, draw)
+        return refused(Job(world.config(place / "out", dataset=str(place / "data"))), name)
 
-def _falls_back(world: World, out: Path) -> str:
-    """Goes on from the state before the last, and says so."""
-    wrong = world.goes_on(out)
-    said = out.with_suffix(".log").read_text()
-    return wrong or ("" if "going on from ckpt_prev.pt, step 4" in said else f"not said: {said[:500]}")
-
-
-def _damaged_data(world: World, name: str, damage: Callable[[Path], None]) -> str:
-    place = world.place()
-    shutil.copytree(world.data, place / "data")
-    damage(place / "data" / name)
-    return refused(Job(world.config(place / "out", dataset=str(place / "data"))), name)
-
-
-def flipped_data(world: World, draw: random.Random) -> str:
-    return _damaged_data(world, draw.choice(["train.bin", "val.bin"]), lambda path: flip(path, draw))
-
-
-def flipped_meta(world: World, draw: random.Random) -> str:
-    def damage(path: Path) -> None:
-        before = Meta.load(path)
-        content = path.read_bytes()
-        while True:  # a bit that changes a space into another is no damage
-            flip(path, draw)
-            try:
-                if Meta.load(path) != before or b'"checksum"' not in path.read_bytes():
-                    return
-            except ValueError:
-                return
-            path.write_bytes(content)
-
-    return _damaged_data(world, "meta.json", damage)
-
-
-def flipped_tokenizer(world: World, draw: random.Random) -> str:
-    return _damaged_data(world, "tokenizer.json", lambda path: flip(path, draw))
-
-
-def truncated_data(world: World, draw: random.Random) -> str:
-    name = draw.choice(["train.bin", "val.bin", "meta.json", "tokenizer.json"])
-    return _damaged_data(world, name, lambda path: os.truncate(path, draw.randrange(path.stat().st_size)))
+    return fault
 
 
 def full_disk_in_a_save(world: World, draw: random.Random) -> str:
@@ -170,17 +141,6 @@ def full_disk_in_prepare(world: World, draw: random.Random) -> str:
 # --- Processes --------------------------------------------------------------------------------
 
 
-def second_run(world: World, draw: random.Random) -> str:
-    """The second is refused; when the first is killed, its lock is no obstacle."""
-    out = world.place() / "out"
-    first = Job(world.config(out), before=slowly)
-    first.wait_for((out / "ckpt.pt").is_file)
-    second = Job(world.config(out, init_from="resume"), log=out.with_suffix(".second"))
-    wrong = refused(second, f"in use by process {first.ranks[0].pid}")
-    first.kill()
-    return wrong or world.goes_on(out)
-
-
 def stopped_by(number: signal.Signals) -> Fault:
     def fault(world: World, draw: random.Random) -> str:
         out, step = world.place() / "out", draw.randrange(1, 11)
@@ -198,46 +158,25 @@ def stopped_by(number: signal.Signals) -> Fault:
     return fault
 
 
-def one_of_two_dies(world: World, draw: random.Random) -> str:
-    out = world.place() / "out"
-    job = Job(world.config(out), n=2, before=slowly)
-    job.wait_for((out / "ckpt.pt").is_file)
-    job.kill(draw.randrange(2))
-    if not job.ends_within(30):
+def one_of_two(number: signal.Signals) -> Fault:
+    """One process is killed or stopped: the other ends and says why."""
+
+    def fault(world: World, draw: random.Random) -> str:
+        out, rank = world.place() / "out", draw.randrange(2)
+        job = Job(world.config(out, timeout_s=3), n=2, before=slowly)
+        job.wait_for((out / "ckpt.pt").is_file)
+        job.send(number, rank)
+        job.ranks[1 - rank].join(30)
+        goes_on = job.ranks[1 - rank].is_alive()
         job.kill()
-        return "the other goes on"
-    if "error: another process of this job ended" not in job.printed:
-        return f"not said: {job.printed[-800:]}"
-    return world.goes_on(out, n=2)
+        if goes_on or "error: another process of this job" not in job.printed:
+            return f"the other {'goes on' if goes_on else 'does not say so'}: {job.printed[-800:]}"
+        return world.goes_on(out, n=2)
+
+    return fault
 
 
-def one_of_two_hangs(world: World, draw: random.Random) -> str:
-    out = world.place() / "out"
-    job = Job(world.config(out, timeout_s=3), n=2, before=slowly)
-    job.wait_for((out / "ckpt.pt").is_file)
-    stuck = draw.randrange(2)
-    job.send(signal.SIGSTOP, stuck)
-    job.ranks[1 - stuck].join(30)
-    hangs = job.ranks[1 - stuck].is_alive()
-    job.kill()
-    if hangs or "error: another process of this job" not in job.printed:
-        return f"the other {'hangs too' if hangs else 'does not say so'}: {job.printed[-800:]}"
-    return world.goes_on(out, n=2)
-
-
-# --- Numbers, memory, places ------------------------------------------------------------------
-
-
-def no_number(world: World, draw: random.Random) -> str:
-    out = world.place() / "out"
-    if wrong := refused(
-        Job(world.config(out), before=jobs.poisoned), "step 9 ", "holds step 8", "bad_step.json"
-    ):
-        return wrong
-    report = json.loads((out / "bad_step.json").read_text())
-    if report["step"] != 9 or report["learning_rate"] <= 0 or "--max_iters=10" not in report["command"]:
-        return f"bad_step.json: {report}"
-    return world.goes_on(out)
+# --- Memory, places ---------------------------------------------------------------------------
 
 
 def out_of_memory(world: World, draw: random.Random) -> str:
@@ -298,26 +237,26 @@ def terminal_closes(world: World, draw: random.Random) -> str:
 
 
 FAULTS: dict[str, Fault] = {
-    "a bit flipped in ckpt.pt": flipped_checkpoint,
-    "ckpt.pt truncated": truncated_checkpoint,
-    "ckpt.pt gone": missing_checkpoint,
-    "a bit flipped in a .bin": flipped_data,
-    "a bit flipped in meta.json": flipped_meta,
-    "a bit flipped in tokenizer.json": flipped_tokenizer,
-    "a file of the data truncated": truncated_data,
+    "a bit flipped in ckpt.pt": damaged_checkpoint(flip),
+    "ckpt.pt truncated": damaged_checkpoint(cut_short),
+    "ckpt.pt gone": damaged_checkpoint(remove),
+    "a bit flipped in a .bin": damaged_data(flip, "train.bin", "val.bin"),
+    "a bit flipped in meta.json": damaged_data(flip, "meta.json"),
+    "a bit flipped in tokenizer.json": damaged_data(flip, "tokenizer.json"),
+    "a file of the data truncated": damaged_data(
+        cut_short, "train.bin", "val.bin", "meta.json", "tokenizer.json"
+    ),
     "disk full in a save": full_disk_in_a_save,
     "disk full at the start": full_disk_at_the_start,
     "disk full in the log": full_disk_in_the_log,
     "disk full in prepare": full_disk_in_prepare,
-    "a second run; then its stale lock": second_run,
     "SIGTERM": stopped_by(signal.SIGTERM),
     "SIGINT": stopped_by(signal.SIGINT),
     "SIGUSR1": stopped_by(signal.SIGUSR1),
     "SIGHUP": stopped_by(signal.SIGHUP),
-    "the loss is not a number": no_number,
     "out of memory": out_of_memory,
-    "one of two processes dies": one_of_two_dies,
-    "one of two processes hangs": one_of_two_hangs,
+    "one of two processes dies": one_of_two(signal.SIGKILL),
+    "one of two processes hangs": one_of_two(signal.SIGSTOP),
     "spaces and Chinese in paths": odd_place,
     "a folder that cannot be made": impossible_place,
     "no network": without_network,

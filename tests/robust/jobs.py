@@ -153,11 +153,6 @@ def slowly() -> None:
     before_steps(lambda trainer: time.sleep(0.01))
 
 
-def poisoned() -> None:
-    """A weight turns into nonsense before step 9."""
-    before_steps(lambda trainer: trainer.step == 9 and trainer.model.wte.weight.data[:, 0].fill_(torch.nan))
-
-
 def small_files(n_bytes: int = 20_000) -> None:
     """No file can grow beyond that: the disk is full for all but small ones."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
@@ -215,7 +210,7 @@ def no_network() -> None:
 def write_languages(folder: Path, de: str, fr: str) -> None:
     """A data set of two languages."""
     corpora = {"de_": from_text(de, "de"), "fr_": from_text(fr, "fr")}
-    options: dict[str, Any] = {"framed": False, "languages": ("de", "fr")}
+    options: dict[str, Any] = {"add_bos_eos": False, "languages": ("de", "fr")}
     write_tokens(folder, corpora, Tokenizer.char(TEXT), split_tail(0.1), **options)
 
 

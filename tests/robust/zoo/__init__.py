@@ -8,7 +8,7 @@ watches what they do (__main__.py). Nothing harmful comes of the files themselve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,11 @@ PROOF = "PROOF"
 SIZES: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8, "n_sense_vector": 2, "vocab_size": 4,
 }  # fmt: skip
-Make = Callable[[Path], object]
+Table = dict[str, tuple[Any, str]]  # name → what makes it hostile, and that in words
 
 
 class Beast(NamedTuple):
-    make: Make  # writes it into a folder
+    make: Callable[[Path], object]  # writes it into a folder
     why: str
     loaders: tuple[str, ...]
     harmless: bool  # it may also be opened, with the right content
@@ -37,16 +37,23 @@ class Beast(NamedTuple):
 BEASTS: dict[str, Beast] = {}
 
 
-def beast(name: str, make: Make, why: str, loaders: str, harmless: bool = False) -> None:
+def beast(name: str, make: Callable[[Path], object], why: str, loaders: str, harmless: bool = False) -> None:
     """Add one to the zoo."""
     assert name not in BEASTS
     BEASTS[name] = Beast(make, why, tuple(loaders.split()), harmless)
 
 
-def beasts(table: Mapping[str, tuple[Make, str]], loaders: str, harmless: tuple[str, ...] = ()) -> None:
-    """Add a table of them, for the same loaders."""
-    for name, (make, why) in table.items():
-        beast(name, make, why, loaders, name in harmless)
+def beasts(
+    prefix: str, make: Callable[..., object], table: Table, loaders: str, harmless: Container[str] = ()
+) -> None:
+    """Add a table of them, each made from what it has in the table."""
+    for name, (content, why) in table.items():
+        beast(prefix + name, lambda d, c=content: make(d, c), why, loaders, name in harmless)
+
+
+def call(folder: Path, make: Callable[[Path], object]) -> None:
+    """For a table of functions."""
+    make(folder)
 
 
 def write(name: str, folder: Path) -> None:

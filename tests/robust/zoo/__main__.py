@@ -30,7 +30,6 @@ from nanobackpack.evaluate.lexical_similarity import read_pairs
 from nanobackpack.evaluate.scoring import read_json_lines
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.data import TokenData
-from nanobackpack.text.meta import read_legacy_meta
 from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer
 from nanobackpack.train.log import Log, plot_losses
 
@@ -107,7 +106,6 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "corpus": use_corpus,
     "testset": use_test_sets,
     "data": use_data,
-    "meta": lambda folder: read_legacy_meta(folder / "meta.pkl"),
     "run": use_run,
     "metrics": use_metrics,
     "unsafe": lambda folder: torch.load(folder / "ckpt.pt", weights_only=False),  # what nobody should do
