@@ -112,13 +112,8 @@ def test_read_text(tmp_path: Path):
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
     (tmp_path / "folder").mkdir()
-    reasons = {
-        "none": "No such file",
-        "folder": "folder",
-        "empty": "empty",
-        "latin": "not UTF-8 text .byte 3",
-    }
-    for name, reason in reasons.items():
+    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text .byte 3 "}
+    for name, reason in wrong.items():
         with pytest.raises(InputError, match=f"/{name}.* {reason}"):
             read_text(tmp_path / name)
 
