@@ -103,6 +103,12 @@ def save_tiny(folder: Path, characters: str, **settings: Any) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a run whose model is `speller`."""
+    return save_tiny(tmp_path / "run", "abcdefg\n")
+
+
 def run_program(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0
 ) -> tuple[str, str]:

@@ -304,11 +304,6 @@ def test_effect(speller: BackpackLM):
 # --- Commands -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_tiny(tmp_path / "run", "abcdefg\n")
-
-
 EDITS: list[tuple[str, list[str], str, Callable[[Any, Callable[[str], int]], control.Edit]]] = [
     ("knowledge_edit", ["--word=a", "--remove=bad", "--add=d"],
      "'bad' is 3 tokens: its first, 'b', stands for it",

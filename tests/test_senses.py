@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import tokenizers as hf
 import torch
-from conftest import BACKPACKS, run_program, save_tiny, tiny_model
+from conftest import BACKPACKS, run_program, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import plain_alpha, plain_logits, plain_senses
@@ -483,11 +483,6 @@ def test_results_show_themselves(tmp_path: Path):
 
 
 # --- The programs -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_tiny(tmp_path / "run", LETTERS)
 
 
 @pytest.fixture

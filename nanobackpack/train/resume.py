@@ -105,7 +105,8 @@ def check_same_settings(
     state: dict[str, Any], stored: ModelConfig, config: TrainConfig, data: TokenData, source: Path
 ) -> None:
     """Refuse another architecture, vocabulary or optimizer than the checkpoint's; list old and new values."""
-    # The saved tensors depend on the architecture; only block_size may be smaller, which drops positions.
+    # The saved tensors depend on the architecture, of which only block_size may be smaller, and on the
+    # number of tokens.
     before, now = dataclasses.asdict(stored), dataclasses.asdict(config)
     names = architecture_fields(config.model_name)
     if config.block_size < stored.block_size:
@@ -113,7 +114,7 @@ def check_same_settings(
     if data.tokenizer:
         names.append("vocab_size")
         before["vocab_size"], now["vocab_size"] = stored.n_token, data.tokenizer.vocab_size
-    # They also depend on the optimizer, which older checkpoints do not name.
+    # The saved averages depend on the optimizer, which older checkpoints do not name.
     if "optimizer" in (settings := state.get("config") or {}):
         names.append("optimizer")
         before["optimizer"] = settings["optimizer"]
@@ -154,7 +155,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any], names: Iterabl
 
 
 def describe_world_size_change(state: dict[str, Any], config: TrainConfig, world_size: int) -> str:
-    """Say what a run that goes on with another number of processes cannot keep; "" if on as many."""
+    """Say what changes in a run that goes on with another number of processes; "" if with as many."""
     before, settings = state.get("world_size", 1), state.get("config") or {}
     if before == world_size:
         return ""
