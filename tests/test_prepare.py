@@ -35,12 +35,6 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
 TEXT = "To be, or not to be.\r\n" * 10
 
 
-def message(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
 # --- Downloads ---------------------------------------------------------------------------------
 
 
@@ -122,7 +116,7 @@ def test_read_text(tmp_path: Path):
         "none": "No such file",
         "folder": "folder",
         "empty": "empty",
-        "latin": "not UTF-8 text .byte 3 ",
+        "latin": "not UTF-8 text .byte 3",
     }
     for name, reason in reasons.items():
         with pytest.raises(InputError, match=f"/{name}.* {reason}"):
@@ -161,13 +155,10 @@ def test_write_dataset_errors(tmp_path: Path):
         with pytest.raises(InputError) as error:
             prepare.write_dataset(folder, text, tokenizer, val_fraction=val, source="")
         assert not (tmp_path / "out").exists()
-        return message(error)
+        return str(error.value)
 
-    for val in (0, 1, -1, float("nan")):
-        assert f"val={val}" in write(val=val)
-    assert "10 characters" in write(TEXT[:10])
-    assert "val part" in write(TEXT[:10])
-    assert "train part" in write(TEXT[:3], 0.9)
+    assert "val=0" in write(val=0)
+    assert "10 characters, too few: its val part" in write(TEXT[:10])
     assert "is empty" in write("")
     assert "'z' (U+007A) at position 3" in write("To z" + TEXT)
     (tmp_path / "file").touch()
@@ -206,6 +197,13 @@ def read_ids(folder: Path, name: str) -> np.ndarray:
     return ids
 
 
+def text_of(folder: Path) -> str:
+    """All text of a data set, the training part first."""
+    data = TokenData(folder)
+    assert data.tokenizer is not None
+    return data.tokenizer.decode(np.concatenate([data.splits["train"], data.splits["val"]]).tolist())
+
+
 @pytest.mark.parametrize("batch_chars", [1, 1000, 1 << 20])
 def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_chars: int):
     monkeypatch.setattr(prepare, "_BATCH_CHARS", batch_chars)
@@ -232,10 +230,7 @@ def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):
     prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, "char", split_tail(0.5))
-    data = TokenData(tmp_path)
-    assert data.tokenizer is not None
-    ids = np.concatenate([data.splits["train"], data.splits["val"]]).tolist()
-    assert data.tokenizer.decode(ids) == "\n".join(DOCS)
+    assert text_of(tmp_path) == "\n".join(DOCS)
 
 
 def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -255,18 +250,17 @@ def test_a_tokenizer_is_trained_on_a_share(tmp_path: Path, monkeypatch: pytest.M
     assert TokenData(tmp_path).vocab_size == 280
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 def test_what_is_interrupted_leaves_the_old_files(tmp_path: Path):
     old = prepare.write_tokens(tmp_path, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    calls = iter([lambda: None, interrupt])  # in the second pass, when most of it is written
+    calls = iter(["counting", "encoding"])
+
+    def read_more() -> None:
+        if next(calls) == "encoding":  # when most of it is written
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        prepare.write_tokens(
-            tmp_path, {"": corpus_of(DOCS[:99], lambda: next(calls)())}, BPE, split_tail(0.5)
-        )
+        prepare.write_tokens(tmp_path, {"": corpus_of(DOCS[:99], read_more)}, BPE, split_tail(0.5))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert TokenData(tmp_path).meta == old
 
@@ -321,16 +315,17 @@ class Script:
 
     def verb(self, *args: str) -> tuple[object, str, str]:
         """`nanobackpack prepare`: exit status, output, errors."""
-        with pytest.raises(SystemExit) as end:
-            commands.main(["prepare", *args])
-        return end.value.code or 0, *self.capfd.readouterr()
+        return self.ending(lambda: commands.main(["prepare", *args]))
 
     def run(self, name: str, *args: object) -> tuple[object, str, str]:
         path = str(ROOT / "data" / name / "prepare.py")
         self.monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
         self.monkeypatch.setattr(sys, "path", sys.path.copy())
+        return self.ending(lambda: runpy.run_path(path, run_name="__main__"))
+
+    def ending(self, program: Callable[[], object]) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(path, run_name="__main__")
+            program()
         return end.value.code or 0, *self.capfd.readouterr()
 
 
@@ -354,7 +349,6 @@ def test_the_verb_in_an_empty_folder(script: Script, tmp_path: Path, monkeypatch
         (("tigerbot", "a.txt", "--shards=3"), "--shards is for common_crawl, not for tigerbot"),
         (("pydocs_char", "a.txt"), "leave --input out"),
         (("a.txt", "--name=openwebtext"), "data/openwebtext is the folder of a known data set"),
-        (("a.txt", "--val=1"), "val=1.0"),
         (("clue_small",), "data/clue_small has no wiki_zh_2019"),
         (("openwebtexts",), "openwebtexts is neither a file nor a known data set: did you mean openwebtext?"),
         (("my.txt",), "my.txt: No such file"),
@@ -374,12 +368,8 @@ def test_every_known_data_set_has_its_script(script: Script, name: str):
 def test_shakespeare(script: Script, tmp_path: Path):
     out = script("shakespeare_char", "--input", SHAKESPEARE, "--out", tmp_path)
     assert all(n in out for n in ("1,003,854", "111,540"))
-    data = TokenData(tmp_path)
-    assert data.vocab_size == 65
-    assert data.meta is not None
-    assert data.meta.tokens == {"train": 1_003_854, "val": 111_540}
-    assert data.tokenizer is not None
-    assert data.tokenizer.decode(data.splits["train"][:14].tolist()) == "First Citizen:"
+    assert TokenData(tmp_path).vocab_size == 65
+    assert text_of(tmp_path) == SHAKESPEARE.read_text(encoding="utf-8")
     tokenizer = SHAKESPEARE.parents[1] / "gpt2"
     out = script("shakespeare", "--input", SHAKESPEARE, "--tokenizer", tokenizer, "--out", tmp_path)
     assert all(n in out for n in ("301,966", "36,059"))
@@ -434,7 +424,8 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     for i, part in enumerate(("train", "valid")):
         record = {"content": f"宇{i}", "title": "天", "source": "地"}
         write_records(data / "new2016zh" / f"news2016zh_{part}.json", [record])
-    script("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
+    args = ("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
+    script(*args)
     typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
     assert held_texts(out, "train", "val", "evaluation") == sorted(
         ["[CLS]宙[SEP]"]
@@ -444,12 +435,8 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     )
     assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [6, 1, 1]
     assert TokenData(out).vocab_size == len(CHINESE)
-    write_records(
-        data / "webtext2019zh" / "web_text_zh_train.json", [{"title": None, "desc": "", "content": ""}]
-    )
-    assert "should be text" in script.error(
-        "clue_small", "--input", data, "--tokenizer", chinese, "--out", out
-    )
+    write_records(data / "new2016zh" / "news2016zh_train.json", [{"content": None}])
+    assert "should be text" in script.error(*args)
 
 
 def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):
@@ -457,8 +444,6 @@ def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):
     script("tigerbot", "--input", tmp_path / "a.jsonl", "--tokenizer", chinese, "--out", tmp_path / "out")
     whole = [f"[CLS]天{i}[SEP]" for i in range(10)]
     assert held_texts(tmp_path / "out", "train", "val", "evaluation") == whole
-    error = script.error("tigerbot", "--input", tmp_path / "none.jsonl", "--tokenizer", chinese)
-    assert "none.jsonl" in error
 
 
 def test_openwebtext(script: Script, tmp_path: Path):
@@ -468,12 +453,9 @@ def test_openwebtext(script: Script, tmp_path: Path):
     script("openwebtext", *args, "--out", tmp_path / "out")
     assert [len(documents_of(read_ids(tmp_path / "out", name), 0)) for name in ("train", "val")] == [299, 1]
     (tmp_path / "one.txt").write_text("one document")
-    error = script.error(
-        "openwebtext", "--input", tmp_path / "one.txt", *args[2:], "--out", tmp_path / "none"
-    )
-    assert "only 1 documents" in error
-    assert "prepare FILE" in error
-    assert not (tmp_path / "none").exists()
+    none = tmp_path / "none"
+    assert "prepare FILE" in script.error("openwebtext", tmp_path / "one.txt", *args[2:], "--out", none)
+    assert not none.exists()
 
 
 def test_common_crawl(script: Script, tmp_path: Path, chinese: Path):
@@ -498,12 +480,9 @@ def test_common_crawl(script: Script, tmp_path: Path, chinese: Path):
     assert {tokens[name] for name in shards} == {16}  # four documents of two characters each
     assert f"zh_*.bin {160} tokens" in " ".join(out.split())
     assert open_dataset(tmp_path / "packs").n_tokens("train") == sum(tokens.values()) * 9 // 10
-    for wrong, reason in (
-        (("--shards", 100), "too few for 100 shards"),
-        (("--languages", "am"), "--languages"),
-        (("--shards", -1), "shards=-1"),
-    ):
-        assert reason in script.error("common_crawl", *args, *wrong, "--out", tmp_path / "no")
+    no = ("--out", tmp_path / "no")
+    assert "too few for 100 shards" in script.error("common_crawl", *args, *no, "--shards", 100)
+    assert "give one of them" in script.error("common_crawl", *args, *no, "--languages", "am")
     (tmp_path / "zh.txt.gz").touch()
     assert "two files of the language 'zh'" in script.error("common_crawl", "--input", tmp_path)
 
@@ -512,16 +491,11 @@ def test_textfiles(script: Script, tmp_path: Path):
     (tmp_path / "b.md").write_text("second " * 10)
     (tmp_path / "a.txt").write_text("first " * 10)
     made = tmp_path / "made"
-    args = ("--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
-    out = script("textfiles", tmp_path, *args)
-    command = f"--dataset={made.as_posix()} --out_dir=out-mine"
-    assert f"nanobackpack train shakespeare_char {command}" in out
-    data = TokenData(made)
-    assert data.tokenizer is not None
-    ids = np.concatenate([data.splits["train"], data.splits["val"]]).tolist()
-    assert data.tokenizer.decode(ids) == "first " * 10 + "\n" + "second " * 10
-    assert data.meta is not None
-    assert data.meta.chars == {"train": 104, "val": 27}
+    out = script("textfiles", tmp_path, "--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
+    assert f"nanobackpack train shakespeare_char --dataset={made.as_posix()} --out_dir=out-mine" in out
+    data = open_dataset(made)
+    assert [data.n_tokens(split) for split in ("train", "val")] == [104, 27]
+    assert text_of(made) == "first " * 10 + "\n" + "second " * 10
 
 
 @pytest.mark.parametrize(
@@ -529,13 +503,10 @@ def test_textfiles(script: Script, tmp_path: Path):
     [
         ([], "no text given"),
         (["a.txt", "--name=../up"], "not a plain folder name"),
-        (["a.txt", "--name=.hidden"], "not a plain folder name"),
         (["a.txt", "--name=textfiles"], f"{ROOT / 'data/textfiles'} is the folder of a known data set"),
-        (["a.txt", "--name=mine", f"--out={ROOT / 'data/tigerbot'}"], "folder of a known data set"),
+        (["a.txt", f"--out={ROOT / 'data/tigerbot'}"], "folder of a known data set"),
         (["a.txt", "--tokenizer=bpe:x"], "tokenizer='bpe:x'"),
         (["a.txt", "--num_proc=-1"], "num_proc=-1"),
-        (["none.txt"], "none.txt"),
-        (["*.md"], "*.md"),
         (["a.txt", "--val=2"], "val=2.0 is out of range"),
     ],
 )
