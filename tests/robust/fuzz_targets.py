@@ -1,11 +1,12 @@
 """What fuzzing feeds with random input: one function for each kind, used by test_fuzz.py and stress.py.
 
-Each takes a random generator, makes one input of it, and returns whether it was taken (True) or refused with
-the error it documents (False). A wrong result is an AssertionError; any other exception is a failure too.
+Each takes a random generator and makes one input of it. TARGETS tell whether it was taken (True) or refused
+with the error it documents (False). A wrong result is an AssertionError; other exceptions are failures too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -13,7 +14,7 @@ import json
 import math
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -96,17 +97,36 @@ def damaged(draw: Random, content: bytes) -> bytes:
     return bytes(data)
 
 
-def one_line(error: InputError) -> bool:
-    """That an input was refused in one short line."""
-    assert len(str(error).splitlines()) == 1
-    assert len(str(error)) < 600
-    return False
+def outcome(target: Callable[[Random], bool | None]) -> Callable[[Random], bool]:
+    """Call a target; it may refuse its input with an InputError of one short line."""
+
+    def call(draw: Random) -> bool:
+        try:
+            return target(draw) is not False
+        except InputError as error:
+            message = str(error)
+        assert len(message.splitlines()) == 1
+        assert len(message) < 600
+        return False
+
+    return call
+
+
+@contextlib.contextmanager
+def replaced(path: Path, new: bytes) -> Iterator[Path]:
+    """For a while a file of the data set has this content."""
+    good = path.read_bytes() if path.exists() else None
+    path.write_bytes(new)
+    try:
+        yield path
+    finally:
+        path.write_bytes(good) if good is not None else path.unlink()
 
 
 # --- Settings ---------------------------------------------------------------------------------
 
 
-def settings(draw: Random) -> bool:
+def settings(draw: Random) -> None:
     """Any arguments to a program: its settings, or one line."""
     kind = draw.choice([TrainConfig, SampleConfig, SenseConfig])
     fields = dataclasses.fields(kind)
@@ -118,31 +138,24 @@ def settings(draw: Random) -> bool:
         argv.append(word.replace("\0", ""))
     try:
         config = cli.parse(kind, argv)
-    except InputError as error:
-        return one_line(error)
     except SystemExit:
         assert {"-h", "--help"} & set(argv)
-        return True
+        return
     name, equals, shown = argv[-1].removeprefix("--").partition("=")
     if equals and isinstance(getattr(config, name, None), str):  # the last of that name holds
         assert getattr(config, name) == shown
-    return True
 
 
-def python_settings(draw: Random) -> bool:
+def python_settings(draw: Random) -> None:
     """Any values for settings, as a config file or a checkpoint gives them: whole settings, or one line."""
     kind = draw.choice([TrainConfig, SampleConfig, SenseConfig, ModelConfig])
     names = draw.sample([f.name for f in dataclasses.fields(kind)], draw.randint(1, 3))
     defaults = {f.name: f.default for f in dataclasses.fields(kind)}
     values = {name: draw.choice([value(draw), value(draw), defaults[name], 1]) for name in names}
-    try:
-        config = kind(**values)
-    except InputError as error:
-        return one_line(error)
+    config = kind(**values)
     if isinstance(config, ModelConfig):
         assert 0 < config.n_token <= config.vocab_size
         assert config.n_embd % config.n_head == 0
-    return True
 
 
 # --- Tokenizers -------------------------------------------------------------------------------
@@ -178,21 +191,17 @@ def round_trip(draw: Random) -> bool:
     return True
 
 
-def tokenizer_json(draw: Random) -> bool:
+def tokenizer_json(draw: Random) -> None:
     """A damaged tokenizer.json is refused, or encodes into ids that it has."""
     good = draw.choice([Tokenizer.char("abc\n"), byte_level()]).to_json()
     if draw.random() < 0.5:
         raw = json.dumps(changed(draw, json.loads(good)))
     else:
         raw = damaged(draw, good.encode()).decode(errors="replace")
-    try:
-        tokenizer = Tokenizer.from_json(raw)
-        ids = tokenizer.encode("abc\ncab")
-        assert all(0 <= i < tokenizer.vocab_size for i in ids)
-        tokenizer.decode(ids)
-    except InputError:
-        return False
-    return True
+    tokenizer = Tokenizer.from_json(raw)
+    ids = tokenizer.encode("abc\ncab")
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    tokenizer.decode(ids)
 
 
 # --- Data sets --------------------------------------------------------------------------------
@@ -214,13 +223,11 @@ def data(draw: Random) -> bool:
     new = damaged(draw, good)
     if path.name == "meta.json" and draw.random() < 0.7:
         new = json.dumps(changed(draw, json.loads(good))).encode()
-    path.write_bytes(new)
     try:
-        opened = TokenData(path.parent)
+        with replaced(path, new):
+            opened = TokenData(path.parent)
     except InputError:
         return False
-    finally:
-        path.write_bytes(good)
     assert opened.meta is not None
     assert opened.vocab_size == 4
     for split in SPLITS:
@@ -231,21 +238,15 @@ def data(draw: Random) -> bool:
     return True
 
 
-def legacy_meta(draw: Random) -> bool:
+def legacy_meta(draw: Random) -> None:
     """A damaged meta.pkl is refused, or names characters."""
     symbols = "abcdé字"
     meta = {"vocab_size": 6, "itos": dict(enumerate(symbols)), "stoi": {c: i for i, c in enumerate(symbols)}}
-    path = Path(folder().name) / "meta.pkl"
-    path.write_bytes(damaged(draw, pickle.dumps(meta, draw.choice([2, 3, 4, 5]))))
-    try:
+    new = damaged(draw, pickle.dumps(meta, draw.choice([2, 3, 4, 5])))
+    with replaced(Path(folder().name) / "meta.pkl", new) as path:
         itos = read_legacy_meta(path)["itos"]
-    except InputError:
-        return False
-    finally:
-        path.unlink()
     assert sorted(itos) == list(range(len(itos)))
     assert all(isinstance(c, str) and len(c) == 1 for c in itos.values())
-    return True
 
 
 # --- Checkpoints ------------------------------------------------------------------------------
@@ -268,31 +269,20 @@ def good_checkpoint(new: bool) -> bytes:
     return buffer.getvalue()
 
 
-def checkpoints(draw: Random) -> bool:
+def checkpoints(draw: Random) -> None:
     """A damaged checkpoint is refused, or still is a model of finite numbers."""
-    path = Path(folder().name) / "ckpt.pt"
-    path.write_bytes(damaged(draw, good_checkpoint(draw.random() < 0.7)))
-    try:
+    new = damaged(draw, good_checkpoint(draw.random() < 0.7))
+    with replaced(Path(folder().name) / "ckpt.pt", new) as path:
         opened = checkpoint.model_from(checkpoint.read_checkpoint(path), path)
         opened.eval().generate(torch.zeros(1, 1, dtype=torch.int64), 2)
-    except InputError as error:
-        return one_line(error)
-    finally:
-        path.unlink()
     assert all(p.isfinite().all() for p in opened.parameters())
-    return True
 
 
-def model_args(draw: Random) -> bool:
+def model_args(draw: Random) -> None:
     """Any settings in a checkpoint are refused, or are those its tensors were made with."""
     args = changed(draw, SIZES)
     state = {"format": checkpoint.FORMAT, "model": model("backpack-lm").state_dict(), "model_args": args}
-    try:
-        opened = checkpoint.model_from(state, Path("ckpt.pt"))
-    except InputError:
-        return False
-    assert opened.wte.weight.shape == (7, 8)
-    return True
+    assert checkpoint.model_from(state, Path("ckpt.pt")).wte.weight.shape == (7, 8)
 
 
 # --- Sampling, and ids -------------------------------------------------------------------------
@@ -369,7 +359,7 @@ def targets(draw: Random) -> bool:
 
 
 TARGETS: dict[str, Callable[[Random], bool]] = {
-    f.__name__.replace("_", " "): f
+    f.__name__.replace("_", " "): outcome(f)
     for f in (
         settings, python_settings, round_trip, tokenizer_json, data, legacy_meta, checkpoints, model_args,
         sampler, generation, targets,
