@@ -518,7 +518,6 @@ SMALL = "--device=cpu --n_layer=1 --n_head=1 --n_embd=8 --n_sense_vector=1 --blo
 AT_START = [
     ("--block_size=40", "val.bin has 40 tokens, too few for block_size=40, which needs 41"),
     ("--dataset=nowhere", "data/nowhere does not exist: make it with"),
-    ("--data_bin_dtype=uint32", "dtype='uint32' contradicts"),
     ("--init_from=resume", "no checkpoint"),
     ("--device=tpu", "device='tpu' is not here: this machine has"),
     ("--dtype=float16", "dtype=float16 needs a CUDA device, not cpu"),
@@ -572,11 +571,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(TEXT, st.booleans())
 @example("--n_layer=3", True)
-@example("two\nlines", True)
 @example("-1", False)
-@example(" 007 ", True)
 @example("None", True)
-@example("'quoted'", True)
 def test_any_text_survives_parsing(value: str, joined: bool) -> None:
     if joined:
         assert sample(f"--start={value}").start == value
