@@ -156,7 +156,7 @@ MUTANTS = [
         GENERATE,
         "best // V, (best % V)",
         "best // (V + 1), (best % V)",
-        "test_evaluate.py::test_beams_keep_the_best",
+        "test_evaluate.py::test_beams_keep_the_best_of_each_step",
     ),
     # generation drops out
     Mutant(

@@ -14,17 +14,7 @@ from hypothesis import strategies as st
 
 from nanobackpack.errors import InputError
 from nanobackpack.text import corpus
-from nanobackpack.text.corpus import (
-    Corpus,
-    Piece,
-    chained,
-    cut,
-    document,
-    field,
-    find_files,
-    from_files,
-    from_hub,
-)
+from nanobackpack.text.corpus import Piece, chained, cut, document, field, find_files, from_files, from_hub
 from nanobackpack.text.tokenizer import make_tokenizer
 
 DOCUMENTS = ["One document.\nIn two lines.", "第二个文档：你好！", "The third\r\nis \U0001f600"]
@@ -61,9 +51,7 @@ def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
     assert ids == BPE.encode(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "longest"), [("a b c\nd e f\n" * 50, 20), ("a b " * 500, 40), ("中" * 999, 40)]
-)
+@pytest.mark.parametrize(("text", "longest"), [("a b c\n" * 99, 20), ("a b " * 500, 40), ("中" * 999, 40)])
 def test_pieces_are_short(text: str, longest: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "PIECE_CHARS", 10)
     monkeypatch.setattr(corpus, "_LINE_CHARS", 30)
@@ -162,7 +150,7 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_chained():
-    corpora = [Corpus("a", 1, lambda progress=None: document(["x"])), corpus.from_text("y", "b")]
+    corpora = [corpus.Corpus("a", 1, lambda progress=None: document(["x"])), corpus.from_text("y", "b")]
     both = chained(corpora)
     assert (both.title, both.n_bytes, joined(both.read())) == ("a, b", 1, ["x", "y"])
 
@@ -183,9 +171,8 @@ def test_chained():
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{name}.* {reason}") as error:
+    with pytest.raises(InputError, match=f"{name}.* {reason}"):
         list(from_files([tmp_path / name]).read())
-    assert "\n" not in str(error.value)
 
 
 def test_find_files(tmp_path: Path):

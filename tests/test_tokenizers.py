@@ -125,7 +125,7 @@ def test_a_special_token_cannot_be_typed():
     assert BPE.decode(BPE.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
 
 
-@pytest.mark.parametrize("tokenizer", [BPE, Tokenizer.char("a")])
+@pytest.mark.parametrize("tokenizer", [BPE, Tokenizer.char("a?")])
 def test_half_a_character_is_refused(tokenizer: Tokenizer):
     for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["aa", text])):
         with pytest.raises(InputError, match=r"'\\udcff' \(U\+DCFF\)"):  # a byte argv could not decode
@@ -327,7 +327,6 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert tokenizer_to_use("bpe:300", BPE, "data") is BPE
     BPE.save("tokenizer.json")
     found = tokenizer_to_use("tokenizer.json", None, "data")
-    assert found is not None
     assert not found.difference(BPE)
     assert tokenizer_to_use("tokenizer.json", BPE, "data") is BPE
     wrong = [("bpe:301", BPE), ("char", BPE), ("gpt2", BPE), ("bpe:300", char), ("tokenizer.json", char)]
