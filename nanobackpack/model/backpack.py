@@ -80,8 +80,8 @@ class Attention(nn.Module):
         # A single query sees every cached key; several start from an empty cache and need the causal mask.
         causal = k.size(2) == T
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=self.scale)
-        y = y.transpose(1, 2).reshape(B, T, D)
-        return self.drop(self.c_proj(y))
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+        return self.drop(y) if self.training else y  # a call for each block and token: worth sparing
 
 
 class MLP(nn.Module):
@@ -95,7 +95,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., 4·d_in)
-        return self.drop(self.c_proj(x))  # (..., d_out)
+        x = self.c_proj(x)  # (..., d_out)
+        return self.drop(x) if self.training else x
 
 
 class Block(nn.Module):
