@@ -41,7 +41,7 @@ demo: setup
 	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
 test: dev lint types
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 lint: dev
 	$(BIN)/ruff check .

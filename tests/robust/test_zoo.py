@@ -73,7 +73,8 @@ def test_the_keeper_sees_what_a_careless_loader_lets_happen(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_keeper_ends_what_takes_forever(tmp_path: Path) -> None:
+def test_the_keeper_ends_what_takes_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_TIMEOUT_S", "3")
     write("ckpt-pipe", tmp_path / "ckpt-pipe")
     (row,) = fed(tmp_path, ["ckpt-pipe:unsafe"]).values()
     assert row["outcome"] == "died"

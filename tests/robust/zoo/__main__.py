@@ -35,7 +35,7 @@ from nanobackpack.train.log import Log, plot_losses
 
 from . import BEASTS, dataset, train, write
 
-TIMEOUT_S = 20
+TIMEOUT_S = int(os.environ.get("ZOO_TIMEOUT_S", 20))
 MEMORY_BYTES = 4 << 30  # of address space: torch itself needs half of it
 
 
