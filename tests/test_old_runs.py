@@ -74,7 +74,8 @@ def test_an_old_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     else:  # another CPU rounds its sums otherwise
         assert [record.keys() for record in now] == [record.keys() for record in then]
         for a, b in zip(now, then, strict=True):
-            assert a == pytest.approx(b, rel=1e-3)
+            words = {key for key, value in b.items() if isinstance(value, str)}
+            assert all(a[key] == (b[key] if key in words else pytest.approx(b[key], rel=1e-3)) for key in b)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
