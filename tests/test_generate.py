@@ -115,7 +115,7 @@ def test_padded_ids_are_never_sampled(temperature: float):
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_is_restored(training: bool):
     """Generation runs without dropout or gradients, and leaves the model in the mode it was in."""
-    model, prompt = tiny_model(dropout=0.5), torch.tensor([[1, 2]])
+    model, prompt = tiny_model(dropout=0.5), torch.arange(16).view(8, 2)
     expected = plain_generate(model, prompt, 20, temperature=0)
     model.train(training)
     assert torch.equal(model.generate(prompt, 20, temperature=0), expected)
