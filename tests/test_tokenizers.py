@@ -16,7 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_to_use
+from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")
