@@ -33,7 +33,7 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, verify
 from nanobackpack.text.meta import DTYPES, HELD_OUT, SPLITS, Meta, prepare_command, read_tokenizer
-from nanobackpack.text.tokenizer import tokenizer_to_use
+from nanobackpack.text.tokenizer_files import tokenizer_to_use
 
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
 _MAX_SUMMED = 1 << 35  # bytes whose checksums are looked at: a minute or two, where a run takes days

@@ -27,7 +27,8 @@ from nanobackpack.safe.files import Replacement, display_path, remove_stale
 from nanobackpack.text.corpus import Corpus, Piece, from_text
 from nanobackpack.text.meta import DTYPES, Meta
 from nanobackpack.text.splits import Counts, Split, split_tail
-from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, is_made, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2

@@ -1,7 +1,6 @@
 """Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON file.
 
     tokenizer = make_tokenizer("bpe:8192", texts)  made from texts: char, or byte-level BPE of N tokens
-    tokenizer = load_tokenizer("gpt2")             made by others: a short name, a hub name, a file or folder
     ids = tokenizer.encode("To be")
     word_ids(tokenizer, "sky")                     the ids of a word as it stands inside a text: " sky"
 
@@ -23,11 +22,10 @@ from typing import Literal
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from nanobackpack.errors import InputError, first_line
-from nanobackpack.safe.download import fetch_hub
-from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
+from nanobackpack.safe.files import MEGABYTE, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -44,14 +42,6 @@ UNKNOWN = ("[UNK]", "<unk>")
 MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
-# Short names: (name on the hub, kind, vocabulary), so that a stored copy is recognised without a network.
-NAMES = {
-    "gpt2": ("gpt2", "bpe", 50257),
-    "chinese-character-bert": ("uer/gpt2-chinese-cluecorpussmall", "wordpiece", 21128),
-    "xlm-250k": ("xlm-roberta-base", "unigram", 250002),
-}
-BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
-LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
 _IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
 _CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
@@ -116,9 +106,9 @@ class Tokenizer:
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
         check_tokenizer(text, source)
-        with _report_library_errors(f"{source} is not a tokenizer.json"):
+        with report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
-            tokenizer._check_numbers(source)
+            tokenizer.check_numbers(source)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
                 tokenizer._inner.encode("Can it encode? 能")
@@ -131,7 +121,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a tokenizer.json."""
-        return cls.from_json(_read(Path(path)), display_path(path))
+        return cls.from_json(read_file(Path(path)), display_path(path))
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
@@ -167,7 +157,7 @@ class Tokenizer:
         if self.kind == "char":
             return self._look_up(text).tolist()
         named = special and any(name in text for name in self.special)
-        with _report_library_errors("this tokenizer cannot encode the text", [text]):
+        with report_library_errors("this tokenizer cannot encode the text", [text]):
             return (self._reading_names if named else self._inner).encode(text, add_special_tokens=False).ids
 
     @cached_property
@@ -179,7 +169,7 @@ class Tokenizer:
         """Encode many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        with _report_library_errors("this tokenizer cannot encode the text", texts):
+        with report_library_errors("this tokenizer cannot encode the text", texts):
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
@@ -244,7 +234,7 @@ class Tokenizer:
         return self._ids.get(token)
 
     def _text(self, ids: list[int]) -> str:
-        with _report_library_errors("this tokenizer cannot decode the ids"):
+        with report_library_errors("this tokenizer cannot decode the ids"):
             return self._inner.decode(ids, skip_special_tokens=False)
 
     def _symbol(self, index: int) -> str:
@@ -264,7 +254,7 @@ class Tokenizer:
             )
         return ids
 
-    def _check_numbers(self, source: str) -> None:
+    def check_numbers(self, source: str) -> None:
         """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
         n = len(self._ids)
         if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
@@ -281,7 +271,7 @@ def _kind(inner: hf.Tokenizer) -> str:
 
 
 @contextmanager
-def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
+def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
     """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into an InputError."""
     try:
         yield
@@ -294,6 +284,16 @@ def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[
                 problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
                 raise InputError(f"{problem}: it is not Unicode text") from None
         raise InputError(f"{problem} ({first_line(error)})") from None
+
+
+def read_file(path: Path) -> str:
+    """Read a file of a tokenizer: UTF-8, and no larger than the largest known are."""
+    try:
+        return read_bytes(path, _MAX_BYTES).decode()
+    except OSError as error:
+        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -321,7 +321,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         for text in texts:
             symbols.update(text)
         return Tokenizer.from_symbols(sorted(symbols))
-    inner = _byte_level(models.BPE())
+    inner = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=int(name.removeprefix("bpe:")),
         special_tokens=[END_OF_TEXT],
@@ -332,125 +332,11 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     return Tokenizer(inner)
 
 
-def _byte_level(model: models.BPE) -> hf.Tokenizer:
+def byte_level(model: models.BPE) -> hf.Tokenizer:
     inner = hf.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return inner
-
-
-# --- Tokenizers made by others -----------------------------------------------------------------
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """Open the tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub."""
-    path = Path(name)
-    if path.is_file():
-        return _from_file(path)
-    if not path.is_dir():
-        if is_made(name):
-            raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
-        hub_name = NAMES[name][0] if name in NAMES else name
-        wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
-        instead = f"for tokenizer={name!r} give char, bpe:N, or a file or folder with {LAYOUTS}"
-        path = fetch_hub(hub_name, wanted, instead)
-    if tokenizer := tokenizer_in(path):
-        return tokenizer
-    raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
-
-
-def tokenizer_in(folder: Path) -> Tokenizer | None:
-    """Open the tokenizer that a folder holds, in any layout; None if there is none."""
-    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
-        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
-            return _from_file(folder / name)
-    return None
-
-
-def tokenizer_to_use(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
-    """Return the tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
-
-    "auto" asks for the stored one, any other `name` for one that must agree with it.
-    """
-    if name == "auto":
-        return stored
-    if stored is None:
-        return load_tokenizer(name)
-    # One that was made from a text agrees by its kind, a short name by its size: no network is needed.
-    if name == "char":
-        agrees = stored.kind == "char"
-    elif name.startswith("bpe:"):
-        agrees = (stored.kind, f"bpe:{stored.vocab_size}") == ("bpe", name)
-    elif name in NAMES and not Path(name).exists():
-        agrees = (stored.kind, stored.vocab_size) == NAMES[name][1:]
-    else:
-        wanted = load_tokenizer(name)
-        agrees = stored.kind == wanted.kind and not stored.difference(wanted)
-    if not agrees:
-        raise InputError(
-            f"tokenizer_name={name!r} is not the tokenizer of {source}, which is of the kind {stored.kind} "
-            f"with {stored.vocab_size:,} ids: leave it out"
-        )
-    return stored
-
-
-def _from_file(path: Path) -> Tokenizer:
-    """Read one file of any layout; of a pair, either."""
-    for vocabulary, merges in BPE_FILES.items():
-        if path.name in (vocabulary, merges):
-            return _from_merges(path.with_name(vocabulary), path.with_name(merges))
-    return Tokenizer.load(path) if path.suffix == ".json" else _from_word_pieces(path)
-
-
-def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Read GPT-2's byte-level BPE: {token: id}, and one merge of two tokens a line."""
-    lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
-    ids = parse_json(_read(vocabulary), display_path(vocabulary))
-    with _report_library_errors(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
-        pairs = [(first, second) for first, second in (line.split() for line in lines)]
-        for first, second in pairs:
-            if not ids.keys() >= {first, second, first + second}:  # the library would panic
-                raise ValueError(f"'{first} {second}' makes no token")
-        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids, display_path(vocabulary))
-
-
-def _from_word_pieces(path: Path) -> Tokenizer:
-    """Read BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how to clean text."""
-    tokens = _read(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
-    ids = {token: i for i, token in enumerate(tokens)}
-    if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
-        raise InputError(f"{display_path(path)} is no BERT vocabulary: it has no line {missing[0]}")
-    config, settings = path.with_name("tokenizer_config.json"), {}
-    if config.exists():
-        settings = parse_json(_read(config), display_path(config))
-        if not isinstance(settings, dict):
-            raise InputError(f"{display_path(config)} is not a JSON object")
-    inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece()
-    with _report_library_errors(f"{display_path(path)} and {config.name} are no tokenizer"):
-        inner.normalizer = normalizers.BertNormalizer(
-            lowercase=bool(settings.get("do_lower_case", True)),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-        )
-        return _with_specials(inner, ids, display_path(path))
-
-
-def _with_specials(inner: hf.Tokenizer, ids: dict[str, int], source: str) -> Tokenizer:
-    inner.add_special_tokens([token for token in SPECIAL if token in ids])
-    tokenizer = Tokenizer(inner)
-    tokenizer._check_numbers(source)
-    return tokenizer
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_bytes(path, _MAX_BYTES).decode()
-    except OSError as error:
-        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Words: their ids, and where they stand ----------------------------------------------------
