@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, find_word, make_tokenizer, word_ids
 from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -119,11 +119,40 @@ def test_what_is_decoded_after_a_text_continues_it(first: str, second: str):
     assert first + BPE.decode_after(before, after) == first + second
 
 
-def test_a_special_token_cannot_be_typed():
+def test_a_special_token_is_text_unless_asked_for():
     for tokenizer in (BPE, bert(Path("unused"))):
         for special in ("<|endoftext|>", "[CLS]", "[SEP]"):
             assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(f"a {special} b"))
     assert BPE.decode(BPE.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
+    a, b = BPE.encode("a"), BPE.encode("b")
+    assert BPE.encode("<|endoftext|>a<|endoftext|>b", special=True) == [0, *a, 0, *b]
+    assert BPE.prompt_ids("<|endoftext|>", special=True) == [0]
+    assert xlm().encode("hello</s>world <mask>", special=True) == [4, 2, 5, 6]
+    assert xlm().prompt_ids("<s>hello", special=True) == xlm().prompt_ids("hello", special=True) == [0, 4]
+
+
+@pytest.mark.parametrize("name", ["bpe", "bert", "xlm", "char"])
+def test_what_tables_show_can_be_typed_as_a_word(name: str, tmp_path: Path):
+    """What is shown of a token is, as a word, that token: special ones, pieces, parts of characters."""
+    tokenizer = {
+        "bpe": BPE, "xlm": xlm(), "bert": bert(tmp_path / "vocab.txt"), "char": Tokenizer.char("a<#1> \n")
+    }[name]  # fmt: skip
+    shown = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
+    assert [word_ids(tokenizer, token) for token in shown] == [[i] for i in range(tokenizer.vocab_size)]
+    named, expected = {
+        "bpe": ([0, 283, 292], ["<|endoftext|>", "the<#283>", " the"]),
+        "xlm": ([0, 4], ["<s>", "▁hello"]),
+        "bert": ([1, 2, 6, 7, 8], ["[UNK]", "[CLS]", "world", "##s", "你"]),
+        "char": ([0, 1], ["\n", " "]),
+    }[name]
+    assert [shown[i] for i in named] == expected
+    if name == "bpe":
+        half = BPE.encode("é")[0]
+        assert (shown[half], word_ids(BPE, "the")) == (f"<#{half}>", [292])
+        assert word_ids(BPE, "a<#283>") == BPE.encode("a<#283>")  # another text: no name
+        assert find_word(BPE, [283, 0, 5, 0], "<|endoftext|>") == [slice(1, 2), slice(3, 4)]
+    if name == "char":
+        assert word_ids(tokenizer, "<#1>") == tokenizer.encode("<#1>")  # each character is its own name
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, Tokenizer.char("a?")])

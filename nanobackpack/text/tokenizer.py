@@ -5,7 +5,8 @@
     word_ids(tokenizer, "sky")                     the ids of a word as it stands inside a text: " sky"
 
 Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs a
-special token asks for it by its role: `bos_id` begins a document, `eos_id` ends it.
+special token asks for it by its role, `bos_id` begins a document, `eos_id` ends it, or for all that the text
+names with special=True.
 The last part of the file finds words: which ids a word has, and where it stands in a prompt.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +65,7 @@ class Tokenizer:
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._shown: dict[int, str] = {}
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
         special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
@@ -153,12 +156,21 @@ class Tokenizer:
         n = self.vocab_size
         return n if self.kind == "char" else (n // 64 + 1) * 64
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. A char tokenizer refuses a character that it does not know."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the ids of `text`. A char tokenizer refuses a character that it does not know.
+
+        special: names of special tokens in the text, such as <|endoftext|>, become these tokens.
+        """
         if self.kind == "char":
             return self._look_up(text).tolist()
+        named = special and any(name in text for name in self.special)
         with report_library_errors("this tokenizer cannot encode the text", [text]):
-            return self._inner.encode(text, add_special_tokens=False).ids
+            return (self._reading_names if named else self._inner).encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _reading_names(self) -> hf.Tokenizer:
+        """The same tokenizer, but names of special tokens in a text are these tokens."""
+        return hf.Tokenizer.from_str(self.to_json())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode many texts at once, by all threads of the library: an array (N,) for each."""
@@ -168,14 +180,15 @@ class Tokenizer:
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a prompt: as a document begins, without eos_id at its end.
 
         An empty text, or one of which no ids are left, starts a new document; [] if no token does that.
+        special: as in `encode`.
         """
-        ids = self.encode(text)
+        ids = self.encode(text, special)
         if self.bos_id is not None:
-            return [self.bos_id, *ids]
+            return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
         return ids or ([] if self.eos_id is None else [self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -198,12 +211,34 @@ class Tokenizer:
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, index: int) -> str:
-        """Show one id, which must be in the vocabulary, as tables do."""
+        """Show one id, which must be in the vocabulary, as tables do: such that `word_ids` reads it back.
+
+        That is its text, with its id where the text as a word is not this token: " the", "ing<#278>". A part
+        of a character has no text of its own: "<#447>".
+        """
+        if index not in self._shown:
+            shown = self._plain(index)
+            with suppress(InputError):  # no word, or an unknown one
+                if word_ids(self, shown) == [index]:
+                    return self._shown.setdefault(index, shown)
+            self._shown[index] = f"{shown}<#{index}>"
+        return self._shown[index]
+
+    def _plain(self, index: int) -> str:
         symbol = self._symbol(index)
         if not isinstance(self._inner.decoder, decoders.ByteLevel):
             return symbol
         text = self._text([index])
-        return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
+        return "" if "\ufffd" in text else text
+
+    def named(self, word: str) -> int | None:
+        """Return the id that a word names: <|endoftext|>, ing<#278>, <#278>, of BERT's ##ing; else None."""
+        if word in self.special or word in UNKNOWN or (self.kind == "wordpiece" and word.startswith("##")):
+            return self._ids.get(word)
+        parts = re.fullmatch("(.*)<#([0-9]{1,9})>", word, re.DOTALL)
+        if not parts or self.kind == "char" or int(parts[2]) not in self._symbols:
+            return None
+        return int(parts[2]) if parts[1] in ("", self._plain(int(parts[2]))) else None
 
     def id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
@@ -375,10 +410,10 @@ def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def text_ids(tokenizer: Tokenizer, text: TextOrIds) -> list[int]:
-    """Return the ids of a text as it stands; one that is given as ids is checked."""
+def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> list[int]:
+    """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
     if isinstance(text, str):
-        return tokenizer.encode(text)
+        return tokenizer.encode(text, special)
     ids = [int(i) for i in text]
     for i in ids:
         tokenizer.token(i)  # raises for an id that does not exist
@@ -402,8 +437,11 @@ def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
     """Return the ids of a word as it stands inside a text.
 
     That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests ask
-    for. A word that begins with a space or is given as ids is taken as it is.
+    for. A word that begins with a space or is given as ids is taken as it is; the name of a token, a special
+    one or as `Tokenizer.token` shows it, is that token.
     """
+    if isinstance(word, str) and (named := tokenizer.named(word)) is not None:
+        return [named]
     if not isinstance(word, str) or tokenizer.kind == "char" or word[:1].isspace():
         ids = text_ids(tokenizer, word)
     else:
@@ -446,8 +484,8 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
 def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:
     """Find a word among ids: each occurrence as a span of positions, with or without a space."""
     forms = [word_ids(tokenizer, word)]
-    if isinstance(word, str) and (bare := tokenizer.encode(word)) not in forms:
-        forms.append(bare)
+    if isinstance(word, str) and tokenizer.named(word) is None:
+        forms.append(tokenizer.encode(word))
     found = {
         (start, start + len(form))
         for form in forms
