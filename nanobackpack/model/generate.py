@@ -209,10 +209,20 @@ def _stream(
             cache.expand(len(new))
         else:
             logits = model.next_logits(new, cache)  # (B, V)
-        chosen = choose(logits[:, : model.config.n_token], **choice)  # (B), never a padded id
+        chosen = choose(with_text(model, logits), **choice)  # (B)
         yield chosen
         new = chosen[:, None]  # (B, 1)
         window = torch.cat([window, new], dim=1)[:, -size:]  # (B, T)
+
+
+def with_text(model: Decodable, logits: Tensor) -> Tensor:
+    """Leave of logits (B, V) those that may be sampled: no padded ids, no tokens without text, as [UNK]."""
+    logits = logits[:, : model.config.n_token]
+    without = model.tokenizer.unsampled_ids if model.tokenizer else []
+    without = [i for i in without if i < logits.size(1)]
+    return (
+        logits.index_fill(1, torch.tensor(without, device=logits.device), -torch.inf) if without else logits
+    )
 
 
 def choose(
