@@ -12,7 +12,7 @@ import pytest
 import tokenizers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
@@ -216,6 +216,37 @@ def test_bert(tmp_path: Path):
     assert (again.bos_id, again.encode(text)) == (2, tokenizer.encode(text))
     cased = bert(tmp_path / "vocab.txt", do_lower_case=False)
     assert cased.encode("hello Hello") == [5, 1]
+
+
+AS_WRITTEN = [
+    "3.14 GPT-2 foo (bar) don't U.S.A. a/b 50% and/or state-of-the-art foo_bar R&D F.B.I. p.m. a",
+    "he said \"so, 'no'\" twice: \"yes!\" (see [1], p. 3).", "'Yes,' he said, 'I can't.'", '"Yes," "no."',
+    "$1,234.56 in 2019, 300 of 1,000,000; 10:30 p.m., i.e. -5° is 1.2.3",
+    "the dogs' bones, l'été d'un homme, it’s “fine” L.A. end. Next",
+    "http://example.com/a_b?c=d&e=1#f is at www.python.org, or user@example.com", "--help wait... what?!",
+    "x = 5 Tom & Jerry 2^10 #1 1990–2000 word—word 192.168.0.1 ¿Qué?", "他说：“你好！”价3.14元（GPT-2）",
+    'no quotation: 7 "' + "word " * 110 + 'but: "this"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_wordpiece_writes_as_people_do(text: str):
+    """Decoding gives a text back, and what is shown of it as it grows adds up to it."""
+    inner = hf.Tokenizer(models.WordPiece(max_input_chars_per_word=9, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=False)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    cut = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text))
+    words = dict.fromkeys(["[UNK]", *(word for word, _ in cut)])
+    inner.model = models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(inner)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    shown = tokenizer.decode(ids[:1])
+    for n in range(1, len(ids)):
+        added = tokenizer.decode_after(ids[:1], ids[1 : n + 1])
+        assert (tokenizer.decode(ids[:1]) + added).startswith(shown)
+        shown = tokenizer.decode(ids[:1]) + added
+    assert shown == text
 
 
 def test_xlm():

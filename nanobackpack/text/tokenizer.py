@@ -43,8 +43,8 @@ MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in the
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
-_IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
-_CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
+# Special tokens that stand for no text at all, in the spellings that there are: [UNK], <pad>, <|mask|>.
+_NO_TEXT = re.compile(r"[<\[]\|?(unk|unknown|pad|padding|mask|unused\d*)\|?[>\]]", re.IGNORECASE)
 
 
 class Tokenizer:
@@ -75,6 +75,13 @@ class Tokenizer:
         """Begins each document: [CLS], <s>; None if documents begin with their text."""
         self.eos_id: int | None = next((special[name] for name in EOS if name in special), None)
         """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
+        unknown = [name for name in (*UNKNOWN, getattr(inner.model, "unk_token", None)) if name in self._ids]
+        self.unknown_id: int | None = self._ids[unknown[0]] if unknown else None
+        """Stands for what the tokenizer cannot spell: [UNK]; None if it can spell everything, or refuses."""
+        no_text = {i for name, i in special.items() if _NO_TEXT.fullmatch(name)}
+        no_text |= {self._ids[name] for name in unknown} - {self.eos_id}  # GPT-2 calls its one token both
+        self.unsampled_ids = sorted(no_text)
+        """Stand for no text, and are never sampled: [UNK], [PAD], [MASK]."""
 
         # Characters are looked up in a table, far faster than the library does it: the id of each code point,
         # -1 where there is none. One more entry, -1 too, stands for all code points above the table.
@@ -190,13 +197,17 @@ class Tokenizer:
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        text = self._text(ids)
-        # BERT's decoder puts a space between any two tokens; Chinese has none.
-        return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
+        if self.kind == "wordpiece":
+            return _join_words(symbols, self._inner.model.continuing_subword_prefix)
+        return self._text(ids)
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
-        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`."""
-        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
+        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
+
+        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        """
+        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
+        last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, index: int) -> str:
@@ -268,6 +279,53 @@ def _kind(inner: hf.Tokenizer) -> str:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
+
+
+# --- Words back to text -------------------------------------------------------------------------
+
+_TOKENS_BEFORE = 200  # that are looked at to continue a text
+_LONGEST_QUOTE = 500  # characters; a mark that is not closed by then was none, as in 5" of rain
+_IDEOGRAPH = re.compile("[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")  # and their marks
+# WordPiece makes a token of each mark and forgets the spaces. People write none where one of these patterns
+# matches the text so far, "\0" and the next token; wherever both are in use, the more common one is taken.
+_NO_SPACE = re.compile(
+    r"""
+    \0[.,;:!?%°)\]}’”…] | [(\[{“‘¿¡]\0             # foo (bar): no! 50%
+    | [\w)\]%]\0[-–—_/\\^@] | \S[-–—_/\\^@]\0 | -\0[-\d] | [:/]\0[/\\] | /\0    # GPT-2, a/b, -5
+    | [$£€¥~]\0\d | \#\0\w                          # $5, #1
+    | \d[.:]\0\d | (?<!\d)\d{1,3},\0\d{3}$          # 3.14, 10:30, 1,000
+    | (?<![\w.])([^\W\di]\.\0[^\W\di] | i\.\0e | [^\W\d]\.[^\W\d]\.(?<![ap]\.m\.)\0[^\W\d])$   # U.S.A.
+    | \w\0' | \b([^\W\d]|qu)['’]\0\w | \w['’]\0(s|t|m|d|re|ve|ll|am|all)$   # don't, l'été
+    | (^|[\s(\[“])'\0 | (^|[\s(])'([^']|\w'\w)*[.,!?]\0'                   # 'Yes,' he said
+    | \b\w\0& | \b\w&\0\w                           # R&D
+    | \w\.\0(com|org|net|edu|gov|html|txt|pdf|py)$ | (://|\bwww)\S*(\0[=&\#~+] | [.?=&\#~+:%]\0\w)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _join_words(symbols: Iterable[str], prefix: str) -> str:
+    """Write the tokens of WordPiece as a text, with spaces where people would most likely put them.
+
+    `prefix` marks a token that goes on with a word: ##s. Whether a space stands before a token depends on
+    what comes before it and on itself, never on what follows.
+    """
+    text, quote = "", -_LONGEST_QUOTE  # where a quotation began that has not ended
+    for symbol in symbols:
+        last, in_quotes = text[-1:], len(text) - quote < _LONGEST_QUOTE
+        if symbol.startswith(prefix):
+            joined, symbol = True, symbol.removeprefix(prefix) if text else symbol
+        elif not text or _IDEOGRAPH.match(last) or _IDEOGRAPH.match(symbol):
+            joined = True
+        elif last.isalnum() and symbol[:1].isalnum():
+            joined = False
+        else:
+            joined = in_quotes and '"' in (last, symbol)
+            joined = joined or _NO_SPACE.search(f"{text[-50:]}\0{symbol}") is not None
+        if symbol == '"':
+            quote = -_LONGEST_QUOTE if in_quotes else len(text)
+        text += symbol if joined else " " + symbol
+    return text
 
 
 @contextmanager
@@ -392,7 +450,7 @@ def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
             ids = ids[1:]
     if not ids:
         raise InputError("an empty word has no senses: give at least one character")
-    if isinstance(word, str) and unknown_id(tokenizer) in ids:
+    if isinstance(word, str) and tokenizer.unknown_id in ids:
         raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
     return ids
 
@@ -421,12 +479,6 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
             first = tokenizer.token(ids[0])
             warnings.warn(f"{word!r} is {len(ids)} tokens: its first, {first!r}, stands for it", stacklevel=2)
     return found
-
-
-def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that stands for what a tokenizer cannot spell, None if it has none."""
-    found = (tokenizer.id(name) for name in UNKNOWN)
-    return next((i for i in found if i is not None), None)
 
 
 def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:
