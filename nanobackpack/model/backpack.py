@@ -261,6 +261,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.blocks: dict[object, tuple[Edit, ...]] = {}  # of control.applied, in all threads
+        self.token_counts: Tensor | None = None  # (V) of each id in the text it was trained on, if known
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
         self.context = Transformer(config)
 
