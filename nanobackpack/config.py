@@ -247,7 +247,8 @@ class SampleConfig(LoadConfig):
     """Text from a model."""
 
     start: str = "\n"
-    """The prompt, or FILE:prompt.txt to read it from a file."""
+    """The prompt, or FILE:prompt.txt to read it from a file. A line end, the default, is the beginning of a
+    document if training had documents, and the most frequent token if it had no line ends."""
     special: Special = "auto"
     """allow: names in a prompt such as <|endoftext|> are these special tokens; plain: they are text; auto:
     allow in what is typed, plain in files."""

@@ -11,6 +11,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     model_args        ModelConfig
     tokenizer         the tokenizer's JSON, or None
     tokenizer_made_as as bpe:8192, "" if it is not known; not in older files
+    token_counts      how often each id occurs in the text that it was trained on, None if not known
 and of a run besides:
     config            TrainConfig
     optimizer, scaler, iter_num (steps done), best_val_loss
@@ -66,7 +67,7 @@ def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
     args = dataclasses.asdict(model.config)
     state = {"model": model.state_dict(), "model_args": args, **tokenizer_entries(model.tokenizer)}
-    save_checkpoint(Path(path), state)
+    save_checkpoint(Path(path), state | {"token_counts": model.token_counts})
 
 
 def tokenizer_entries(tokenizer: Tokenizer | None) -> dict[str, str | None]:
@@ -272,9 +273,12 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
-    # Characters are never padded: where the model has more tokens than that, it was trained with others.
-    few = model.tokenizer and model.tokenizer.kind == "char" and used < model.config.n_token
-    if few or used > model.config.vocab_size:
+    # Characters are never padded: where the model has another number of tokens, it was trained with others.
+    # But a model of data without a tokenizer has a padded size, whatever its data were.
+    char = (
+        model.tokenizer and model.tokenizer.kind == "char" and model.config.vocab_size not in layouts.PADDED
+    )
+    if used > model.config.vocab_size or (char and used != model.config.n_token):
         raise InputError(
             f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}: give the one that it was "
             "trained with, --tokenizer_name"
@@ -318,12 +322,16 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if checkpoint["format"] != FORMAT:
         found = short_repr(checkpoint["format"])
         raise InputError(f"{source}: format {found} is unknown: this version reads {FORMAT!r}")
-    state = checkpoint.get("model")
+    state, tokenizer = checkpoint.get("model"), tokenizer_of(checkpoint, source)
     if not isinstance(state, dict):
         raise InputError(f"{source}: its model is missing or damaged")
-    return _fill(
-        stored_config(checkpoint, source), state, None, tokenizer_of(checkpoint, source), str(source)
-    )
+    model = _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
+    counts = checkpoint.get("token_counts")  # older files have none
+    if counts is not None and tokenizer:
+        if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
+            raise InputError(f"{source}: its token_counts are damaged")
+        model.token_counts = counts
+    return model
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
