@@ -108,11 +108,12 @@ def test_download_never_overwrites_a_text_of_the_user(tmp_path: Path):
 
 def test_read_text(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n\xc3\xa9")
-    assert read_text(tmp_path / "a.txt") == "one\r\ntwo\rthree\né"
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\nthree\né"
+    assert read_text(tmp_path / "a.txt", "keep") == "one\r\ntwo\rthree\né"
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
     (tmp_path / "folder").mkdir()
-    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text .byte 3 "}
+    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text: byte 3 "}
     for name, reason in wrong.items():
         with pytest.raises(InputError, match=f"/{name}.* {reason}"):
             read_text(tmp_path / name)
@@ -417,7 +418,9 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
         record = {"content": f"宇{i}", "title": "天", "source": "地"}
         write_records(data / "new2016zh" / f"news2016zh_{part}.json", [record])
     args = ("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
-    script(*args)
+    status, _, err = script.run(*args)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "note: 1 of 4 records had no text: skipped; the first" in err  # an article without text
     typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
     assert held_texts(out, "train", "val", "evaluation") == sorted(
         ["[CLS]宙[SEP]"]
@@ -428,7 +431,7 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [6, 1, 1]
     assert TokenData(out).vocab_size == len(CHINESE)
     write_records(data / "new2016zh" / "news2016zh_train.json", [{"content": None}])
-    assert "should be text" in script.error(*args)
+    assert "1 of 2 records had no text" in script.run(*args)[2]
 
 
 def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):

@@ -11,13 +11,14 @@ On a terminal the first sample appears as it grows; each is followed by a line o
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import read_text
+from nanobackpack.safe.files import read_text, with_lf
 from nanobackpack.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ def read_prompt(settings: SampleConfig, tokenizer: Tokenizer) -> tuple[str, list
     """Return the prompt that the settings give, or name a file of, and its ids."""
     prompt = settings.start
     if prompt.startswith("FILE:"):
-        prompt = read_text(Path(prompt.removeprefix("FILE:")))
+        prompt = read_text(Path(prompt.removeprefix("FILE:")), "keep")
+    prompt = prompt.removeprefix("\ufeff")
+    if settings.newlines == "lf":
+        prompt = with_lf(prompt)
+    if settings.normalize == "nfc":
+        prompt = unicodedata.normalize("NFC", prompt)
     ids = tokenizer.prompt_ids(prompt)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")

@@ -13,6 +13,7 @@ The last part of the file finds words: which ids a word has, and where it stands
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.download import fetch_hub
-from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, parse_json, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -73,6 +74,7 @@ class Tokenizer:
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._composes = isinstance(inner.normalizer, normalizers.NFC)
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
         special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
@@ -132,6 +134,13 @@ class Tokenizer:
         """Write a tokenizer.json, whole or not at all."""
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
+
+    def composing(self) -> Tokenizer:
+        """Make a tokenizer like this one that first makes one character of a letter and its accents (NFC)."""
+        inner = hf.Tokenizer.from_str(self.to_json())
+        nfc, others = normalizers.NFC(), inner.normalizer
+        inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
+        return Tokenizer(inner)
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -217,6 +226,7 @@ class Tokenizer:
         return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if self._composes else text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
         ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
@@ -224,8 +234,18 @@ class Tokenizer:
             raise InputError(
                 f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
                 f"knows only the {len(self._ids)} different characters of the text it was made from"
+                + self._other_form(text, at)
             )
         return ids
+
+    def _other_form(self, text: str, at: int) -> str:
+        """Tell whether an unknown character is known in another form: é as one character, or as two."""
+        near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, near)
+            if other != near and set(other) <= self._ids.keys():
+                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+        return ""
 
     def _check_numbers(self, source: str) -> None:
         """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
@@ -237,7 +257,8 @@ class Tokenizer:
 def _kind(inner: hf.Tokenizer) -> str:
     """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
-    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+    plain = isinstance(inner.normalizer, normalizers.NFC | None)
+    if kind != "wordlevel" or not plain or inner.pre_tokenizer is None:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
@@ -409,11 +430,9 @@ def _with_specials(inner: hf.Tokenizer, ids: dict[str, int], source: str) -> Tok
 
 def _read(path: Path) -> str:
     try:
-        return read_bytes(path, _MAX_BYTES).decode()
+        return decode_text(read_bytes(path, _MAX_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Words: their ids, and where they stand ----------------------------------------------------
