@@ -28,7 +28,8 @@ from nanobackpack.text.corpus import (
     from_files,
     from_hub,
 )
-from nanobackpack.text.tokenizer import load_tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 
 DOCUMENTS = ["One document.\nIn two lines.", "第二个文档：你好！", "The third\r\nis \U0001f600"]
 

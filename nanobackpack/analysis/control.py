@@ -96,7 +96,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     baked = BackpackLM(dataclasses.replace(model.config, sense_table=True)).to(table.device)
     state = {name: t for name, t in model.state_dict().items() if not name.startswith("senses.")}
     baked.load_state_dict(state | {"senses.table": table})
-    baked.tokenizer = model.tokenizer
+    baked.tokenizer, baked.token_counts = model.tokenizer, model.token_counts
     return baked.train(model.training)
 
 

@@ -6,6 +6,7 @@ made from the texts, unless you name others.
 
     nanobackpack prepare notes.txt essays/ --name=mine
     nanobackpack prepare notes.txt essays/ --name=mine --tokenizer=char --val=0.1
+    nanobackpack prepare stories.txt --name=stories --separator="<|endoftext|>"
 
 A known data set, by its name; --input takes local copies instead of a download:
 
@@ -35,7 +36,16 @@ from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.corpus import Corpus, Segments, chained, find_files, from_files, from_hub, from_text
+from nanobackpack.text.corpus import (
+    Corpus,
+    Segments,
+    chained,
+    find_files,
+    from_files,
+    from_hub,
+    from_text,
+    separated,
+)
 from nanobackpack.text.prepare import summary, write_tokens
 from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
 
@@ -53,6 +63,8 @@ class PrepareConfig(Settings):
     Empty: bpe:8192 for your own texts, else that of the data set."""
     name: str = "mine"
     """Of your own texts: name of the data set, its folder under data/."""
+    separator: str = ""
+    """Of your own texts: the mark between documents, as <|endoftext|>; empty: each file is one document."""
     val: float = 0.05
     """Of your own texts: part held out for validation, its end."""
     field: str = "text"
@@ -191,6 +203,8 @@ def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
     if (out / "prepare.py").exists() or (settings.name in RECIPES and not settings.out):
         raise InputError(f"{display_path(out)} is the folder of a known data set: choose another --name")
     corpus = from_files(settings.input, Segments((settings.field,)), **settings.reading)
+    if settings.separator:
+        corpus = separated(corpus, settings.separator)
     return {"": corpus}, split_tail(settings.val), {}
 
 
@@ -205,7 +219,7 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "clue_small": (clue_small, "chinese-character-bert"),
     "common_crawl": (common_crawl, "xlm-250k"),
 }
-ONLY_FOR = dict.fromkeys(("name", "val", "field"), "textfiles")
+ONLY_FOR = dict.fromkeys(("name", "separator", "val", "field"), "textfiles")
 ONLY_FOR |= dict.fromkeys(("languages", "shards"), "common_crawl")
 
 # --- The program -------------------------------------------------------------------------------

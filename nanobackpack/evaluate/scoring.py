@@ -47,10 +47,11 @@ class TextScore(NamedTuple):
 def score_texts(
     model: LanguageModel, texts: Sequence[TextToScore], batch_size: int = 16, title: str = ""
 ) -> list[TextScore]:
-    """Score each text. One longer than block_size loses its beginning.
+    """Score each text. One longer than block_size loses its beginning, with a warning.
 
     Padded ids take part in the softmax (as in training) but are never the likeliest.
     """
+    from nanobackpack.analysis.prompts import cut_to_context
     from nanobackpack.runtime import eval_mode
 
     size = model.config.block_size
@@ -58,8 +59,9 @@ def score_texts(
     for ids, start in texts:
         if not 1 <= start < len(ids) or len(ids) - start > size:
             raise ValueError(f"cannot score tokens {start} to {len(ids)} with block_size={size}")
-        inputs.append(ids[:-1][-size:])
+        inputs.append(ids[:-1])
         targets.append(ids[start:])
+    inputs = cut_to_context(model, inputs)
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}

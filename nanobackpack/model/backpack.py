@@ -258,6 +258,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.token_counts: Tensor | None = None  # (V) of each id in the text it was trained on, if known
         self.edits: tuple[Edit, ...] = ()  # in force wherever the model is used; see control.applied
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
         self.context = Transformer(config)

@@ -167,6 +167,23 @@ def composed(corpus: Corpus) -> Corpus:
     return corpus._replace(read=read)
 
 
+def separated(corpus: Corpus, mark: str) -> Corpus:
+    """Make documents of what stands between the marks; line ends around a mark belong to it."""
+
+    def read(*args: Any) -> Iterator[Piece]:
+        held = ""  # since the last mark
+        for piece in corpus.read(*args):
+            *texts, held = (held + piece.text).split(mark)
+            if len(held) > _MAX_LINE_CHARS:
+                raise InputError(f"{corpus.title} has {_MAX_LINE_CHARS:,} characters without a {mark!r}")
+            if piece.closes:
+                texts, held = [*texts, held], ""
+            for text in texts:
+                yield from document([text.strip("\r\n")])
+
+    return corpus._replace(read=read)
+
+
 # --- Cutting -----------------------------------------------------------------------------------
 
 

@@ -342,6 +342,7 @@ class Trainer:
             "model_args": dataclasses.asdict(self.model.config),
             "config": dataclasses.asdict(self.config),
             "tokenizer": self.tokenizer_json,
+            "token_counts": self.model.token_counts,
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "iter_num": self.step,
