@@ -65,7 +65,8 @@ def score_texts(
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}
-    with eval_mode(model), tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False) as bar:
+    bar = tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False)
+    with eval_mode(model) as model, bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             found = _score_batch(model, [inputs[i] for i in batch], [targets[i] for i in batch])

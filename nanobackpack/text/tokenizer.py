@@ -25,7 +25,7 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, first_line
+from nanobackpack.errors import InputError, WrongType, first_line, whole_numbers
 from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
@@ -170,6 +170,8 @@ class Tokenizer:
 
         special: names of special tokens in the text, such as <|endoftext|>, become these tokens.
         """
+        if not isinstance(text, str):
+            raise WrongType("the text", "a str", text)
         if self.kind == "char":
             return self._look_up(text).tolist()
         named = special and any(name in text for name in self.special)
@@ -202,7 +204,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, which must be in the vocabulary."""
-        ids = [int(i) for i in ids]
+        ids = whole_numbers("ids", "a list of numbers", ids)
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
@@ -433,10 +435,17 @@ def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> li
     """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
     if isinstance(text, str):
         return tokenizer.encode(text, special)
-    ids = [int(i) for i in text]
+    ids = whole_numbers("a text", "a str or a list of token ids", text)
     for i in ids:
         tokenizer.token(i)  # raises for an id that does not exist
     return ids
+
+
+def several(texts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
+    """Refuse one text where a list of texts is wanted: Python would take it for a list of characters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise WrongType("texts", "a list of texts", texts)
+    return texts
 
 
 def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
