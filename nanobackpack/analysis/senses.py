@@ -38,7 +38,7 @@ from nanobackpack.analysis.results import (
     Weights,
 )
 from nanobackpack.errors import InputError
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.model.backpack import BackpackLM, LanguageModel, check_model
 from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import eval_mode, pad_right
 from nanobackpack.text.tokenizer import (
@@ -48,6 +48,7 @@ from nanobackpack.text.tokenizer import (
     bos_ids,
     find_word,
     needs_tokenizer,
+    several,
     text_ids,
     token_id,
     word_ids,
@@ -84,6 +85,7 @@ class Senses:
     def __init__(
         self, model: LanguageModel, bos: Bos = False, *, special: bool = False, typed: bool = False
     ) -> None:
+        check_model(model)
         if not isinstance(model, BackpackLM):
             raise InputError("this model is a GPT and has no senses: open a Backpack")
         self.model = model
@@ -105,7 +107,7 @@ class Senses:
 
     def many_senses(self, words: Sequence[TextOrIds], pooling: Pooling = "avg") -> Tensor:
         """Give the senses of N words, (N, K, D), as `word_senses` does."""
-        rows = [word_ids(self.tokenizer, word) for word in words]
+        rows = [word_ids(self.tokenizer, word) for word in several(words)]
         if not rows:
             raise InputError("no words: give at least one")
         if pooling not in get_args(Pooling):
@@ -165,7 +167,8 @@ class Senses:
         It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU.
         `forget` gives the memory back.
         """
-        if self._directions is None or self._directions[0] != self.model.edits:
+        edits, known = self.model.edits, self._directions
+        if known is None or known[0] != edits:
             (V, D), K = self.embedding.shape, self.model.config.n_sense_vector
             table = self.embedding.new_empty(K, V, D)
             starts = range(0, V, 1024)
@@ -173,8 +176,8 @@ class Senses:
                 ids = list(range(start, min(start + 1024, V)))
                 senses = F.normalize(self.model.sense_vectors(ids), dim=2)  # (n, K, D)
                 table[:, start : start + len(ids)] = senses.transpose(0, 1)
-            self._directions = self.model.edits, table
-        return self._directions[1]
+            known = self._directions = edits, table
+        return known[1]
 
     def forget(self) -> None:
         """Drop the table of `directions`; needed after the model's weights changed, too."""
@@ -300,7 +303,7 @@ class Senses:
         `scores` (k) are contributions summed over prompts and positions, of `ids` (k) and `senses` (k).
         """
         direction = self.embedding[token_id(self.tokenizer, target)]  # (D)
-        rows = [self.encode(prompt) for prompt in prompts]
+        rows = [self.encode(prompt) for prompt in several(prompts)]
         if not rows:
             raise InputError("no prompts: give at least one")
         # Score each different token once, and add up the weight it gets at all of its positions.
@@ -330,7 +333,7 @@ class Senses:
         if len(ids) < 2:
             raise InputError(f"{word!r} is one token here and has nothing to share: give a longer word")
         shares, skip = [], len(self.bos)
-        for sentence in sentences:
+        for sentence in several(sentences):
             found = [s for s in self.find(sentence, word) if s.stop - s.start == len(ids)]
             if not found:
                 continue
@@ -374,8 +377,8 @@ class Senses:
 
     def _logits(self, ids: list[int]) -> Tensor:
         """Compute the model's logits after one row of ids, padding included, (vocab_size)."""
-        with eval_mode(self.model):
-            logits = self.model(torch.tensor([ids], device=self.embedding.device)).logits
+        with eval_mode(self.model) as model:
+            logits = model(torch.tensor([ids], device=self.embedding.device)).logits
         return logits[0, -1]
 
     def _shown(self, ids: Sequence[int]) -> list[str]:

@@ -65,7 +65,8 @@ def score_texts(
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}
-    with eval_mode(model), tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False) as bar:
+    bar = tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False)
+    with eval_mode(model) as model, bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             found = _score_batch(model, [inputs[i] for i in batch], [targets[i] for i in batch])
@@ -128,12 +129,11 @@ class TestSetConfig(ReadConfig):
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file that are not blank, with their numbers."""
-    text = read_text(Path(path)).removeprefix("\ufeff")
+    """Yield the lines of a text file that are not blank, with their numbers."""
     # Not splitlines: it also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if line.strip():
-            yield number, line.rstrip("\r")
+            yield number, line
 
 
 def read_json_lines(
