@@ -276,6 +276,10 @@ class SampleConfig(LoadConfig):
     """When the context is full go on from its later half: many times faster, a little worse."""
     edits: str = ""
     """A file of edits (nanobackpack.control.save) to sample under."""
+    newlines: Literal["lf", "keep"] = "lf"
+    """Of the prompt: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
+    normalize: Literal["none", "nfc"] = "none"
+    """Of the prompt: nfc: a letter and its accents become one character (Unicode's NFC)."""
     json: str = ""
     """Also write the samples to this file: prompt, text, ids, log-probabilities of these, what ended it."""
 

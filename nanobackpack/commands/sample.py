@@ -16,6 +16,7 @@ it included, and their log-probabilities under the model itself: no temperature,
 from __future__ import annotations
 
 import sys
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from nanobackpack.analysis.results import write_json
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import numbered_lines, read_json_lines
-from nanobackpack.safe.files import check_writable, read_text
+from nanobackpack.safe.files import check_writable, read_text, with_lf
 from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
@@ -92,12 +93,16 @@ def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
     if settings.prompts:
         texts = prompts_in(settings.prompts)
     elif settings.start.startswith("FILE:"):
-        texts = [read_text(Path(settings.start.removeprefix("FILE:")))]
+        texts = [read_text(Path(settings.start.removeprefix("FILE:")), "keep")]
     elif settings.start == SampleConfig.start and model.token_counts is not None:
         ids = usual_start(model)
         return [Prompt("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]
     else:
-        texts, typed = [settings.start], True
+        texts, typed = [settings.start.removeprefix("\ufeff")], True
+    if settings.newlines == "lf":
+        texts = [with_lf(text) for text in texts]
+    if settings.normalize == "nfc":
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
     special = settings.special == "allow" or (settings.special == "auto" and typed)
     rows = [tokenizer.prompt_ids(text, special) for text in texts]
     if not all(rows):

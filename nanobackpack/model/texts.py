@@ -107,6 +107,8 @@ def grow(
     """
     if isinstance(stop, str):
         raise WrongType("stop", "a list of ids and texts", stop)
+    if not rows or not all(row.prompt for row in rows):
+        raise ValueError("input_ids holds " + ("a prompt of 0 tokens" if rows else "no sequence"))
     prompts = [row.prompt[-model.config.block_size :] for row in rows]
     device, T = model.wte.weight.device, max(map(len, prompts))
     if prompts.count(prompts[0]) == len(prompts):

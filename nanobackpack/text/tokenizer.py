@@ -13,19 +13,20 @@ The last part of the file finds words: which ids a word has, and where it stands
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, WrongType, first_line, whole_numbers
-from nanobackpack.safe.files import MEGABYTE, display_path, read_bytes, replacing
+from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -36,8 +37,8 @@ Bos = bool | Literal["auto"]
 
 END_OF_TEXT = "<|endoftext|>"
 # What the special tokens are called in BERT, XLM-R, GPT-2 and their kin, by their role.
-BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
-EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<BOS>", "<|startoftext|>")
+EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>", "[EOS]", "<EOS>", "<|im_end|>")
 UNKNOWN = ("[UNK]", "<unk>")
 MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
@@ -55,7 +56,9 @@ class Tokenizer:
     ([2, 0, 1], 'ban')
     """
 
-    def __init__(self, inner: hf.Tokenizer) -> None:
+    def __init__(self, inner: hf.Tokenizer, made_as: str = "") -> None:
+        self.made_as = made_as
+        """As bpe:8192, even if it got fewer ids; "": it was not made here, or it is not known."""
         # A foreign tokenizer.json may ask for things that would change our texts or make ids random.
         inner.no_truncation()
         inner.no_padding()
@@ -65,6 +68,7 @@ class Tokenizer:
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._composes = isinstance(inner.normalizer, normalizers.NFC)
         self._shown: dict[int, str] = {}
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
@@ -110,12 +114,13 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
+    def from_json(cls, text: str, source: str = "the tokenizer", made_as: str = "") -> Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
-        check_tokenizer(text, source)
+        parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
-            tokenizer = cls(hf.Tokenizer.from_str(text))
-            tokenizer.check_numbers(source)
+            tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
+            added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
+            tokenizer.check_numbers(source, added)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
                 tokenizer._inner.encode("Can it encode? 能")
@@ -126,14 +131,21 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, made_as: str = "") -> Tokenizer:
         """Read a tokenizer.json."""
-        return cls.from_json(read_file(Path(path)), display_path(path))
+        return cls.from_json(read_file(Path(path)), display_path(path), made_as)
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
+
+    def composing(self) -> Tokenizer:
+        """Make a tokenizer like this one that first makes one character of a letter and its accents (NFC)."""
+        inner = hf.Tokenizer.from_str(self.to_json())
+        nfc, others = normalizers.NFC(), inner.normalizer
+        inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
+        return Tokenizer(inner)
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -257,6 +269,7 @@ class Tokenizer:
         return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if self._composes else text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
         ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
@@ -264,11 +277,26 @@ class Tokenizer:
             raise InputError(
                 f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
                 f"knows only the {len(self._ids)} different characters of the text it was made from"
+                + self._other_form(text, at)
             )
         return ids
 
-    def check_numbers(self, source: str) -> None:
-        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+    def _other_form(self, text: str, at: int) -> str:
+        """Tell whether an unknown character is known in another form: é as one character, or as two."""
+        near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, near)
+            if other != near and set(other) <= self._ids.keys():
+                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+        return ""
+
+    def check_numbers(self, source: str, added: dict[str, Any]) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens;
+        and added tokens that did not get their id, for the library takes the next one that is free."""
+        for token, i in added.items():
+            if self._ids.get(token) != i:
+                what = f"{source}: the added token {short_repr(token)} cannot have the id {short_repr(i)}"
+                raise InputError(f"{what}: added tokens must have ids of their own, and leave none out")
         n = len(self._ids)
         if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
             raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
@@ -277,7 +305,8 @@ class Tokenizer:
 def _kind(inner: hf.Tokenizer) -> str:
     """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
-    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+    plain = isinstance(inner.normalizer, normalizers.NFC | None)
+    if kind != "wordlevel" or not plain or inner.pre_tokenizer is None:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
@@ -347,13 +376,11 @@ def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[N
 
 
 def read_file(path: Path) -> str:
-    """Read a file of a tokenizer: UTF-8, and no larger than the largest known are."""
+    """Read a file of a tokenizer: text, and no larger than the largest known are."""
     try:
-        return read_bytes(path, _MAX_BYTES).decode()
+        return decode_text(read_bytes(path, _MAX_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -389,7 +416,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return Tokenizer(inner)
+    return Tokenizer(inner, made_as=name)
 
 
 def byte_level(model: models.BPE) -> hf.Tokenizer:
