@@ -54,7 +54,7 @@ def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
 @pytest.mark.parametrize(("text", "longest"), [("a b c\n" * 99, 20), ("a b " * 500, 40), ("中" * 999, 40)])
 def test_pieces_are_short(text: str, longest: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "PIECE_CHARS", 10)
-    monkeypatch.setattr(corpus, "_LINE_CHARS", 30)
+    monkeypatch.setattr(corpus, "_WORD_CHARS", 30)
     pieces = list(document([text]))
     assert max(len(piece.text) for piece in pieces) <= longest
     assert joined(iter(pieces)) == [text]

@@ -14,8 +14,8 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import Replacement, display_path, remove_stale
+from nanobackpack.safe.run import start_aside
 from nanobackpack.text.corpus import Corpus, Piece, from_text
 from nanobackpack.text.meta import DTYPES, Meta
 from nanobackpack.text.splits import Counts, Split, split_tail
@@ -179,7 +180,7 @@ def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
 
 def _add_words(text: str, words: set[int]) -> int:
     """Add the words of a text to `words`, as their hashes; return how many bytes the new ones have."""
-    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+|[^\w\s]+", text)}
     n_bytes = sum(n for word, n in found.items() if word not in words)
     words.update(found)
     return n_bytes
@@ -246,16 +247,15 @@ def _encoded(
     assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """Yield the pieces in batches with their ids (N,), encoded in the background, some batches ahead."""
-    waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
-        for batch in _batches(assigned):
-            if len(waiting) == _BATCHES_AHEAD:
-                done, future = waiting.popleft()
-                yield done, future.result()
-            texts = [piece.text for _, piece in batch]
-            waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
-        for done, future in waiting:
-            yield done, future.result()
+    waiting: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+    for batch in _batches(assigned):
+        if len(waiting) == _BATCHES_AHEAD:
+            done, result = waiting.popleft()
+            yield done, result()
+        texts = [piece.text for _, piece in batch]
+        waiting.append((batch, start_aside(partial(tokenizer.encode_batch, texts))))
+    for done, result in waiting:
+        yield done, result()
 
 
 def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:

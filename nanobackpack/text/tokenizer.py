@@ -13,6 +13,7 @@ The last part of the file finds words: which ids a word has, and where it stands
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.download import fetch_hub
 from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
+from nanobackpack.safe.run import start_aside
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -51,6 +53,10 @@ NAMES = {
 BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
+_PATIENCE_S = 5.0  # that a library may work on a text, and a second more for each
+_CHARS_A_SECOND = 100_000  # characters, which slow tokenizers encode ten times over
+_RUN_CHARS = 1024  # the longest word that BPE is trained on
+_LONG_RUN = re.compile(rf"(?:\A|\b)(?:\w{{{_RUN_CHARS + 1},}}|\W{{{_RUN_CHARS + 1},}})")
 _IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
 _CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
 
@@ -71,6 +77,7 @@ class Tokenizer:
             inner.model.dropout = None
         inner.encode_special_tokens = True  # that is: as ordinary text
         self._inner = inner
+        self._has_pattern = False  # made by a stranger, which may never end on a text
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
         self.kind = _kind(inner)
@@ -113,10 +120,11 @@ class Tokenizer:
         check_tokenizer(text, source)
         with _report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
+            tokenizer._has_pattern = '"Regex"' in text
             tokenizer._check_numbers(source)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
-                tokenizer._inner.encode("Can it encode? 能")
+                tokenizer._encode(["Can it encode? 能"])
         return tokenizer
 
     def to_json(self) -> str:
@@ -158,6 +166,8 @@ class Tokenizer:
         """Return the ids of `text`. A char tokenizer refuses a character that it does not know."""
         if self.kind == "char":
             return self._look_up(text).tolist()
+        if self._has_pattern:
+            return self.encode_batch([text])[0].tolist()  # which has a time limit
         with _report_library_errors("this tokenizer cannot encode the text", [text]):
             return self._inner.encode(text, add_special_tokens=False).ids
 
@@ -166,8 +176,12 @@ class Tokenizer:
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
         with _report_library_errors("this tokenizer cannot encode the text", texts):
-            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._encode(texts)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def _encode(self, texts: Sequence[str]) -> list[hf.Encoding]:
+        work = start_aside(lambda: self._inner.encode_batch_fast(texts, add_special_tokens=False))
+        return work(_PATIENCE_S + sum(map(len, texts)) / _CHARS_A_SECOND)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return the ids of a prompt: as a document begins, without eos_id at its end.
@@ -208,7 +222,10 @@ class Tokenizer:
 
     def _text(self, ids: list[int]) -> str:
         with _report_library_errors("this tokenizer cannot decode the ids"):
-            return self._inner.decode(ids, skip_special_tokens=False)
+            if not self._has_pattern:
+                return self._inner.decode(ids, skip_special_tokens=False)
+            work = start_aside(lambda: self._inner.decode_batch([ids], skip_special_tokens=False))
+            return work(_PATIENCE_S + len(ids) / _CHARS_A_SECOND)[0]
 
     def _symbol(self, index: int) -> str:
         if index not in self._symbols:
@@ -256,7 +273,10 @@ def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[
             if "\ud800" <= c <= "\udfff":
                 problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
                 raise InputError(f"{problem}: it is not Unicode text") from None
-        raise InputError(f"{problem} ({first_line(error)})") from None
+        reason = first_line(error)
+        if isinstance(error, TimeoutError) or "retry-limit" in reason:
+            reason = "a pattern in it tries possibilities without end: take another tokenizer"
+        raise InputError(f"{problem} ({reason})") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -276,6 +296,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     """Make char or bpe:N from texts.
 
     bpe:N is byte-level BPE with at most N ids: <|endoftext|>, the 256 bytes, and the most frequent merges.
+    Where a text has no spaces, its runs of letters are cut to learn these, but never when it is encoded.
     """
     if not is_made(name):
         raise ValueError(f"{name} is not made from texts")
@@ -289,10 +310,30 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         vocab_size=int(name.removeprefix("bpe:")),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
-    inner.train_from_iterator(texts, trainer)
+    start_aside(lambda: inner.train_from_iterator(_without_long_runs(texts), trainer))()
     return Tokenizer(inner)
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Cut the runs of letters, or of anything else, that training would take hours for: each of its merges
+    goes through every word that has it."""
+    n_cut = 0
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            n_cut += 1
+            for at in range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS):
+                yield text[start:at]
+                start = at
+        yield text[start:]
+    if n_cut:
+        warnings.warn(
+            f"runs of more than {_RUN_CHARS:,} letters without a space ({n_cut:,} of them) were cut to make "
+            "the tokenizer, and for that alone: the text is encoded as it is",
+            stacklevel=2,
+        )
 
 
 def _byte_level(model: models.BPE) -> hf.Tokenizer:
