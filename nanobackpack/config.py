@@ -215,6 +215,9 @@ class TrainConfig(Architecture):
         return ModelConfig(vocab_size=vocab_size, vocab_used=vocab_used, **shared)
 
 
+Special = Literal["auto", "allow", "plain"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig(Settings):
     """Which model to open and where to run it: shared by every program that reads a model."""
@@ -245,6 +248,9 @@ class SampleConfig(LoadConfig):
 
     start: str = "\n"
     """The prompt, or FILE:prompt.txt to read it from a file."""
+    special: Special = "auto"
+    """allow: names in a prompt such as <|endoftext|> are these special tokens; plain: they are text; auto:
+    allow in what is typed, plain in files."""
     num_samples: int = 10
     """Number of samples."""
     max_new_tokens: int = 500

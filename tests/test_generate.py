@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tokenizers as hf
 import torch
 from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import plain_generate, plain_logits
+from tokenizers import models
 from torch import Tensor
 
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose, stream
+from nanobackpack.text.tokenizer import Tokenizer
 
 # --- The cache --------------------------------------------------------------------------------
 
@@ -110,6 +113,25 @@ def test_padded_ids_are_never_sampled(temperature: float):
     new = model.generate(prompt, 40, temperature=temperature, generator=draw)[:, 3:]
     assert new.max() < 5
     assert temperature < 100 or set(new.flatten().tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("temperature", [0, 100.0])
+def test_tokens_without_text_are_never_sampled(temperature: float):
+    """[UNK], [PAD] and [MASK] do not come up, with the cache as without; [CLS] and [SEP] do."""
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|pad|>", *"abcdefghijklm"]
+    inner = hf.Tokenizer(models.WordPiece({s: i for i, s in enumerate(symbols)}, unk_token="[UNK]"))
+    inner.add_special_tokens(symbols[:6])
+    model = tiny_model()
+    prompt = torch.randint(19, (8, 3), generator=torch.Generator().manual_seed(0))
+    free = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    model.tokenizer = Tokenizer(inner)
+    ours = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    plain = plain_generate(model, prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(ours, plain)
+    assert {0, 1, 4, 5} & set(free[:, 3:].flatten().tolist())
+    new = set(ours[:, 3:].flatten().tolist())
+    assert new <= {2, 3, *range(6, 19)}
+    assert temperature < 100 or new == {2, 3, *range(6, 19)}
 
 
 @pytest.mark.parametrize("training", [True, False])

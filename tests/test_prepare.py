@@ -128,7 +128,7 @@ def test_write_dataset(tmp_path: Path):
         content = (tmp_path / f"{split}.bin").read_bytes()
         assert tokenizer.decode(np.frombuffer(content, "<u2").tolist()) == part
         assert meta.sha256[f"{split}.bin"] == hashlib.sha256(content).hexdigest()
-    files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    files = {"train.bin", "val.bin", "counts.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in tmp_path.iterdir()} == files
     report = prepare.summary(meta, tmp_path)
     assert all(part in report for part in ("Hamlet", "198 tokens", "22 tokens"))
@@ -210,6 +210,12 @@ def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.Monke
     found = [BPE.decode(ids[:-1]) for documents in held.values() for ids in documents]
     assert sorted(found) == sorted(DOCS)
     assert held["train"] == [[*BPE.encode(d), 0] for d in DOCS if [*BPE.encode(d), 0] in held["train"]]
+    # Each id of the text to train on is counted; what an older data set left behind is not taken for that.
+    counts = TokenData(tmp_path).token_counts()
+    assert counts is not None
+    assert counts.tolist() == np.bincount(read_ids(tmp_path, "train"), minlength=BPE.vocab_size).tolist()
+    (tmp_path / "counts.bin").write_bytes(np.roll(counts.numpy(), 1).astype("<i8")[:-1].tobytes() + b"\1" * 8)
+    assert TokenData(tmp_path).token_counts() is None
 
 
 def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -220,6 +226,32 @@ def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cut = int(len(text) * 0.75)
     assert read_ids(tmp_path / "out", "train").tolist() == BPE.encode(text[:cut])  # it does not end here
     assert read_ids(tmp_path / "out", "val").tolist() == [*BPE.encode(text[cut:]), 0]
+
+
+MARK = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("size", [3, 1 << 16])
+@pytest.mark.parametrize("between", [f"\n{MARK}\n", MARK, f"\r\n{MARK}\r\n", f"\n{MARK}{MARK}\n\n"])
+def test_documents_separated_by_a_mark(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str, size: int
+):
+    """With --separator each text between two marks is a document; else the marks are text, with a note."""
+    monkeypatch.setattr("nanobackpack.text.corpus.PIECE_CHARS", size)
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text(between.join(DOCS[:30]) + between, newline="")
+    Path("b.txt").write_text("another file", newline="")
+    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300")
+    assert f"note: a.txt, b.txt has {MARK} " in err
+    assert f"give --separator='{MARK}'" in err
+    assert 0 not in read_ids(Path("data/mine"), "train")
+    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300", f"--separator={MARK}", "--val=0.2")
+    assert "note" not in err
+    data = TokenData(Path("data/mine"))
+    ids = np.concatenate([data.splits["train"], data.splits["val"]])
+    assert data.tokenizer.eos_id == 0
+    texts = [data.tokenizer.decode(document[:-1]) for document in documents_of(ids, 0)]
+    assert texts == [*DOCS[:30], "another file"]
 
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):
@@ -282,7 +314,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     running.touch()
     mine.touch()
     prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
-    files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    files = {"train.bin", "val.bin", "counts.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
 
 

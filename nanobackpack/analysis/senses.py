@@ -71,19 +71,21 @@ class Senses:
     [(0, 9, 1.07...), (0, 10, 0.79...)]
 
     Words and prompts are texts or lists of ids. Senses and positions count from 0. Prompts and sentences
-    begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. Padded ids take
+    begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. With `special`
+    names such as <|endoftext|> in prompts are these tokens; as words they always are. Padded ids take
     part in a softmax but are never listed. All is computed on the model's device, in float32, under the
     edits in force. It comes back as a tensor or a result of analysis/results.py, with `.table()`,
     `.to_json()` and often `.plot(path)`. A `Ranking` has `ids`, `scores` and `tokens` (R, k) of its R rows,
     best first, and `labels` (R) that say what a row is.
     """
 
-    def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
+    def __init__(self, model: LanguageModel, bos: Bos = False, special: bool = False) -> None:
         if not isinstance(model, BackpackLM):
             raise InputError("this model is a GPT and has no senses: open a Backpack")
         self.model = model
         self.tokenizer: Tokenizer = needs_tokenizer(model.tokenizer)
         self.bos = bos_ids(self.tokenizer, bos)
+        self.special = special
         self._directions: tuple[tuple[Edit, ...], Tensor] | None = None  # and the edits they hold under
 
     # --- Words: what do senses mean? -----------------------------------------------------------
@@ -217,10 +219,11 @@ class Senses:
 
     def encode(self, prompt: TextOrIds) -> list[int]:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
-        ids = text_ids(self.tokenizer, prompt)
+        ids, size = text_ids(self.tokenizer, prompt, self.special), self.model.config.block_size
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
-        ids, size = self.bos + ids, self.model.config.block_size
+        if ids[: len(self.bos)] != self.bos:  # unless the prompt names it
+            ids = self.bos + ids
         if len(ids) > size:
             raise InputError(f"the prompt has {len(ids)} tokens, this model reads block_size={size}: cut it")
         return ids
@@ -309,7 +312,7 @@ class Senses:
 
     def find(self, prompt: TextOrIds, word: TextOrIds) -> list[slice]:
         """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
-        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt, self.special), word)
 
     def word_composition(self, word: TextOrIds, sentences: Sequence[TextOrIds]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.

@@ -38,7 +38,8 @@ from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_devic
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.prepare import write_tokens
 from nanobackpack.text.splits import split_tail
-from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, is_made, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
 

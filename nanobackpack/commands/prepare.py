@@ -5,6 +5,7 @@ as .gz, .xz or .zst. Their tokens are byte-level BPE, 8192 kinds made from the t
 
     nanobackpack prepare notes.txt essays/ --name=mine
     nanobackpack prepare notes.txt essays/ --name=mine --tokenizer=char --val=0.1
+    nanobackpack prepare stories.txt --name=stories --separator="<|endoftext|>"
 
 A known data set, by its name; --input takes local copies instead of a download:
 
@@ -34,7 +35,16 @@ from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.corpus import Corpus, chained, field, find_files, from_files, from_hub, from_text
+from nanobackpack.text.corpus import (
+    Corpus,
+    chained,
+    field,
+    find_files,
+    from_files,
+    from_hub,
+    from_text,
+    separated,
+)
 from nanobackpack.text.prepare import summary, write_tokens
 from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
 
@@ -52,6 +62,8 @@ class PrepareConfig(Settings):
     Empty: bpe:8192 for your own texts, else that of the data set."""
     name: str = "mine"
     """Of your own texts: name of the data set, its folder under data/."""
+    separator: str = ""
+    """Of your own texts: the mark between documents, as <|endoftext|>; empty: each file is one document."""
     val: float = 0.05
     """Of your own texts: part held out for validation, its end."""
     languages: tuple[str, ...] = ()
@@ -168,7 +180,10 @@ def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
     out = Path(settings.out or folder)
     if (out / "prepare.py").exists() or (settings.name in RECIPES and not settings.out):
         raise InputError(f"{display_path(out)} is the folder of a known data set: choose another --name")
-    return {"": from_files(settings.input)}, split_tail(settings.val), {}
+    corpus = from_files(settings.input)
+    if settings.separator:
+        corpus = separated(corpus, settings.separator)
+    return {"": corpus}, split_tail(settings.val), {}
 
 
 # name: (what makes it, the tokenizer unless the settings name another)
@@ -182,7 +197,10 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "clue_small": (clue_small, "chinese-character-bert"),
     "common_crawl": (common_crawl, "xlm-250k"),
 }
-ONLY_FOR = {"name": "textfiles", "val": "textfiles", "languages": "common_crawl", "shards": "common_crawl"}
+ONLY_FOR = {
+    "name": "textfiles", "separator": "textfiles", "val": "textfiles",
+    "languages": "common_crawl", "shards": "common_crawl",
+}  # fmt: skip
 
 # --- The program -------------------------------------------------------------------------------
 

@@ -72,10 +72,10 @@ def main(settings: SampleConfig) -> None:
 
 def read_prompt(settings: SampleConfig, tokenizer: Tokenizer) -> tuple[str, list[int]]:
     """Return the prompt that the settings give, or name a file of, and its ids."""
-    prompt = settings.start
+    prompt, special = settings.start, settings.special != "plain"
     if prompt.startswith("FILE:"):
-        prompt = read_text(Path(prompt.removeprefix("FILE:")))
-    ids = tokenizer.prompt_ids(prompt)
+        prompt, special = read_text(Path(prompt.removeprefix("FILE:"))), settings.special == "allow"
+    ids = tokenizer.prompt_ids(prompt, special)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
     return prompt, ids

@@ -24,6 +24,7 @@ from torch import Tensor
 from nanobackpack.config import ModelConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.edits import EditLike, Edits
+from nanobackpack.text.tokenizer import Tokenizer
 
 Generators = torch.Generator | list[torch.Generator] | None
 """Where randomness comes from: torch's own, one generator for all rows, or one for each."""
@@ -94,6 +95,7 @@ class Decodable(Protocol):
     """What decoding needs of a model; model/backpack.py has the two there are."""
 
     config: ModelConfig
+    tokenizer: Tokenizer | None
     training: bool
 
     def edits_in_force(self, edits: EditLike = ()) -> Edits: ...
@@ -160,12 +162,22 @@ def stream(
                 cache.expand(len(new))
             else:
                 logits = model.next_logits(new, cache, active)  # (B, V)
-            chosen = choose(logits[:, : model.config.n_token], **choice)  # (B), never a padded id
+            chosen = choose(with_text(model, logits), **choice)  # (B)
             yield chosen
             new = chosen[:, None]  # (B, 1)
             window = torch.cat([window, new], dim=1)[:, -size:]  # (B, T)
     finally:
         model.train(was_training)
+
+
+def with_text(model: Decodable, logits: Tensor) -> Tensor:
+    """Leave of logits (B, V) those that may be sampled: no padded ids, no tokens without text, as [UNK]."""
+    logits = logits[:, : model.config.n_token]
+    without = model.tokenizer.unsampled_ids if model.tokenizer else []
+    without = [i for i in without if i < logits.size(1)]
+    return (
+        logits.index_fill(1, torch.tensor(without, device=logits.device), -torch.inf) if without else logits
+    )
 
 
 def choose(

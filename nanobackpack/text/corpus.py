@@ -129,6 +129,23 @@ def chained(corpora: Sequence[Corpus]) -> Corpus:
     return Corpus(", ".join(c.title for c in corpora), sum(c.n_bytes for c in corpora), read)
 
 
+def separated(corpus: Corpus, mark: str) -> Corpus:
+    """Make documents of what stands between the marks; line ends around a mark belong to it."""
+
+    def read(*args: Any) -> Iterator[Piece]:
+        held = ""  # since the last mark
+        for piece in corpus.read(*args):
+            *texts, held = (held + piece.text).split(mark)
+            if len(held) > _MAX_LINE_CHARS:
+                raise InputError(f"{corpus.title} has {_MAX_LINE_CHARS:,} characters without a {mark!r}")
+            if piece.closes:
+                texts, held = [*texts, held], ""
+            for text in texts:
+                yield from document([text.strip("\r\n")])
+
+    return corpus._replace(read=read)
+
+
 def field(name: str) -> Segments:
     """Make a function that takes one field of a record."""
     return lambda record: [record[name]]

@@ -46,7 +46,8 @@ from nanobackpack.safe.files import display_path, plain_name, read_json, replaci
 from nanobackpack.safe.untrusted import load_untrusted
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.meta import read_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, tokenizer_in, tokenizer_to_use
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.tokenizer_files import tokenizer_in, tokenizer_to_use
 
 FORMAT = "nanobackpack 1"
 LAST, BEST = "ckpt.pt", "best.pt"
