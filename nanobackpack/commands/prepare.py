@@ -35,6 +35,7 @@ from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
+from nanobackpack.safe.run import ending_signals
 from nanobackpack.text.corpus import (
     Corpus,
     chained,
@@ -217,9 +218,10 @@ def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
     folder = data / (settings.name if recipe == "textfiles" else recipe)
     out = Path(settings.out or folder)
     plan, usual_tokenizer = RECIPES[recipe]
-    corpora, split, options = plan(settings, folder)
     tokenizer = settings.tokenizer or usual_tokenizer
-    meta = write_tokens(out, corpora, tokenizer, split, threads=settings.num_proc, **options)
+    with ending_signals():
+        corpora, split, options = plan(settings, folder)
+        meta = write_tokens(out, corpora, tokenizer, split, threads=settings.num_proc, **options)
     print(summary(meta, out))
     if recipe == "textfiles":
         dataset = display_path(out) if settings.out else settings.name

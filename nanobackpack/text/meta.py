@@ -20,7 +20,7 @@ import numpy as np
 
 from nanobackpack.config import matches_type
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, verify
+from nanobackpack.safe.files import MEGABYTE, display_path, finish_replacing, plain_name, read_json, verify
 from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -109,6 +109,7 @@ def _checksum(values: dict[str, Any]) -> str:
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Open the tokenizer of a data set, None if the folder is not there or does not have one."""
+    finish_replacing(folder)
     if (folder / "meta.json").exists():
         meta = Meta.load(folder / "meta.json")
         path = folder / meta.tokenizer

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import Replacement, display_path, remove_stale
+from nanobackpack.safe.files import Replacement, display_path, finish_replacing, remove_stale
 from nanobackpack.safe.run import start_aside
 from nanobackpack.text.corpus import Corpus, Piece, from_text
 from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
@@ -83,7 +83,8 @@ def write_tokens(
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
     counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
-    with _folder_for(folder), Replacement() as new:
+    with _folder_for(folder), Replacement(folder) as new:
+        finish_replacing(folder)
         remove_stale(folder)
         for prefix, corpus in corpora.items():
             paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
@@ -100,7 +101,7 @@ def write_tokens(
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
             file.write(content)
-        with new.open(folder / "meta.json") as file:  # last, since it lists what the others hold
+        with new.open(folder / "meta.json") as file:
             file.write(meta.to_json())
     return meta
 
