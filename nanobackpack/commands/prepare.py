@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from nanobackpack import cli
 from nanobackpack.config import Settings
@@ -47,7 +47,7 @@ from nanobackpack.text.corpus import (
     separated,
 )
 from nanobackpack.text.prepare import summary, write_tokens
-from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
+from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_spread, split_tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,9 @@ class PrepareConfig(Settings):
     separator: str = ""
     """Of your own texts: the mark between documents, as <|endoftext|>; empty: each file is one document."""
     val: float = 0.05
-    """Of your own texts: part held out for validation, its end."""
+    """Of your own texts: part held out for validation."""
+    split: Literal["spread", "tail"] = "spread"
+    """Of your own texts: what is held out: documents or blocks of text drawn from all over, or the end."""
     languages: tuple[str, ...] = ()
     """Of common_crawl: languages of CC-100 to fetch from the hub."""
     shards: int = 0
@@ -184,7 +186,7 @@ def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
     corpus = from_files(settings.input)
     if settings.separator:
         corpus = separated(corpus, settings.separator)
-    return {"": corpus}, split_tail(settings.val), {}
+    return {"": corpus}, (split_tail if settings.split == "tail" else split_spread)(settings.val), {}
 
 
 # name: (what makes it, the tokenizer unless the settings name another)
@@ -199,7 +201,7 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "common_crawl": (common_crawl, "xlm-250k"),
 }
 ONLY_FOR = {
-    "name": "textfiles", "separator": "textfiles", "val": "textfiles",
+    "name": "textfiles", "separator": "textfiles", "val": "textfiles", "split": "textfiles",
     "languages": "common_crawl", "shards": "common_crawl",
 }  # fmt: skip
 

@@ -47,6 +47,8 @@ class Meta:
     sha256: dict[str, str]  # of each .bin file and of the tokenizer, in hex
     languages: list[str] = dataclasses.field(default_factory=list)
     """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
+    held_out: str = ""
+    """What is held out for validation, for people."""
 
     @classmethod
     def load(cls, path: Path) -> Meta:
@@ -82,7 +84,7 @@ def _problem(values: Any) -> str:
     if not isinstance(values, dict):
         return "is not a JSON object"
     types = get_type_hints(Meta)
-    values = {"languages": [], **values}
+    values = {"languages": [], "held_out": "", **values}  # those that older files may lack
     if unknown := sorted(values.keys() - types.keys()):
         return f"has an unknown entry {short_repr(unknown[0])}"
     if missing := sorted(types.keys() - values.keys()):

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import warnings
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -78,6 +79,7 @@ def write_tokens(
         source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
+        held_out="; ".join(filter(None, map(split.held_out, counts.values()))),
     )
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
@@ -121,6 +123,9 @@ def summary(meta: Meta, folder: Path) -> str:
     rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
     width = max(len(file) for file, _, _ in rows)
     lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    if meta.held_out:
+        share = meta.chars["val"] / sum(meta.chars.values())
+        lines.append(f"  held out: {share:.1%} of the text, {meta.held_out}")
     return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
 
 
@@ -141,18 +146,19 @@ def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
 
 
 def _count(corpus: Corpus) -> Counts:
-    documents = chars = marks = 0
+    lengths, marks = array("q"), 0  # (documents,)
     with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
         for piece in corpus.read(bar.update):
-            documents += piece.opens
-            chars += len(piece.text)
+            if piece.opens:
+                lengths.append(0)
+            lengths[-1] += len(piece.text)
             marks += piece.text.count(END_OF_TEXT)
-    if not chars:
+    if not any(lengths):
         raise InputError(f"{corpus.title} is empty: give files with text")
-    if marks > documents:
+    if marks > len(lengths):
         what = f"{corpus.title} has {END_OF_TEXT} {marks:,} times, which is read as ordinary text"
         warnings.warn(f"{what}: if it separates documents, give --separator='{END_OF_TEXT}'", stacklevel=1)
-    return Counts(documents, chars)
+    return Counts(lengths)
 
 
 # --- A tokenizer for these texts ---------------------------------------------------------------
