@@ -134,23 +134,6 @@ def test_tokens_without_text_are_never_sampled(temperature: float):
     assert temperature < 100 or new == {2, 3, *range(6, 19)}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_is_restored(training: bool):
-    """Generation runs without dropout or gradients, and leaves the model in the mode it was in."""
-    model, prompt = tiny_model(dropout=0.5), torch.arange(16).view(8, 2)
-    expected = plain_generate(model, prompt, 20, temperature=0)
-    model.train(training)
-    assert torch.equal(model.generate(prompt, 20, temperature=0), expected)
-    assert model.training is training
-    tokens = stream(model, prompt, 20)
-    next(tokens)
-    tokens.close()  # a reader may stop early
-    assert model.training is training
-    with pytest.raises(ValueError, match="temperature"):
-        model.generate(prompt, 5, temperature=-1)
-    assert model.training is training
-
-
 def test_stream_yields_one_step_at_a_time():
     """stream gives the ids (B) of each step, together what generate appends."""
     model, prompt = tiny_model(), torch.tensor([[1, 2], [3, 4]])

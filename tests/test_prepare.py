@@ -112,11 +112,12 @@ def test_download_never_overwrites_a_text_of_the_user(tmp_path: Path):
 
 def test_read_text(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n\xc3\xa9")
-    assert read_text(tmp_path / "a.txt") == "one\r\ntwo\rthree\né"
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\nthree\né"
+    assert read_text(tmp_path / "a.txt", "keep") == "one\r\ntwo\rthree\né"
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
     (tmp_path / "folder").mkdir()
-    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text .byte 3 "}
+    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text: byte 3 "}
     for name, reason in wrong.items():
         with pytest.raises(InputError, match=f"/{name}.* {reason}"):
             read_text(tmp_path / name)
@@ -484,7 +485,17 @@ def test_the_verb_in_an_empty_folder(script: Script, tmp_path: Path, monkeypatch
     for args in (("shakespeare_char", "a.txt"), ("shakespeare_char", "--input=a.txt"), ("pydocs_char",)):
         assert f"data/{args[0]}, from" in script.verb(*args)[1]
         assert open_dataset(args[0]).tokenizer is not None
+    # What is left out of records is said in notes.
+    Path("b.jsonl").write_bytes(b'{"meta": {"body": "caf\xe9\\r\\n"}}\n{}\n' * 9)
+    args = ("b.jsonl", "--field=meta.body", "--tokenizer=char", "--name=b")
+    status, out, err = script.verb(*args, "--errors=skip")
+    assert (status, err.count("\n")) == (0, 2)
+    assert "note: 9 of 18 records had no text: skipped; the first: b.jsonl, line 2, has no field" in err
+    assert "note: 9 bytes were no UTF-8 text: left out" in err
+    assert text_of(Path("data/b")) == "\n".join(["caf\n"] * 9)
     for wrong, reason in (
+        (args, "b.jsonl is not UTF-8 text: byte 22 (line 1) is 0xe9"),
+        ((*args, "--errors=skip", "--strict"), "b.jsonl, line 2, has no field 'meta.body'"),
         (("tigerbot", "a.txt", "--shards=3"), "--shards is for common_crawl, not for tigerbot"),
         (("pydocs_char", "a.txt"), "leave --input out"),
         (("a.txt", "--name=openwebtext"), "data/openwebtext is the folder of a known data set"),
@@ -562,7 +573,9 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
         record = {"content": f"宇{i}", "title": "天", "source": "地"}
         write_records(data / "new2016zh" / f"news2016zh_{part}.json", [record])
     args = ("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
-    script(*args)
+    status, _, err = script.run(*args)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "note: 1 of 4 records had no text: skipped; the first" in err  # an article without text
     typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
     assert held_texts(out, "train", "val", "evaluation") == sorted(
         ["[CLS]宙[SEP]"]
@@ -573,7 +586,7 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [6, 1, 1]
     assert TokenData(out).vocab_size == len(CHINESE)
     write_records(data / "new2016zh" / "news2016zh_train.json", [{"content": None}])
-    assert "should be text" in script.error(*args)
+    assert "1 of 2 records had no text" in script.run(*args)[2]
 
 
 def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):
@@ -628,7 +641,16 @@ def test_textfiles(script: Script, tmp_path: Path):
     (tmp_path / "b.md").write_text("second " * 30)
     (tmp_path / "a.txt").write_text("first " * 30)
     made = tmp_path / "made"
-    args = ("textfiles", tmp_path, "--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
+    args = (
+        "textfiles",
+        tmp_path / "a.txt",
+        tmp_path / "b.md",
+        "--tokenizer=char",
+        "--name=mine",
+        "--val=0.2",
+        "--out",
+        made,
+    )
     assert "of the text, 2 blocks of about 39 characters from 2 of 2 long documents" in script(*args)
     assert {"first", "second"} <= set(text_of(made)[-70:].split())  # a part of each file
     out = script(*args, "--split=tail")

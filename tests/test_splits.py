@@ -70,7 +70,7 @@ SPREAD = {  # documents, what is said of them, and how many of them are in val
     "two": ([LONG, LONG[:30_000]], "3 blocks of about 3,", 2),
     "languages": ([LONG[:60_000]] * 3, "3 blocks of about 3,000 characters from 3 of 3 long documents", 3),
     "short texts": ([NOTE] * 30, "8 blocks of about 69 characters from 8 of 30 long documents", 8),
-    "few words": (["a few words"] * 5, "1 block of about 5 characters from 1 of 5 long documents", 1),
+    "few words": (["a few words"] * 5, "1 block of about 11 characters from 1 of 5 long documents", 1),
     "notes": ([NOTE] * 200, "10 of 200 documents", 10),
     "sentences": (PROSE, "200 of 4,000 documents", 200),
     "a novel among notes": ([*PROSE, LONG], "200 of 4,000 documents and 2 blocks of about", 201),
@@ -90,7 +90,7 @@ def test_spread_holds_out_of_everything(name: str):
             held.append(piece.text)
             owners.add(number)
     assert len(owners) == n_owners
-    assert abs(len("".join(held)) / counts.chars - 0.05) < (0.01 if counts.chars > 1000 else 0.05)
+    assert abs(len("".join(held)) / counts.chars - 0.05) < (0.01 if counts.chars > 1000 else 0.15)
     if name not in ("one word", "few words"):  # no word is torn, nor a line where blocks are not tiny
         assert set(" ".join(held).split()) <= set(LONG.split())
         if name not in ("one line", "short texts"):

@@ -57,6 +57,32 @@ def test_encode_batch_equals_encode():
         assert [array.tolist() for array in arrays] == [tokenizer.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize("name", ["char", "bpe:300"])
+def test_letters_are_composed(name: str):
+    """A tokenizer made for composed text reads text in any form alike, here and in the library alone."""
+    text = "Le café était fermé. 각"
+    tokenizer = make_tokenizer(name, [text]).composing()
+    again = Tokenizer.from_json(tokenizer.to_json())
+    plain = hf.Tokenizer.from_str(tokenizer.to_json())
+    assert again.kind == tokenizer.kind == name[: len(tokenizer.kind)]
+    for form in ("NFC", "NFD"):
+        ids = tokenizer.encode(unicodedata.normalize(form, text))
+        assert ids == again.encode_batch([unicodedata.normalize(form, text)])[0].tolist()
+        assert ids == plain.encode(unicodedata.normalize(form, text)).ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_letter_in_another_form():
+    text = "café 각"
+    for known, asked in (("NFC", "NFD"), ("NFD", "NFC")):
+        tokenizer = Tokenizer.char(unicodedata.normalize(known, text))
+        for letter in ("é", "각"):
+            with pytest.raises(InputError, match=rf"unknown character .* form {known}: --normalize=nfc"):
+                tokenizer.encode("a" + unicodedata.normalize(asked, letter))
+    with pytest.raises(InputError, match=r"the text it was made from$"):
+        Tokenizer.char(text).encode("e\u0301ß")
+
+
 @pytest.mark.parametrize("symbols", [[], ["ab"], [""], ["a", "a"], ["\ud800"]])
 def test_symbols_that_cannot_be_are_refused(symbols: list[str]):
     with pytest.raises(InputError, match=r"cannot be a symbol|all different"):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import Replacement, display_path, finish_replacing, remove_stale
 from nanobackpack.safe.run import start_aside
-from nanobackpack.text.corpus import Corpus, Piece, from_text
+from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
 from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
 from nanobackpack.text.splits import Counts, Split, split_tail
 from nanobackpack.text.tokenizer import END_OF_TEXT, Tokenizer, is_made, make_tokenizer
@@ -49,12 +49,14 @@ def write_tokens(
     add_bos_eos: bool = True,
     dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
+    normalize: Literal["none", "nfc"] = "none",
     threads: int = 0,
 ) -> Meta:
     """Write <prefix><split>.bin for each {prefix: corpus}, counts.bin, tokenizer.json and, last, meta.json.
 
     add_bos_eos: begin each document with bos_id and end it with eos_id, as far as the tokenizer has them;
     without eos_id a line end stands between two. dtype: of the ids; "": the smallest that holds them.
+    normalize: "nfc" makes one character of a letter and its accents, and the tokenizer do so with prompts.
     threads: that encode, 0: one for each core; it counts when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -62,6 +64,8 @@ def write_tokens(
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if normalize == "nfc":
+        corpora = {prefix: composed(corpus) for prefix, corpus in corpora.items()}
     no_eos = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
@@ -70,6 +74,8 @@ def write_tokens(
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
         tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
+    if normalize == "nfc":
+        tokenizer = tokenizer.composing()
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),

@@ -112,7 +112,7 @@ def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[
         due += n[i] * val
         if due < least and is_long[i + 1 :].any():
             continue
-        due = min(max(due, min(_LEAST_CHARS, n[i] / 2)), n[i])  # a very short text gives up to a half
+        due = min(max(due, min(_LEAST_CHARS, n.sum() / 2)), n[i])  # a very short text gives up to a half
         k = max(1, round(due / _BLOCK_CHARS))
         starts = (np.arange(k) + random.random(k) * (1 - due / n[i])) * n[i] / k  # (k,)
         blocks[i] = [(int(start), int(start + due / k)) for start in starts]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,10 +24,10 @@ from typing import Literal
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, first_line
-from nanobackpack.safe.files import MEGABYTE, display_path, read_bytes, replacing
+from nanobackpack.errors import InputError, WrongType, first_line, whole_numbers
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.run import start_aside
 from nanobackpack.safe.untrusted import check_tokenizer
 
@@ -72,6 +73,7 @@ class Tokenizer:
         self._has_pattern = False  # made by a stranger, which may never end on a text
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._composes = isinstance(inner.normalizer, normalizers.NFC)
         self._shown: dict[int, str] = {}
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
@@ -143,6 +145,15 @@ class Tokenizer:
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
 
+    def composing(self) -> Tokenizer:
+        """Make a tokenizer like this one that first makes one character of a letter and its accents (NFC)."""
+        inner = hf.Tokenizer.from_str(self.to_json())
+        nfc, others = normalizers.NFC(), inner.normalizer
+        inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
+        composing = Tokenizer(inner)
+        composing._has_pattern = self._has_pattern
+        return composing
+
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
         for i in range(max(self.vocab_size, other.vocab_size)) if self._ids != other._ids else ():
@@ -169,6 +180,8 @@ class Tokenizer:
 
         special: names of special tokens in the text, such as <|endoftext|>, become these tokens.
         """
+        if not isinstance(text, str):
+            raise WrongType("the text", "a str", text)
         if self.kind == "char":
             return self._look_up(text).tolist()
         named = special and any(name in text for name in self.special)
@@ -209,7 +222,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, which must be in the vocabulary."""
-        ids = [int(i) for i in ids]
+        ids = whole_numbers("ids", "a list of numbers", ids)
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
@@ -274,6 +287,7 @@ class Tokenizer:
         return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if self._composes else text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
         ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
@@ -281,8 +295,18 @@ class Tokenizer:
             raise InputError(
                 f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
                 f"knows only the {len(self._ids)} different characters of the text it was made from"
+                + self._other_form(text, at)
             )
         return ids
+
+    def _other_form(self, text: str, at: int) -> str:
+        """Tell whether an unknown character is known in another form: é as one character, or as two."""
+        near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, near)
+            if other != near and set(other) <= self._ids.keys():
+                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+        return ""
 
     def check_numbers(self, source: str) -> None:
         """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
@@ -294,7 +318,8 @@ class Tokenizer:
 def _kind(inner: hf.Tokenizer) -> str:
     """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
-    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+    plain = isinstance(inner.normalizer, normalizers.NFC | None)
+    if kind != "wordlevel" or not plain or inner.pre_tokenizer is None:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
@@ -367,13 +392,11 @@ def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[N
 
 
 def read_file(path: Path) -> str:
-    """Read a file of a tokenizer: UTF-8, and no larger than the largest known are."""
+    """Read a file of a tokenizer: text, and no larger than the largest known are."""
     try:
-        return read_bytes(path, _MAX_BYTES).decode()
+        return decode_text(read_bytes(path, _MAX_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -457,10 +480,17 @@ def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> li
     """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
     if isinstance(text, str):
         return tokenizer.encode(text, special)
-    ids = [int(i) for i in text]
+    ids = whole_numbers("a text", "a str or a list of token ids", text)
     for i in ids:
         tokenizer.token(i)  # raises for an id that does not exist
     return ids
+
+
+def several(texts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
+    """Refuse one text where a list of texts is wanted: Python would take it for a list of characters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise WrongType("texts", "a list of texts", texts)
+    return texts
 
 
 def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:

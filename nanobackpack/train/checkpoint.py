@@ -10,6 +10,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     model             tensors by parameter name
     model_args        ModelConfig
     tokenizer         the tokenizer's JSON, or None
+    token_counts      how often each id occurs in the text that it was trained on, None if not known
 and of a run besides:
     config            TrainConfig
     optimizer, scaler, iter_num (steps done), best_val_loss
@@ -66,7 +67,8 @@ def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
     tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
     args = dataclasses.asdict(model.config)
-    save_checkpoint(Path(path), {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer})
+    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer}
+    save_checkpoint(Path(path), state | {"token_counts": model.token_counts})
 
 
 class BackgroundWriter:
@@ -310,7 +312,13 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     if not isinstance(state, dict) or not isinstance(text, str | None):
         raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
     tokenizer = Tokenizer.from_json(text, f"the tokenizer in {source}") if text else None
-    return _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
+    model = _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
+    counts = checkpoint.get("token_counts")  # older files have none
+    if counts is not None and tokenizer:
+        if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
+            raise InputError(f"{source}: its token_counts are damaged")
+        model.token_counts = counts
+    return model
 
 
 def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig:
