@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn, get_type_hints
 
-from nanobackpack import __version__, cli
+from nanobackpack import __version__
 from nanobackpack.errors import InputError
+from nanobackpack.program import guard
 
 # verb: (its module, what it is for)
 VERBS = {
@@ -47,13 +48,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     verb = first.replace("-", "_")
     if verb in VERBS:
         run(verb, rest, prog=f"nanobackpack {first}")
-    cli.guard(lambda: _without_verb(first, rest))
+    guard(lambda: _without_verb(first, rest))
 
 
 def run(verb: str, argv: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
     """Run a verb with the flags of argv (default: the program's own), and exit."""
-    module = _module(verb)
-    cli.run(module.main, _settings(module), argv, prog)
+
+    def program() -> NoReturn:
+        from nanobackpack import cli  # what is imported takes its time, in which guard hears Ctrl-C
+
+        module = _module(verb)
+        cli.run(module.main, _settings(module), argv, prog)
+
+    guard(program)
 
 
 def _module(verb: str) -> ModuleType:
@@ -67,6 +74,8 @@ def _settings(module: ModuleType) -> type:
 
 def _without_verb(first: str, rest: list[str]) -> None:
     """Print help, version or a completion script; refuse anything else, naming the nearest verb."""
+    from nanobackpack import cli
+
     if first in ("-h", "--help"):
         width = max(map(len, VERBS))
         print("usage: nanobackpack VERB [config file ...] [--setting=value ...]\n")

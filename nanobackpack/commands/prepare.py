@@ -222,4 +222,4 @@ def main(settings: PrepareConfig) -> None:
 def run_script(file: str, about: str | None) -> NoReturn:
     """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
     folder = Path(file).resolve().parent
-    cli.guard(lambda: prepare(folder.name, cli.parse(PrepareConfig, about=about), folder.parent))
+    cli.run(lambda given: prepare(folder.name, given, folder.parent), PrepareConfig, about=about)
