@@ -27,9 +27,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from nanobackpack import cli
 from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
@@ -217,9 +216,3 @@ def main(settings: PrepareConfig) -> None:
     if near and not Path(first).exists():
         raise InputError(f"{first} is neither a file nor a known data set: did you mean {near[0]}?")
     prepare("textfiles", settings, Path("data"))
-
-
-def run_script(file: str, about: str | None) -> NoReturn:
-    """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
-    folder = Path(file).resolve().parent
-    cli.run(lambda given: prepare(folder.name, given, folder.parent), PrepareConfig, about=about)
