@@ -188,14 +188,14 @@ class ModelWork:
                 prompt = torch.randint(self.setup.V, (samples, position - n), generator=draw)
                 edits = [control.TopicControl(strength, f=0.3)] * controlled
                 cache = self.model.eval().new_cache(edits)
-                self.model.next_logits(prompt.to(self.device), cache, edits)
-                self.caches[key] = cache, edits
-            (cache, edits), tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
+                self.model.next_logits(prompt.to(self.device), cache)
+                self.caches[key] = cache
+            cache, tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
             cache.length = position - n
             start = self.now()
             for token in tokens:
                 ids = torch.full((samples, 1), token, device=self.device)
-                self.model.next_logits(ids, cache, edits)
+                self.model.next_logits(ids, cache)
         return 1000 * (self.now() - start) / n
 
     @functools.cached_property

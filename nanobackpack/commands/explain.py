@@ -63,7 +63,8 @@ def explain(model: LanguageModel, settings: ExplainConfig) -> Explanation:
     """Explain what the settings ask for."""
     from nanobackpack.analysis.senses import Senses
 
-    senses, prompt = Senses(model, settings.bos, settings.special != "plain"), settings.prompt
+    senses = Senses(model, settings.bos, special=settings.special != "plain", typed=True)
+    prompt = settings.prompt
     likeliest = senses.next_tokens(prompt)
     token = settings.next or likeliest.ids[0, :1].tolist()
     found = senses.contributions(prompt, token, settings.versus or None)

@@ -103,7 +103,7 @@ def effects(
     from nanobackpack.analysis.effect import effect
     from nanobackpack.analysis.senses import Senses
 
-    senses = Senses(model, settings.bos, settings.special != "plain")
+    senses = Senses(model, settings.bos, special=settings.special != "plain", typed=True)
     edit = make_edit(senses, settings)
     sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
     found = [effect(senses, edit, prompt, **sizes, seed=settings.seed, tested=tokens) for prompt in prompts]

@@ -18,7 +18,7 @@ from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.files import display_path, replacing, sha256
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+MODEL_FILES = ("config.json", "model.safetensors", "*token*.json", "vocab.json", "merges.txt", "vocab.txt")
 OLD_WEIGHTS = "pytorch_model.bin"  # where there is no model.safetensors; read without unpickling code
 _TIMEOUT_S = 10
 

@@ -10,8 +10,10 @@ and to encode. Nothing but a few batches of it is ever in memory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,15 +26,16 @@ from tqdm import tqdm
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import Replacement, display_path, remove_stale
-from nanobackpack.text.corpus import Corpus, Piece, from_text
-from nanobackpack.text.meta import DTYPES, Meta
+from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
+from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
 from nanobackpack.text.splits import Counts, Split, split_tail
-from nanobackpack.text.tokenizer import Tokenizer, is_made, make_tokenizer
+from nanobackpack.text.tokenizer import END_OF_TEXT, Tokenizer, is_made, make_tokenizer
 from nanobackpack.text.tokenizer_files import load_tokenizer
 
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
 _TITLES = 3  # of corpora that are named in a report
+_CHARACTERS = 20  # that the tokenizer does not know, and that meta.json names
 _TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
 _TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
 
@@ -46,12 +49,14 @@ def write_tokens(
     add_bos_eos: bool = True,
     dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
+    normalize: Literal["none", "nfc"] = "none",
     threads: int = 0,
 ) -> Meta:
-    """Write <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
+    """Write <prefix><split>.bin for each {prefix: corpus}, counts.bin, tokenizer.json and, last, meta.json.
 
     add_bos_eos: begin each document with bos_id and end it with eos_id, as far as the tokenizer has them;
     without eos_id a line end stands between two. dtype: of the ids; "": the smallest that holds them.
+    normalize: "nfc" makes one character of a letter and its accents, and the tokenizer do so with prompts.
     threads: that encode, 0: one for each core; it counts when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -59,6 +64,8 @@ def write_tokens(
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if normalize == "nfc":
+        corpora = {prefix: composed(corpus) for prefix, corpus in corpora.items()}
     no_eos = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
@@ -67,6 +74,8 @@ def write_tokens(
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
         tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
+    if normalize == "nfc":
+        tokenizer = tokenizer.composing()
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
@@ -76,10 +85,13 @@ def write_tokens(
         source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
+        tokenizer_made_as=tokenizer.made_as,
     )
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
+    counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
+    near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
     with _folder_for(folder), Replacement() as new:
         remove_stale(folder)
         for prefix, corpus in corpora.items():
@@ -90,7 +102,15 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, bar)
+                _write_splits(
+                    new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
+                )
+        unknown = (
+            (c, n) for c, n in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c)
+        )
+        meta.unknown_characters.update(itertools.islice(unknown, _CHARACTERS))
+        with new.open(folder / COUNTS) as file:
+            file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
@@ -115,6 +135,14 @@ def summary(meta: Meta, folder: Path) -> str:
     rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
     width = max(len(file) for file, _, _ in rows)
     lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    # Say what may surprise: fewer symbols than were asked for, and text that is lost.
+    if meta.tokenizer_made_as not in ("", "char", f"bpe:{meta.vocab_size}"):
+        lines.append(f"  {meta.tokenizer_made_as} has no more: each word that it was made from is one symbol")
+    unknown = sum(share * meta.tokens[split] for split, share in meta.unknown_share.items())
+    if unknown:
+        found = [f"{c!r} {n:,} times" for c, n in meta.unknown_characters.items()][:5]
+        what = f"{unknown / sum(meta.tokens.values()):.2%} of the tokens are unknown to the tokenizer"
+        lines.append(f"  {what}: {', '.join(found) or 'long words'}; one made from the text knows all of it")
     return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
 
 
@@ -135,13 +163,17 @@ def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
 
 
 def _count(corpus: Corpus) -> Counts:
-    documents = chars = 0
+    documents = chars = marks = 0
     with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
         for piece in corpus.read(bar.update):
             documents += piece.opens
             chars += len(piece.text)
+            marks += piece.text.count(END_OF_TEXT)
     if not chars:
         raise InputError(f"{corpus.title} is empty: give files with text")
+    if marks > documents:
+        what = f"{corpus.title} has {END_OF_TEXT} {marks:,} times, which is read as ordinary text"
+        warnings.warn(f"{what}: if it separates documents, give --separator='{END_OF_TEXT}'", stacklevel=1)
     return Counts(documents, chars)
 
 
@@ -197,11 +229,12 @@ class _TokenFile:
         self.sha256 = hashlib.sha256()
         self.tokens = 0
 
-    def write(self, ids: list[np.ndarray]) -> None:
+    def write(self, ids: list[np.ndarray]) -> np.ndarray:
         data = np.concatenate(ids).astype(self.dtype)  # (N,)
         self.file.write(data.data)
         self.sha256.update(data.data)
         self.tokens += len(data)
+        return data
 
 
 def _write_splits(
@@ -211,12 +244,15 @@ def _write_splits(
     tokenizer: Tokenizer,
     add_bos_eos: bool,
     meta: Meta,
+    counts_of_ids: np.ndarray,
+    near_unknown: Counter[str],
     bar: tqdm[None],
 ) -> None:
-    """Encode one corpus into the new files of its splits, and enter them in meta."""
+    """Encode one corpus into the new files of its splits, and enter them in meta; count the ids that are to
+    be trained on."""
     special = (tokenizer.bos_id, tokenizer.eos_id)
     bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
-    chars = dict.fromkeys(paths, 0)
+    chars, unknown = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
             name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
@@ -226,9 +262,14 @@ def _write_splits(
             for (name, piece), ids in zip(batch, arrays, strict=True):
                 parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
                 chars[name] += len(piece.text)
+                if n := int((ids == tokenizer.unknown_id).sum()):
+                    unknown[name] += n
+                    near_unknown.update(piece.text)
                 bar.update(len(piece.text))
             for name, part in parts.items():
-                files[name].write(part)
+                data = files[name].write(part)
+                if is_trained_on(name):
+                    counts_of_ids += np.bincount(data, minlength=len(counts_of_ids))
         for name, file in files.items():
             if file.tokens < 2:
                 raise InputError(
@@ -236,6 +277,7 @@ def _write_splits(
                     f"{file.tokens} tokens and needs 2; give more text"
                 )
             meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
+            meta.unknown_share[paths[name].stem] = unknown[name] / file.tokens
             meta.sha256[paths[name].name] = file.sha256.hexdigest()
 
 

@@ -13,19 +13,20 @@ The last part of the file finds words: which ids a word has, and where it stands
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, first_line
-from nanobackpack.safe.files import MEGABYTE, display_path, read_bytes, replacing
+from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -36,15 +37,15 @@ Bos = bool | Literal["auto"]
 
 END_OF_TEXT = "<|endoftext|>"
 # What the special tokens are called in BERT, XLM-R, GPT-2 and their kin, by their role.
-BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
-EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<BOS>", "<|startoftext|>")
+EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>", "[EOS]", "<EOS>", "<|im_end|>")
 UNKNOWN = ("[UNK]", "<unk>")
 MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
-_IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
-_CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
+# Special tokens that stand for no text at all, in the spellings that there are: [UNK], <pad>, <|mask|>.
+_NO_TEXT = re.compile(r"[<\[]\|?(unk|unknown|pad|padding|mask|unused\d*)\|?[>\]]", re.IGNORECASE)
 
 
 class Tokenizer:
@@ -55,7 +56,9 @@ class Tokenizer:
     ([2, 0, 1], 'ban')
     """
 
-    def __init__(self, inner: hf.Tokenizer) -> None:
+    def __init__(self, inner: hf.Tokenizer, made_as: str = "") -> None:
+        self.made_as = made_as
+        """As bpe:8192, even if it got fewer ids; "": it was not made here, or it is not known."""
         # A foreign tokenizer.json may ask for things that would change our texts or make ids random.
         inner.no_truncation()
         inner.no_padding()
@@ -65,6 +68,7 @@ class Tokenizer:
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._composes = isinstance(inner.normalizer, normalizers.NFC)
         self._shown: dict[int, str] = {}
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
@@ -75,6 +79,13 @@ class Tokenizer:
         """Begins each document: [CLS], <s>; None if documents begin with their text."""
         self.eos_id: int | None = next((special[name] for name in EOS if name in special), None)
         """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
+        unknown = [name for name in (*UNKNOWN, getattr(inner.model, "unk_token", None)) if name in self._ids]
+        self.unknown_id: int | None = self._ids[unknown[0]] if unknown else None
+        """Stands for what the tokenizer cannot spell: [UNK]; None if it can spell everything, or refuses."""
+        no_text = {i for name, i in special.items() if _NO_TEXT.fullmatch(name)}
+        no_text |= {self._ids[name] for name in unknown} - {self.eos_id}  # GPT-2 calls its one token both
+        self.unsampled_ids = sorted(no_text)
+        """Stand for no text, and are never sampled: [UNK], [PAD], [MASK]."""
 
         # Characters are looked up in a table, far faster than the library does it: the id of each code point,
         # -1 where there is none. One more entry, -1 too, stands for all code points above the table.
@@ -103,12 +114,13 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
+    def from_json(cls, text: str, source: str = "the tokenizer", made_as: str = "") -> Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
-        check_tokenizer(text, source)
+        parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
-            tokenizer = cls(hf.Tokenizer.from_str(text))
-            tokenizer.check_numbers(source)
+            tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
+            added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
+            tokenizer.check_numbers(source, added)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
                 tokenizer._inner.encode("Can it encode? 能")
@@ -119,14 +131,21 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, made_as: str = "") -> Tokenizer:
         """Read a tokenizer.json."""
-        return cls.from_json(read_file(Path(path)), display_path(path))
+        return cls.from_json(read_file(Path(path)), display_path(path), made_as)
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
+
+    def composing(self) -> Tokenizer:
+        """Make a tokenizer like this one that first makes one character of a letter and its accents (NFC)."""
+        inner = hf.Tokenizer.from_str(self.to_json())
+        nfc, others = normalizers.NFC(), inner.normalizer
+        inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
+        return Tokenizer(inner)
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -154,6 +173,8 @@ class Tokenizer:
 
         special: names of special tokens in the text, such as <|endoftext|>, become these tokens.
         """
+        if not isinstance(text, str):
+            raise WrongType("the text", "a str", text)
         if self.kind == "char":
             return self._look_up(text).tolist()
         named = special and any(name in text for name in self.special)
@@ -186,17 +207,21 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, which must be in the vocabulary."""
-        ids = [int(i) for i in ids]
+        ids = whole_numbers("ids", "a list of numbers", ids)
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        text = self._text(ids)
-        # BERT's decoder puts a space between any two tokens; Chinese has none.
-        return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
+        if self.kind == "wordpiece":
+            return _join_words(symbols, self._inner.model.continuing_subword_prefix)
+        return self._text(ids)
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
-        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`."""
-        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
+        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
+
+        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        """
+        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
+        last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, index: int) -> str:
@@ -244,6 +269,7 @@ class Tokenizer:
         return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if self._composes else text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
         ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
@@ -251,11 +277,26 @@ class Tokenizer:
             raise InputError(
                 f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
                 f"knows only the {len(self._ids)} different characters of the text it was made from"
+                + self._other_form(text, at)
             )
         return ids
 
-    def check_numbers(self, source: str) -> None:
-        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+    def _other_form(self, text: str, at: int) -> str:
+        """Tell whether an unknown character is known in another form: é as one character, or as two."""
+        near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, near)
+            if other != near and set(other) <= self._ids.keys():
+                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+        return ""
+
+    def check_numbers(self, source: str, added: dict[str, Any]) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens;
+        and added tokens that did not get their id, for the library takes the next one that is free."""
+        for token, i in added.items():
+            if self._ids.get(token) != i:
+                what = f"{source}: the added token {short_repr(token)} cannot have the id {short_repr(i)}"
+                raise InputError(f"{what}: added tokens must have ids of their own, and leave none out")
         n = len(self._ids)
         if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
             raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
@@ -264,10 +305,58 @@ class Tokenizer:
 def _kind(inner: hf.Tokenizer) -> str:
     """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
-    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+    plain = isinstance(inner.normalizer, normalizers.NFC | None)
+    if kind != "wordlevel" or not plain or inner.pre_tokenizer is None:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
+
+
+# --- Words back to text -------------------------------------------------------------------------
+
+_TOKENS_BEFORE = 200  # that are looked at to continue a text
+_LONGEST_QUOTE = 500  # characters; a mark that is not closed by then was none, as in 5" of rain
+_IDEOGRAPH = re.compile("[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")  # and their marks
+# WordPiece makes a token of each mark and forgets the spaces. People write none where one of these patterns
+# matches the text so far, "\0" and the next token; wherever both are in use, the more common one is taken.
+_NO_SPACE = re.compile(
+    r"""
+    \0[.,;:!?%°)\]}’”…] | [(\[{“‘¿¡]\0             # foo (bar): no! 50%
+    | [\w)\]%]\0[-–—_/\\^@] | \S[-–—_/\\^@]\0 | -\0[-\d] | [:/]\0[/\\] | /\0    # GPT-2, a/b, -5
+    | [$£€¥~]\0\d | \#\0\w                          # $5, #1
+    | \d[.:]\0\d | (?<!\d)\d{1,3},\0\d{3}$          # 3.14, 10:30, 1,000
+    | (?<![\w.])([^\W\di]\.\0[^\W\di] | i\.\0e | [^\W\d]\.[^\W\d]\.(?<![ap]\.m\.)\0[^\W\d])$   # U.S.A.
+    | \w\0' | \b([^\W\d]|qu)['’]\0\w | \w['’]\0(s|t|m|d|re|ve|ll|am|all)$   # don't, l'été
+    | (^|[\s(\[“])'\0 | (^|[\s(])'([^']|\w'\w)*[.,!?]\0'                   # 'Yes,' he said
+    | \b\w\0& | \b\w&\0\w                           # R&D
+    | \w\.\0(com|org|net|edu|gov|html|txt|pdf|py)$ | (://|\bwww)\S*(\0[=&\#~+] | [.?=&\#~+:%]\0\w)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _join_words(symbols: Iterable[str], prefix: str) -> str:
+    """Write the tokens of WordPiece as a text, with spaces where people would most likely put them.
+
+    `prefix` marks a token that goes on with a word: ##s. Whether a space stands before a token depends on
+    what comes before it and on itself, never on what follows.
+    """
+    text, quote = "", -_LONGEST_QUOTE  # where a quotation began that has not ended
+    for symbol in symbols:
+        last, in_quotes = text[-1:], len(text) - quote < _LONGEST_QUOTE
+        if symbol.startswith(prefix):
+            joined, symbol = True, symbol.removeprefix(prefix) if text else symbol
+        elif not text or _IDEOGRAPH.match(last) or _IDEOGRAPH.match(symbol):
+            joined = True
+        elif last.isalnum() and symbol[:1].isalnum():
+            joined = False
+        else:
+            joined = in_quotes and '"' in (last, symbol)
+            joined = joined or _NO_SPACE.search(f"{text[-50:]}\0{symbol}") is not None
+        if symbol == '"':
+            quote = -_LONGEST_QUOTE if in_quotes else len(text)
+        text += symbol if joined else " " + symbol
+    return text
 
 
 @contextmanager
@@ -287,13 +376,11 @@ def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[N
 
 
 def read_file(path: Path) -> str:
-    """Read a file of a tokenizer: UTF-8, and no larger than the largest known are."""
+    """Read a file of a tokenizer: text, and no larger than the largest known are."""
     try:
-        return read_bytes(path, _MAX_BYTES).decode()
+        return decode_text(read_bytes(path, _MAX_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -329,7 +416,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return Tokenizer(inner)
+    return Tokenizer(inner, made_as=name)
 
 
 def byte_level(model: models.BPE) -> hf.Tokenizer:
@@ -356,10 +443,17 @@ def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> li
     """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
     if isinstance(text, str):
         return tokenizer.encode(text, special)
-    ids = [int(i) for i in text]
+    ids = whole_numbers("a text", "a str or a list of token ids", text)
     for i in ids:
         tokenizer.token(i)  # raises for an id that does not exist
     return ids
+
+
+def several(texts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
+    """Refuse one text where a list of texts is wanted: Python would take it for a list of characters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise WrongType("texts", "a list of texts", texts)
+    return texts
 
 
 def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
@@ -392,7 +486,7 @@ def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
             ids = ids[1:]
     if not ids:
         raise InputError("an empty word has no senses: give at least one character")
-    if isinstance(word, str) and unknown_id(tokenizer) in ids:
+    if isinstance(word, str) and tokenizer.unknown_id in ids:
         raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
     return ids
 
@@ -421,12 +515,6 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
             first = tokenizer.token(ids[0])
             warnings.warn(f"{word!r} is {len(ids)} tokens: its first, {first!r}, stands for it", stacklevel=2)
     return found
-
-
-def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that stands for what a tokenizer cannot spell, None if it has none."""
-    found = (tokenizer.id(name) for name in UNKNOWN)
-    return next((i for i in found if i is not None), None)
 
 
 def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:

@@ -30,7 +30,6 @@ from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import (
     autocast,
-    eval_mode,
     generator,
     keep_memory,
     pick_compile,
@@ -42,7 +41,7 @@ from nanobackpack.safe.files import display_path
 from nanobackpack.safe.run import Stopped, StopSignals, guard_run, report_bad_step
 from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
-from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter
+from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter, tokenizer_entries
 from nanobackpack.train.log import Log, describe_settings, duration
 from nanobackpack.train.optim import learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
@@ -88,7 +87,7 @@ class Trainer:
         self.best_val_loss: float = state["best_val_loss"] if state else math.inf
         self.saved_step = self.step if state else -1  # the step in ckpt.pt (-1: none of this run)
         tokenizer = self.data.tokenizer or self.model.tokenizer
-        self.tokenizer_json = tokenizer.to_json() if tokenizer else None
+        self.tokenizer_entries = tokenizer_entries(tokenizer)
         # The run's id, written into its checkpoints and config.json, so that a checkpoint of an earlier run
         # in the same folder is recognised. A run that goes on keeps its id; an evaluation saves nothing.
         new_id = None if config.eval_only else secrets.token_hex(8)
@@ -253,11 +252,13 @@ class Trainer:
         losses, sizes = [], []
         # By self.model, not self.forward: compiled code would be compiled again, for eval mode and for each
         # shorter batch, and DDP is not needed where there are no gradients to average.
-        with eval_mode(self.model):
+        self.model.eval()  # its own mode, for once: FSDP's parts have no twins, as eval_mode makes them
+        with torch.no_grad():
             for (x, y), is_own in self.processes.deal(batches):
                 self.check_stop()
                 losses.append(self.loss(self.model, x, y))
                 sizes.append(y.numel() if is_own else 0)
+        self.model.train()
         # Weigh each batch by its tokens, in float64, and add what the other processes computed.
         n_tokens = torch.tensor(sizes, dtype=torch.float64)  # (batches)
         nats = torch.stack(losses).cpu().double() @ n_tokens
@@ -341,7 +342,8 @@ class Trainer:
             "model": weights,
             "model_args": dataclasses.asdict(self.model.config),
             "config": dataclasses.asdict(self.config),
-            "tokenizer": self.tokenizer_json,
+            **self.tokenizer_entries,
+            "token_counts": self.model.token_counts,
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "iter_num": self.step,
