@@ -71,7 +71,7 @@ class PrepareConfig(Settings):
     strict: bool = False
     """Refuse a record without text, which else is skipped and counted."""
     errors: Literal["strict", "replace", "skip"] = "strict"
-    """A byte that is no UTF-8: strict: an error; replace: becomes \ufffd; skip: is left out."""
+    """A byte that is no UTF-8: strict: an error; replace: becomes U+FFFD; skip: is left out."""
     newlines: Literal["lf", "keep"] = "lf"
     """Of files: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
     normalize: Literal["none", "nfc"] = "none"
