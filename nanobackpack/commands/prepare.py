@@ -29,9 +29,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from nanobackpack import cli
 from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
@@ -260,9 +259,3 @@ def main(settings: PrepareConfig) -> None:
     if near and not Path(first).exists():
         raise InputError(f"{first} is neither a file nor a known data set: did you mean {near[0]}?")
     prepare("textfiles", settings, Path("data"))
-
-
-def run_script(file: str, about: str | None) -> NoReturn:
-    """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
-    folder = Path(file).resolve().parent
-    cli.guard(lambda: prepare(folder.name, cli.parse(PrepareConfig, about=about), folder.parent))

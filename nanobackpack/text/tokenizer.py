@@ -236,9 +236,9 @@ class Tokenizer:
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
 
-        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        What the first ids add does not depend on those that follow, so that a text can be shown as it grows.
+        It does on what is before: a quotation mark there may be open.
         """
-        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
         last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
