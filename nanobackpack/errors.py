@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -22,6 +23,12 @@ def short_repr(value: object) -> str:
     """Show a value in one short line, however large, deep or repetitive it is."""
     text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def first_few(names: Iterable[object]) -> str:
+    """List the first of many names, found in a file or a folder, in one short line."""
+    first = [f"{name!s:.60}" for name in list(names)[:5]]
+    return ", ".join(first[:4] + ["..."] * (len(first) > 4)) or "nothing"
 
 
 def first_line(error: BaseException) -> str:
