@@ -215,6 +215,9 @@ class TrainConfig(Architecture):
         return ModelConfig(vocab_size=vocab_size, vocab_used=vocab_used, **shared)
 
 
+Special = Literal["auto", "allow", "plain"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig(Settings):
     """Which model to open and where to run it: shared by every program that reads a model."""
@@ -244,7 +247,11 @@ class SampleConfig(LoadConfig):
     """Text from a model."""
 
     start: str = "\n"
-    """The prompt, or FILE:prompt.txt to read it from a file."""
+    """The prompt, or FILE:prompt.txt to read it from a file. A line end, the default, is the beginning of a
+    document if training had documents, and the most frequent token if it had no line ends."""
+    special: Special = "auto"
+    """allow: names in a prompt such as <|endoftext|> are these special tokens; plain: they are text; auto:
+    allow in what is typed, plain in files."""
     num_samples: int = 10
     """Number of samples."""
     max_new_tokens: int = 500
@@ -259,6 +266,10 @@ class SampleConfig(LoadConfig):
     """When the context is full go on from its later half: many times faster, a little worse."""
     edits: str = ""
     """A file of edits (nanobackpack.control.save) to sample under."""
+    newlines: Literal["lf", "keep"] = "lf"
+    """Of the prompt: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
+    normalize: Literal["none", "nfc"] = "none"
+    """Of the prompt: nfc: a letter and its accents become one character (Unicode's NFC)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable
+from operator import index
+from typing import Any
 
 
 class InputError(ValueError):
@@ -17,6 +19,26 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         # A message may quote a file or an argument, whose control characters must not reach a terminal.
         super().__init__("".join(c if c.isprintable() else " " for c in message))
+
+
+class WrongType(InputError, TypeError):
+    """What Python code gets that passes a value of another type than is wanted: a TypeError."""
+
+    def __init__(self, name: str, wanted: str, value: Any) -> None:
+        array = hasattr(value, "dtype")  # of any library
+        shown = f"{tuple(value.shape)} {value.dtype}" if array else short_repr(value)
+        super().__init__(f"{name} must be {wanted}, not {shown} ({type(value).__name__})")
+
+
+def whole_numbers(name: str, wanted: str, values: Any) -> list[int]:
+    """Return the numbers of a list, an array or a tensor; nothing is rounded, and no text is read as one."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        if isinstance(listed, bytes):  # a text too, though Python takes it for numbers
+            raise TypeError
+        return [index(value) for value in listed]
+    except TypeError:
+        raise WrongType(name, wanted, values) from None
 
 
 def short_repr(value: object) -> str:

@@ -1,23 +1,26 @@
 """Where and how things run: device, number type, compilation, memory, and where randomness comes from.
 
 device = pick_device("auto")                      # cuda, else mps, else cpu
-with autocast(device, pick_dtype("auto", device)), eval_mode(model):
+with autocast(device, pick_dtype("auto", device)), eval_mode(model) as model:
     logits = model(ids.to(device)).logits
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
 from nanobackpack.errors import InputError
+
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -82,16 +85,23 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tens
     return torch.tensor([[*row, *[0] * (T - len(row))] for row in rows], device=device)  # (B, T)
 
 
+def in_eval_mode(model: AnyModule) -> AnyModule:
+    """Return the model in eval mode: itself if it is, else a twin that shares its weights. The mode of the
+    model itself, which other threads may see, never changes."""
+    if not any(part.training for part in model.modules()):
+        return model
+    twin = copy.copy(model)  # all that it has is the same but for its parts and its mode
+    twin._modules = {name: part and in_eval_mode(part) for name, part in model._modules.items()}
+    twin.training = False
+    return twin
+
+
 @contextlib.contextmanager
-def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Use a model without training it: eval mode, no gradients; afterwards it is in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+def eval_mode(model: AnyModule) -> Iterator[AnyModule]:
+    """Use a model without training it: `with eval_mode(model) as model:` has it in eval mode, and there are
+    no gradients."""
+    with torch.no_grad():
+        yield in_eval_mode(model)
 
 
 def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:

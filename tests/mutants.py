@@ -139,7 +139,7 @@ MUTANTS = [
     # padded ids can be sampled
     Mutant(
         GENERATE,
-        "choose(logits[:, : model.config.n_token], ",
+        "choose(with_text(model, logits), ",
         "choose(logits, ",
         "test_generate.py::test_padded_ids_are_never_sampled",
     ),

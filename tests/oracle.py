@@ -125,6 +125,8 @@ def plain_generate(
         window = ids[:, start:]
         logits = plain_edited_logits(model, window, edits) if edits else plain_logits(model, window)[:, -1]
         logits = logits[:, : model.config.n_token]  # (B, V)
+        for i in model.tokenizer.unsampled_ids if model.tokenizer else ():
+            logits[:, i] = float("-inf")
         if temperature == 0:
             new = logits.argmax(dim=1, keepdim=True)  # (B, 1)
         else:

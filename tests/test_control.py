@@ -27,7 +27,6 @@ from nanobackpack import BackpackLM, InputError, SampleConfig
 from nanobackpack.analysis import control
 from nanobackpack.analysis.control import AmplifyInWord, GPTNullspace, ReplaceSenses, ScaleSense, TopicControl
 from nanobackpack.commands import sample
-from nanobackpack.model import generate
 from nanobackpack.model.edits import Edit, TextSoFar
 from nanobackpack.model.layouts import NANO, export_state
 from nanobackpack.runtime import seed_of
@@ -214,8 +213,8 @@ def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]
         assert (plain_logits(model, ids) - expected).abs().max() > 1e-3
         for first in (1, 5, 12):  # position by position, after a prompt of several, after all of them
             cache = model.new_cache(some)
-            got = [model.next_logits(ids[:, :first], cache, some)]
-            got += [model.next_logits(ids[:, i : i + 1], cache, some) for i in range(first, 12)]
+            got = [model.next_logits(ids[:, :first], cache)]
+            got += [model.next_logits(ids[:, i : i + 1], cache) for i in range(first, 12)]
             assert (torch.stack(got, dim=1) - expected[:, first - 1 :]).abs().max() < tolerance
 
 
@@ -279,9 +278,9 @@ def test_nothing_asked_nothing_changed(backpack: BackpackLM, ids: Tensor):
     some = inert_edits(backpack)
     with torch.no_grad():
         assert torch.equal(backpack(ids, edits=some).logits, backpack(ids).logits)
-        caches = (backpack.new_cache(some), some), (backpack.new_cache(), ())
+        caches = backpack.new_cache(some), backpack.new_cache()
         for part in (ids[:, :5], ids[:, 5:6]):
-            got, expected = (backpack.next_logits(part, cache, e) for cache, e in caches)
+            got, expected = (backpack.next_logits(part, cache) for cache in caches)
             assert torch.equal(got, expected)
     with control.applied(backpack, some):
         inside = backpack.sense_vectors()
@@ -338,22 +337,6 @@ def test_model_is_restored(ids: Tensor):
     assert torch.equal(model(ids).logits, before)
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     assert "edits" not in model.state_dict()
-
-
-def test_streams_keep_their_edits(ids: Tensor):
-    """Two generations that take turns do not see each other's edits, nor does the model between."""
-    model, edit = tiny_model(), ScaleSense(EVERY, -1.0)
-    expected = [model.generate(ids, 6, temperature=0, edits=e)[:, 12:] for e in ((), edit)]
-    plain = model(ids).logits
-    streams = [generate.stream(model, ids, 6, temperature=0, edits=e) for e in ((), edit)]
-    got: list[list[Tensor]] = [[], []]
-    for _ in range(6):
-        for texts, stream in zip(got, streams, strict=True):
-            texts.append(next(stream))
-            assert torch.equal(model(ids).logits, plain)
-    assert torch.equal(torch.stack(got[0], 1), expected[0])
-    assert torch.equal(torch.stack(got[1], 1), expected[1])
-    assert not torch.equal(expected[0], expected[1])
 
 
 # --- GPT ----------------------------------------------------------------------------------------

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tokenizers as hf
 import torch
 from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import plain_generate, plain_logits
+from tokenizers import models
 from torch import Tensor
 
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose, stream
+from nanobackpack.text.tokenizer import Tokenizer
 
 # --- The cache --------------------------------------------------------------------------------
 
@@ -112,21 +115,23 @@ def test_padded_ids_are_never_sampled(temperature: float):
     assert temperature < 100 or set(new.flatten().tolist()) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_is_restored(training: bool):
-    """Generation runs without dropout or gradients, and leaves the model in the mode it was in."""
-    model, prompt = tiny_model(dropout=0.5), torch.arange(16).view(8, 2)
-    expected = plain_generate(model, prompt, 20, temperature=0)
-    model.train(training)
-    assert torch.equal(model.generate(prompt, 20, temperature=0), expected)
-    assert model.training is training
-    tokens = stream(model, prompt, 20)
-    next(tokens)
-    tokens.close()  # a reader may stop early
-    assert model.training is training
-    with pytest.raises(ValueError, match="temperature"):
-        model.generate(prompt, 5, temperature=-1)
-    assert model.training is training
+@pytest.mark.parametrize("temperature", [0, 100.0])
+def test_tokens_without_text_are_never_sampled(temperature: float):
+    """[UNK], [PAD] and [MASK] do not come up, with the cache as without; [CLS] and [SEP] do."""
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|pad|>", *"abcdefghijklm"]
+    inner = hf.Tokenizer(models.WordPiece({s: i for i, s in enumerate(symbols)}, unk_token="[UNK]"))
+    inner.add_special_tokens(symbols[:6])
+    model = tiny_model()
+    prompt = torch.randint(19, (8, 3), generator=torch.Generator().manual_seed(0))
+    free = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    model.tokenizer = Tokenizer(inner)
+    ours = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    plain = plain_generate(model, prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(ours, plain)
+    assert {0, 1, 4, 5} & set(free[:, 3:].flatten().tolist())
+    new = set(ours[:, 3:].flatten().tolist())
+    assert new <= {2, 3, *range(6, 19)}
+    assert temperature < 100 or new == {2, 3, *range(6, 19)}
 
 
 def test_stream_yields_one_step_at_a_time():

@@ -108,11 +108,12 @@ def test_download_never_overwrites_a_text_of_the_user(tmp_path: Path):
 
 def test_read_text(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n\xc3\xa9")
-    assert read_text(tmp_path / "a.txt") == "one\r\ntwo\rthree\né"
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\nthree\né"
+    assert read_text(tmp_path / "a.txt", "keep") == "one\r\ntwo\rthree\né"
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
     (tmp_path / "folder").mkdir()
-    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text .byte 3 "}
+    wrong = {"none": "No such file", "folder": "folder", "empty": "empty", "latin": "not UTF-8 text: byte 3 "}
     for name, reason in wrong.items():
         with pytest.raises(InputError, match=f"/{name}.* {reason}"):
             read_text(tmp_path / name)
@@ -128,7 +129,7 @@ def test_write_dataset(tmp_path: Path):
         content = (tmp_path / f"{split}.bin").read_bytes()
         assert tokenizer.decode(np.frombuffer(content, "<u2").tolist()) == part
         assert meta.sha256[f"{split}.bin"] == hashlib.sha256(content).hexdigest()
-    files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    files = {"train.bin", "val.bin", "counts.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in tmp_path.iterdir()} == files
     report = prepare.summary(meta, tmp_path)
     assert all(part in report for part in ("Hamlet", "198 tokens", "22 tokens"))
@@ -210,6 +211,12 @@ def test_documents_end_with_their_mark(tmp_path: Path, monkeypatch: pytest.Monke
     found = [BPE.decode(ids[:-1]) for documents in held.values() for ids in documents]
     assert sorted(found) == sorted(DOCS)
     assert held["train"] == [[*BPE.encode(d), 0] for d in DOCS if [*BPE.encode(d), 0] in held["train"]]
+    # Each id of the text to train on is counted; what an older data set left behind is not taken for that.
+    counts = TokenData(tmp_path).token_counts()
+    assert counts is not None
+    assert counts.tolist() == np.bincount(read_ids(tmp_path, "train"), minlength=BPE.vocab_size).tolist()
+    (tmp_path / "counts.bin").write_bytes(np.roll(counts.numpy(), 1).astype("<i8")[:-1].tobytes() + b"\1" * 8)
+    assert TokenData(tmp_path).token_counts() is None
 
 
 def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -220,6 +227,32 @@ def test_one_long_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cut = int(len(text) * 0.75)
     assert read_ids(tmp_path / "out", "train").tolist() == BPE.encode(text[:cut])  # it does not end here
     assert read_ids(tmp_path / "out", "val").tolist() == [*BPE.encode(text[cut:]), 0]
+
+
+MARK = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("size", [3, 1 << 16])
+@pytest.mark.parametrize("between", [f"\n{MARK}\n", MARK, f"\r\n{MARK}\r\n", f"\n{MARK}{MARK}\n\n"])
+def test_documents_separated_by_a_mark(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str, size: int
+):
+    """With --separator each text between two marks is a document; else the marks are text, with a note."""
+    monkeypatch.setattr("nanobackpack.text.corpus.PIECE_CHARS", size)
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text(between.join(DOCS[:30]) + between, newline="")
+    Path("b.txt").write_text("another file", newline="")
+    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300")
+    assert f"note: a.txt, b.txt has {MARK} " in err
+    assert f"give --separator='{MARK}'" in err
+    assert 0 not in read_ids(Path("data/mine"), "train")
+    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300", f"--separator={MARK}", "--val=0.2")
+    assert "note" not in err
+    data = TokenData(Path("data/mine"))
+    ids = np.concatenate([data.splits["train"], data.splits["val"]])
+    assert data.tokenizer.eos_id == 0
+    texts = [data.tokenizer.decode(document[:-1]) for document in documents_of(ids, 0)]
+    assert texts == [*DOCS[:30], "another file"]
 
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):
@@ -282,7 +315,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     running.touch()
     mine.touch()
     prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
-    files = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    files = {"train.bin", "val.bin", "counts.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
 
 
@@ -339,7 +372,17 @@ def test_the_verb_in_an_empty_folder(script: Script, tmp_path: Path, monkeypatch
     for args in (("shakespeare_char", "a.txt"), ("shakespeare_char", "--input=a.txt"), ("pydocs_char",)):
         assert f"data/{args[0]}, from" in script.verb(*args)[1]
         assert open_dataset(args[0]).tokenizer is not None
+    # What is left out of records is said in notes.
+    Path("b.jsonl").write_bytes(b'{"meta": {"body": "caf\xe9\\r\\n"}}\n{}\n' * 9)
+    args = ("b.jsonl", "--field=meta.body", "--tokenizer=char", "--name=b")
+    status, out, err = script.verb(*args, "--errors=skip")
+    assert (status, err.count("\n")) == (0, 2)
+    assert "note: 9 of 18 records had no text: skipped; the first: b.jsonl, line 2, has no field" in err
+    assert "note: 9 bytes were no UTF-8 text: left out" in err
+    assert text_of(Path("data/b")) == "\n".join(["caf\n"] * 9)
     for wrong, reason in (
+        (args, "b.jsonl is not UTF-8 text: byte 22 (line 1) is 0xe9"),
+        ((*args, "--errors=skip", "--strict"), "b.jsonl, line 2, has no field 'meta.body'"),
         (("tigerbot", "a.txt", "--shards=3"), "--shards is for common_crawl, not for tigerbot"),
         (("pydocs_char", "a.txt"), "leave --input out"),
         (("a.txt", "--name=openwebtext"), "data/openwebtext is the folder of a known data set"),
@@ -417,7 +460,9 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
         record = {"content": f"宇{i}", "title": "天", "source": "地"}
         write_records(data / "new2016zh" / f"news2016zh_{part}.json", [record])
     args = ("clue_small", "--input", data, "--tokenizer", chinese, "--out", out)
-    script(*args)
+    status, _, err = script.run(*args)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "note: 1 of 4 records had no text: skipped; the first" in err  # an article without text
     typed = "[UNK]" * 3  # [, sep and ], each unknown to so small a vocabulary
     assert held_texts(out, "train", "val", "evaluation") == sorted(
         ["[CLS]宙[SEP]"]
@@ -428,7 +473,7 @@ def test_clue_small(script: Script, tmp_path: Path, chinese: Path):
     assert [len(held_texts(out, name)) for name in ("train", "val", "evaluation")] == [6, 1, 1]
     assert TokenData(out).vocab_size == len(CHINESE)
     write_records(data / "new2016zh" / "news2016zh_train.json", [{"content": None}])
-    assert "should be text" in script.error(*args)
+    assert "1 of 2 records had no text" in script.run(*args)[2]
 
 
 def test_tigerbot(script: Script, tmp_path: Path, chinese: Path):

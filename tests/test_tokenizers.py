@@ -12,11 +12,12 @@ import pytest
 import tokenizers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_to_use
+from nanobackpack.text.tokenizer import Tokenizer, find_word, make_tokenizer, word_ids
+from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")
@@ -54,6 +55,32 @@ def test_encode_batch_equals_encode():
     for tokenizer in (Tokenizer.char("a b\r\n\u4e2d\U0001f600"), make_tokenizer("bpe:300", texts)):
         arrays = tokenizer.encode_batch(texts)
         assert [array.tolist() for array in arrays] == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", ["char", "bpe:300"])
+def test_letters_are_composed(name: str):
+    """A tokenizer made for composed text reads text in any form alike, here and in the library alone."""
+    text = "Le café était fermé. 각"
+    tokenizer = make_tokenizer(name, [text]).composing()
+    again = Tokenizer.from_json(tokenizer.to_json())
+    plain = hf.Tokenizer.from_str(tokenizer.to_json())
+    assert again.kind == tokenizer.kind == name[: len(tokenizer.kind)]
+    for form in ("NFC", "NFD"):
+        ids = tokenizer.encode(unicodedata.normalize(form, text))
+        assert ids == again.encode_batch([unicodedata.normalize(form, text)])[0].tolist()
+        assert ids == plain.encode(unicodedata.normalize(form, text)).ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_letter_in_another_form():
+    text = "café 각"
+    for known, asked in (("NFC", "NFD"), ("NFD", "NFC")):
+        tokenizer = Tokenizer.char(unicodedata.normalize(known, text))
+        for letter in ("é", "각"):
+            with pytest.raises(InputError, match=rf"unknown character .* form {known}: --normalize=nfc"):
+                tokenizer.encode("a" + unicodedata.normalize(asked, letter))
+    with pytest.raises(InputError, match=r"the text it was made from$"):
+        Tokenizer.char(text).encode("e\u0301ß")
 
 
 @pytest.mark.parametrize("symbols", [[], ["ab"], [""], ["a", "a"], ["\ud800"]])
@@ -118,11 +145,40 @@ def test_what_is_decoded_after_a_text_continues_it(first: str, second: str):
     assert first + BPE.decode_after(before, after) == first + second
 
 
-def test_a_special_token_cannot_be_typed():
+def test_a_special_token_is_text_unless_asked_for():
     for tokenizer in (BPE, bert(Path("unused"))):
         for special in ("<|endoftext|>", "[CLS]", "[SEP]"):
             assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(f"a {special} b"))
     assert BPE.decode(BPE.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
+    a, b = BPE.encode("a"), BPE.encode("b")
+    assert BPE.encode("<|endoftext|>a<|endoftext|>b", special=True) == [0, *a, 0, *b]
+    assert BPE.prompt_ids("<|endoftext|>", special=True) == [0]
+    assert xlm().encode("hello</s>world <mask>", special=True) == [4, 2, 5, 6]
+    assert xlm().prompt_ids("<s>hello", special=True) == xlm().prompt_ids("hello", special=True) == [0, 4]
+
+
+@pytest.mark.parametrize("name", ["bpe", "bert", "xlm", "char"])
+def test_what_tables_show_can_be_typed_as_a_word(name: str, tmp_path: Path):
+    """What is shown of a token is, as a word, that token: special ones, pieces, parts of characters."""
+    tokenizer = {
+        "bpe": BPE, "xlm": xlm(), "bert": bert(tmp_path / "vocab.txt"), "char": Tokenizer.char("a<#1> \n")
+    }[name]  # fmt: skip
+    shown = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
+    assert [word_ids(tokenizer, token) for token in shown] == [[i] for i in range(tokenizer.vocab_size)]
+    named, expected = {
+        "bpe": ([0, 283, 292], ["<|endoftext|>", "the<#283>", " the"]),
+        "xlm": ([0, 4], ["<s>", "▁hello"]),
+        "bert": ([1, 2, 6, 7, 8], ["[UNK]", "[CLS]", "world", "##s", "你"]),
+        "char": ([0, 1], ["\n", " "]),
+    }[name]
+    assert [shown[i] for i in named] == expected
+    if name == "bpe":
+        half = BPE.encode("é")[0]
+        assert (shown[half], word_ids(BPE, "the")) == (f"<#{half}>", [292])
+        assert word_ids(BPE, "a<#283>") == BPE.encode("a<#283>")  # another text: no name
+        assert find_word(BPE, [283, 0, 5, 0], "<|endoftext|>") == [slice(1, 2), slice(3, 4)]
+    if name == "char":
+        assert word_ids(tokenizer, "<#1>") == tokenizer.encode("<#1>")  # each character is its own name
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, Tokenizer.char("a?")])
@@ -186,6 +242,37 @@ def test_bert(tmp_path: Path):
     assert (again.bos_id, again.encode(text)) == (2, tokenizer.encode(text))
     cased = bert(tmp_path / "vocab.txt", do_lower_case=False)
     assert cased.encode("hello Hello") == [5, 1]
+
+
+AS_WRITTEN = [
+    "3.14 GPT-2 foo (bar) don't U.S.A. a/b 50% and/or state-of-the-art foo_bar R&D F.B.I. p.m. a",
+    "he said \"so, 'no'\" twice: \"yes!\" (see [1], p. 3).", "'Yes,' he said, 'I can't.'", '"Yes," "no."',
+    "$1,234.56 in 2019, 300 of 1,000,000; 10:30 p.m., i.e. -5° is 1.2.3",
+    "the dogs' bones, l'été d'un homme, it’s “fine” L.A. end. Next",
+    "http://example.com/a_b?c=d&e=1#f is at www.python.org, or user@example.com", "--help wait... what?!",
+    "x = 5 Tom & Jerry 2^10 #1 1990–2000 word—word 192.168.0.1 ¿Qué?", "他说：“你好！”价3.14元（GPT-2）",
+    'no quotation: 7 "' + "word " * 110 + 'but: "this"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_wordpiece_writes_as_people_do(text: str):
+    """Decoding gives a text back, and what is shown of it as it grows adds up to it."""
+    inner = hf.Tokenizer(models.WordPiece(max_input_chars_per_word=9, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=False)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    cut = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text))
+    words = dict.fromkeys(["[UNK]", *(word for word, _ in cut)])
+    inner.model = models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(inner)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    shown = tokenizer.decode(ids[:1])
+    for n in range(1, len(ids)):
+        added = tokenizer.decode_after(ids[:1], ids[1 : n + 1])
+        assert (tokenizer.decode(ids[:1]) + added).startswith(shown)
+        shown = tokenizer.decode(ids[:1]) + added
+    assert shown == text
 
 
 def test_xlm():

@@ -36,9 +36,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from nanobackpack.errors import InputError, short_repr
-from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
+from nanobackpack.errors import InputError, short_repr, whole_numbers
+from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel, check_model
 from nanobackpack.model.edits import (
+    BLOCKS,
     KINDS,
     AmplifyInWord,
     Edit,
@@ -63,16 +64,21 @@ __all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "Topi
 def applied(model: LanguageModel, edits: EditLike) -> Iterator[None]:
     """Put edits in force inside a `with`, after those already in force, however the block ends.
 
-    A generation keeps the edits it started under.
+    They hold in this thread, or async task and those it starts, and nowhere else. A generation keeps the
+    edits it started under.
     """
+    check_model(model)
     edits = flatten_edits(edits)
     model.edits_in_force(edits)  # refuses those that do not fit
-    before = model.edits
-    model.edits = (*before, *edits)
+    block = object()
+    model.blocks[block] = edits
+    BLOCKS.set(BLOCKS.get() | {block})
     try:
         yield
     finally:
-        model.edits = before
+        # Not back to what BLOCKS was: blocks may end in another order, or in another thread, than they began.
+        del model.blocks[block]
+        BLOCKS.set(BLOCKS.get() - {block})
 
 
 @torch.no_grad()
@@ -81,6 +87,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
 
     It runs no sense network; `save_model` and `load_model` keep it, V·K·D numbers large.
     """
+    check_model(model)
     edits = flatten_edits(edits)
     active = model.edits_in_force(edits)
     if not isinstance(model, BackpackLM):
@@ -96,7 +103,7 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     baked = BackpackLM(dataclasses.replace(model.config, sense_table=True)).to(table.device)
     state = {name: t for name, t in model.state_dict().items() if not name.startswith("senses.")}
     baked.load_state_dict(state | {"senses.table": table})
-    baked.tokenizer = model.tokenizer
+    baked.tokenizer, baked.token_counts = model.tokenizer, model.token_counts
     return baked.train(model.training)
 
 
@@ -109,7 +116,7 @@ def knowledge_edit(model: BackpackLM, token: int, remove: int, add: int) -> Repl
 
     C'_l = C_l - c_l E_r + c_l (|E_r|² / |E_t|²) E_t  with  c_l = C_l · E_r / |E_r|²
     """
-    _check(model, token, remove, add)
+    token, remove, add = _check(model, token, remove, add)
     r, t = model.wte.weight[remove].float(), model.wte.weight[add].float()  # (D)
     (senses,) = model.sense_vectors([token]).float()  # (K, D)
     share = (senses @ r / (r @ r))[:, None]  # (K, 1)
@@ -119,7 +126,7 @@ def knowledge_edit(model: BackpackLM, token: int, remove: int, add: int) -> Repl
 
 def copy_senses(model: BackpackLM, token: int, source: int, which: Sequence[int]) -> ReplaceSenses:
     """Replace some senses of a token by those of another token."""
-    _check(model, token, source)
+    token, source = _check(model, token, source)
     K = model.config.n_sense_vector
     if not all(0 <= sense < K for sense in which):
         raise InputError(f"which={list(which)}: this model has senses 0 to {K - 1}")
@@ -132,21 +139,24 @@ def nullspace(
     model: GPT, tokens: Sequence[int], first: int, second: int, factor: float = 0.0
 ) -> GPTNullspace:
     """Take what tells two tokens apart, E_first - E_second, out of the embeddings a GPT reads of `tokens`."""
-    _check(model, *tokens, first, second, kind="gpt2")
+    *ids, first, second = _check(model, *tokens, first, second, kind="gpt2")
     E = model.wte.weight.detach().float().cpu()  # (V, D)
-    return GPTNullspace(tuple(tokens), factor, E[first] - E[second])
+    return GPTNullspace(tuple(ids), factor, E[first] - E[second])
 
 
-def _check(model: LanguageModel, *ids: int, kind: str = "backpack-lm") -> None:
-    """Refuse a model of the other kind, and ids outside its vocabulary."""
+def _check(model: LanguageModel, *ids: int, kind: str = "backpack-lm") -> list[int]:
+    """Refuse a model of the other kind, and ids outside its vocabulary; return the ids."""
+    check_model(model)
     if model.config.model_name != kind:
         raise InputError(
             "a GPT has no senses to edit: open a Backpack"
             if kind == "backpack-lm"
             else "a Backpack is edited in its senses, the null space is for GPTs: open a GPT"
         )
-    if bad := [i for i in ids if not 0 <= i < model.config.vocab_size]:
+    numbers = whole_numbers("tokens", "numbers", ids)
+    if bad := [i for i in numbers if not 0 <= i < model.config.vocab_size]:
         raise InputError(f"token {bad[0]} is outside the vocabulary: 0 to {model.config.vocab_size - 1}")
+    return numbers
 
 
 # --- Topics -------------------------------------------------------------------------------------
@@ -196,7 +206,7 @@ def topic_scores(
 
     Paper, eq. 17; `absolute` takes the largest absolute value, as its footnote 5 says.
     """
-    _check(model, *bag)
+    bag = _check(model, *bag)
     if not bag:
         raise InputError("the bag is empty: give one token or more")
     peaks = sense_peaks(model, absolute) if peaks is None else peaks

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from nanobackpack.analysis.prompts import as_read
 from nanobackpack.analysis.results import (
     Composition,
     Contributions,
@@ -37,7 +38,7 @@ from nanobackpack.analysis.results import (
     Weights,
 )
 from nanobackpack.errors import InputError
-from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.model.backpack import BackpackLM, LanguageModel, check_model
 from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import eval_mode, pad_right
 from nanobackpack.text.tokenizer import (
@@ -47,6 +48,7 @@ from nanobackpack.text.tokenizer import (
     bos_ids,
     find_word,
     needs_tokenizer,
+    several,
     text_ids,
     token_id,
     word_ids,
@@ -71,19 +73,25 @@ class Senses:
     [(0, 9, 1.07...), (0, 10, 0.79...)]
 
     Words and prompts are texts or lists of ids. Senses and positions count from 0. Prompts and sentences
-    begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. Padded ids take
+    begin with BOS if `bos` asks for it, as a model trained with one needs; words never do. With `special`
+    names such as <|endoftext|> in prompts are these tokens; as words they always are. With `typed` a prompt
+    that is too long, or ends as training never had it, is read with a warning (prompts.py). Padded ids take
     part in a softmax but are never listed. All is computed on the model's device, in float32, under the
     edits in force. It comes back as a tensor or a result of analysis/results.py, with `.table()`,
     `.to_json()` and often `.plot(path)`. A `Ranking` has `ids`, `scores` and `tokens` (R, k) of its R rows,
     best first, and `labels` (R) that say what a row is.
     """
 
-    def __init__(self, model: LanguageModel, bos: Bos = False) -> None:
+    def __init__(
+        self, model: LanguageModel, bos: Bos = False, *, special: bool = False, typed: bool = False
+    ) -> None:
+        check_model(model)
         if not isinstance(model, BackpackLM):
             raise InputError("this model is a GPT and has no senses: open a Backpack")
         self.model = model
         self.tokenizer: Tokenizer = needs_tokenizer(model.tokenizer)
         self.bos = bos_ids(self.tokenizer, bos)
+        self.special, self.typed = special, typed
         self._directions: tuple[tuple[Edit, ...], Tensor] | None = None  # and the edits they hold under
 
     # --- Words: what do senses mean? -----------------------------------------------------------
@@ -99,7 +107,7 @@ class Senses:
 
     def many_senses(self, words: Sequence[TextOrIds], pooling: Pooling = "avg") -> Tensor:
         """Give the senses of N words, (N, K, D), as `word_senses` does."""
-        rows = [word_ids(self.tokenizer, word) for word in words]
+        rows = [word_ids(self.tokenizer, word) for word in several(words)]
         if not rows:
             raise InputError("no words: give at least one")
         if pooling not in get_args(Pooling):
@@ -159,7 +167,8 @@ class Senses:
         It takes 4·K·V·D bytes: 2.5 GB for K=16, V=50257, D=768, where making it takes a minute on a CPU.
         `forget` gives the memory back.
         """
-        if self._directions is None or self._directions[0] != self.model.edits:
+        edits, known = self.model.edits, self._directions
+        if known is None or known[0] != edits:
             (V, D), K = self.embedding.shape, self.model.config.n_sense_vector
             table = self.embedding.new_empty(K, V, D)
             starts = range(0, V, 1024)
@@ -167,8 +176,8 @@ class Senses:
                 ids = list(range(start, min(start + 1024, V)))
                 senses = F.normalize(self.model.sense_vectors(ids), dim=2)  # (n, K, D)
                 table[:, start : start + len(ids)] = senses.transpose(0, 1)
-            self._directions = self.model.edits, table
-        return self._directions[1]
+            known = self._directions = edits, table
+        return known[1]
 
     def forget(self) -> None:
         """Drop the table of `directions`; needed after the model's weights changed, too."""
@@ -217,10 +226,13 @@ class Senses:
 
     def encode(self, prompt: TextOrIds) -> list[int]:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
-        ids = text_ids(self.tokenizer, prompt)
+        ids, size = text_ids(self.tokenizer, prompt, self.special), self.model.config.block_size
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
-        ids, size = self.bos + ids, self.model.config.block_size
+        if ids[: len(self.bos)] != self.bos:  # unless the prompt names it
+            ids = self.bos + ids
+        if self.typed:
+            return as_read(self.model, ids)
         if len(ids) > size:
             raise InputError(f"the prompt has {len(ids)} tokens, this model reads block_size={size}: cut it")
         return ids
@@ -291,7 +303,7 @@ class Senses:
         `scores` (k) are contributions summed over prompts and positions, of `ids` (k) and `senses` (k).
         """
         direction = self.embedding[token_id(self.tokenizer, target)]  # (D)
-        rows = [self.encode(prompt) for prompt in prompts]
+        rows = [self.encode(prompt) for prompt in several(prompts)]
         if not rows:
             raise InputError("no prompts: give at least one")
         # Score each different token once, and add up the weight it gets at all of its positions.
@@ -309,7 +321,7 @@ class Senses:
 
     def find(self, prompt: TextOrIds, word: TextOrIds) -> list[slice]:
         """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
-        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt), word)
+        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt, self.special), word)
 
     def word_composition(self, word: TextOrIds, sentences: Sequence[TextOrIds]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
@@ -321,7 +333,7 @@ class Senses:
         if len(ids) < 2:
             raise InputError(f"{word!r} is one token here and has nothing to share: give a longer word")
         shares, skip = [], len(self.bos)
-        for sentence in sentences:
+        for sentence in several(sentences):
             found = [s for s in self.find(sentence, word) if s.stop - s.start == len(ids)]
             if not found:
                 continue
@@ -365,8 +377,8 @@ class Senses:
 
     def _logits(self, ids: list[int]) -> Tensor:
         """Compute the model's logits after one row of ids, padding included, (vocab_size)."""
-        with eval_mode(self.model):
-            logits = self.model(torch.tensor([ids], device=self.embedding.device)).logits
+        with eval_mode(self.model) as model:
+            logits = model(torch.tensor([ids], device=self.embedding.device)).logits
         return logits[0, -1]
 
     def _shown(self, ids: Sequence[int]) -> list[str]:

@@ -38,7 +38,8 @@ from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_devic
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.prepare import write_tokens
 from nanobackpack.text.splits import split_tail
-from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, is_made, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
 
@@ -187,14 +188,14 @@ class ModelWork:
                 prompt = torch.randint(self.setup.V, (samples, position - n), generator=draw)
                 edits = [control.TopicControl(strength, f=0.3)] * controlled
                 cache = self.model.eval().new_cache(edits)
-                self.model.next_logits(prompt.to(self.device), cache, edits)
-                self.caches[key] = cache, edits
-            (cache, edits), tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
+                self.model.next_logits(prompt.to(self.device), cache)
+                self.caches[key] = cache
+            cache, tokens = self.caches[key], [next(self.ids) if new else 0 for _ in range(n)]
             cache.length = position - n
             start = self.now()
             for token in tokens:
                 ids = torch.full((samples, 1), token, device=self.device)
-                self.model.next_logits(ids, cache, edits)
+                self.model.next_logits(ids, cache)
         return 1000 * (self.now() - start) / n
 
     @functools.cached_property

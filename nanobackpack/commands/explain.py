@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanobackpack.analysis.results import Contributions, Ranking, Result, report
-from nanobackpack.config import AnalysisConfig
+from nanobackpack.config import AnalysisConfig, Special
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -26,7 +26,9 @@ class ExplainConfig(AnalysisConfig):
     """Why a model predicts a token: the contribution of each sense of each token of the prompt."""
 
     prompt: str = ""
-    """The text before the token; at most block_size tokens."""
+    """The text before the token."""
+    special: Special = "auto"
+    """allow, auto: a name in the prompt such as <|endoftext|> is that special token; plain: it is text."""
     next: str = ""
     """The token to explain, as a word (empty: the likeliest)."""
     versus: str = ""
@@ -61,7 +63,8 @@ def explain(model: LanguageModel, settings: ExplainConfig) -> Explanation:
     """Explain what the settings ask for."""
     from nanobackpack.analysis.senses import Senses
 
-    senses, prompt = Senses(model, settings.bos), settings.prompt
+    senses = Senses(model, settings.bos, special=settings.special != "plain", typed=True)
+    prompt = settings.prompt
     likeliest = senses.next_tokens(prompt)
     token = settings.next or likeliest.ids[0, :1].tolist()
     found = senses.contributions(prompt, token, settings.versus or None)

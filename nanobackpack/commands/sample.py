@@ -11,17 +11,21 @@ On a terminal the first sample appears as it grows; each is followed by a line o
 from __future__ import annotations
 
 import sys
+import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import read_text
-from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.safe.files import read_text, with_lf
+from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from nanobackpack.model.backpack import LanguageModel
 
 LINE = "-" * 15
 
@@ -48,7 +52,10 @@ def main(settings: SampleConfig) -> None:
         if model.tokenizer is None:
             raise InputError(f"{settings.model_path} came without a tokenizer, so it cannot read a prompt")
         edits = control.load(settings.edits, model) if settings.edits else ()
-        prompt, ids = read_prompt(settings, model.tokenizer)
+        with warnings.catch_warnings():
+            if processes.rank:  # one process says it
+                warnings.simplefilter("ignore")
+            prompt, ids = read_prompt(settings, model)
 
         # Each sample has a random generator of its own, so it does not matter which process grows it.
         own = processes.share(settings.num_samples)
@@ -70,15 +77,26 @@ def main(settings: SampleConfig) -> None:
             print(text + "\n" + LINE)
 
 
-def read_prompt(settings: SampleConfig, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """Return the prompt that the settings give, or name a file of, and its ids."""
-    prompt = settings.start
+def read_prompt(settings: SampleConfig, model: LanguageModel) -> tuple[str, list[int]]:
+    """Return the prompt that the settings give, or name a file of, and its ids as the model reads them."""
+    from nanobackpack.analysis.prompts import as_read, usual_start
+
+    tokenizer = needs_tokenizer(model.tokenizer)
+    if settings.start == SampleConfig.start and model.token_counts is not None:
+        ids = usual_start(model)
+        return "" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids
+    prompt, special = settings.start, settings.special != "plain"
     if prompt.startswith("FILE:"):
-        prompt = read_text(Path(prompt.removeprefix("FILE:")))
-    ids = tokenizer.prompt_ids(prompt)
+        prompt, special = read_text(Path(prompt.removeprefix("FILE:")), "keep"), settings.special == "allow"
+    prompt = prompt.removeprefix("\ufeff")
+    if settings.newlines == "lf":
+        prompt = with_lf(prompt)
+    if settings.normalize == "nfc":
+        prompt = unicodedata.normalize("NFC", prompt)
+    ids = tokenizer.prompt_ids(prompt, special)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")
-    return prompt, ids
+    return prompt, as_read(model, ids)
 
 
 def grow(

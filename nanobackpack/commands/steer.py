@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nanobackpack.analysis.results import report
-from nanobackpack.config import AnalysisConfig
+from nanobackpack.config import AnalysisConfig, Special
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.text.tokenizer import word_ids
@@ -37,6 +37,8 @@ class EffectConfig(AnalysisConfig):
 
     prompt: str = ""
     """The text to continue; it should hold the word."""
+    special: Special = "auto"
+    """allow, auto: a name in the prompt such as <|endoftext|> is that special token; plain: it is text."""
     k: int = 8
     """Next tokens to list."""
     num_samples: int = 2
@@ -101,7 +103,7 @@ def effects(
     from nanobackpack.analysis.effect import effect
     from nanobackpack.analysis.senses import Senses
 
-    senses = Senses(model, settings.bos)
+    senses = Senses(model, settings.bos, special=settings.special != "plain", typed=True)
     edit = make_edit(senses, settings)
     sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
     found = [effect(senses, edit, prompt, **sizes, seed=settings.seed, tested=tokens) for prompt in prompts]

@@ -148,7 +148,7 @@ def bias_ratio(model: LanguageModel, rows: list[list[int]], he: int, she: int, e
     # Each prompt is read at its own end.
     ends = torch.tensor([len(row) - 1 for row in rows], device=device)  # (N)
     at = torch.arange(len(rows), device=device), ends
-    with eval_mode(model):
+    with eval_mode(model) as model:
         logits = model(pad_right(rows, device), edits=edits, at=at).logits  # (N, V)
     log_ratio = logits[:, he] - logits[:, she]  # (N): the softmax cancels
     return log_ratio.abs().double().exp().mean().item()

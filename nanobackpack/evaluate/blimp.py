@@ -19,7 +19,7 @@ from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import scoring
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -93,7 +93,7 @@ def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> scoring.TextToSc
     """Prepare a sentence; None if it cannot be scored: whole sentences are compared, so none is cut."""
     tokenizer = needs_tokenizer(model.tokenizer)
     ids = scoring.encode_or_none(tokenizer, sentence)
-    if ids is None or unknown_id(tokenizer) in ids:
+    if ids is None or tokenizer.unknown_id in ids:
         return None
     ids = bos_ids(tokenizer, bos) + ids
     return scoring.TextToScore(ids, 1) if 2 <= len(ids) <= model.config.block_size + 1 else None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import scoring
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -66,7 +66,7 @@ def main(settings: LambadaConfig) -> None:
 def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, batch_size: int = 16) -> Lambada:
     """Score the last word of each passage, given as much of the passage as block_size allows."""
     tokenizer = needs_tokenizer(model.tokenizer)
-    before, unknown = bos_ids(tokenizer, bos), unknown_id(tokenizer)
+    before, unknown = bos_ids(tokenizer, bos), tokenizer.unknown_id
     texts = []
     for passage in passages:
         context, word = split_last(passage)

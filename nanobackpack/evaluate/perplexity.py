@@ -147,7 +147,7 @@ def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: Per
         size = settings.batches * B * T
     total, n = 0.0, 0
     bar = tqdm(desc=split, total=size, unit="token", unit_scale=True, disable=None, leave=False)
-    with eval_mode(model), bar:
+    with eval_mode(model) as model, bar:
         for x, y in batches:  # (B, T) each
             loss = model(x.to(device), y.to(device), loss_only=True).loss
             total += loss.item() * y.numel()  # the last window is shorter: each token counts alike

@@ -47,10 +47,11 @@ class TextScore(NamedTuple):
 def score_texts(
     model: LanguageModel, texts: Sequence[TextToScore], batch_size: int = 16, title: str = ""
 ) -> list[TextScore]:
-    """Score each text. One longer than block_size loses its beginning.
+    """Score each text. One longer than block_size loses its beginning, with a warning.
 
     Padded ids take part in the softmax (as in training) but are never the likeliest.
     """
+    from nanobackpack.analysis.prompts import cut_to_context
     from nanobackpack.runtime import eval_mode
 
     size = model.config.block_size
@@ -58,12 +59,14 @@ def score_texts(
     for ids, start in texts:
         if not 1 <= start < len(ids) or len(ids) - start > size:
             raise ValueError(f"cannot score tokens {start} to {len(ids)} with block_size={size}")
-        inputs.append(ids[:-1][-size:])
+        inputs.append(ids[:-1])
         targets.append(ids[start:])
+    inputs = cut_to_context(model, inputs)
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}
-    with eval_mode(model), tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False) as bar:
+    bar = tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False)
+    with eval_mode(model) as model, bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             found = _score_batch(model, [inputs[i] for i in batch], [targets[i] for i in batch])
@@ -126,12 +129,11 @@ class TestSetConfig(ReadConfig):
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file that are not blank, with their numbers."""
-    text = read_text(Path(path)).removeprefix("\ufeff")
+    """Yield the lines of a text file that are not blank, with their numbers."""
     # Not splitlines: it also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if line.strip():
-            yield number, line.rstrip("\r")
+            yield number, line
 
 
 def read_json_lines(

@@ -33,7 +33,7 @@ from nanobackpack.config import AnalysisConfig, at_least
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.safe.files import read_text
-from nanobackpack.text.tokenizer import Tokenizer, first_ids, needs_tokenizer
+from nanobackpack.text.tokenizer import first_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -152,6 +152,7 @@ def topic(
     import torch
 
     from nanobackpack.analysis import control
+    from nanobackpack.analysis.prompts import usual_start
     from nanobackpack.model.backpack import BackpackLM
     from nanobackpack.runtime import seed_of
 
@@ -161,7 +162,7 @@ def topic(
     n, length, batch_size = settings.num_samples, settings.length, settings.batch_size
     tokenizer, device = needs_tokenizer(model.tokenizer), model.wte.weight.device
     tokens = {name: first_ids(tokenizer, words) for name, words in topics.items()}
-    start = torch.tensor([start_ids(tokenizer)], device=device)  # (1, 1)
+    start = torch.tensor([usual_start(model)], device=device)  # (1, 1)
     pushes = {name: _push(name, settings.strength) for name in topics}
     judge = Classifier(settings.classifier, topics) if settings.classifier else None
 
@@ -186,14 +187,6 @@ def topic(
             success=None if judge is None else 100 * judge.success(texts, name),
         )
         yield result, edit
-
-
-def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """Give what a text from nothing begins with: the token that begins or ends documents, else a new line."""
-    ids = tokenizer.prompt_ids("") or tokenizer.encode("\n")
-    if not ids:
-        raise InputError("this tokenizer has no token to begin a text with, not even a new line")
-    return ids
 
 
 def _push(name: str, strength: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import scoring
-from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer, unknown_id
+from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -136,7 +136,7 @@ def _guess(model: LanguageModel, item: MaskedText, protocol: str, bos: Bos) -> l
 
 def banned_ids(tokenizer: Tokenizer) -> list[int]:
     """List the ids of punctuation and of what cannot be spelled: no word has them."""
-    found = [*map(tokenizer.id, PUNCTUATION), unknown_id(tokenizer)]
+    found = [*map(tokenizer.id, PUNCTUATION), tokenizer.unknown_id]
     return sorted(i for i in found if i is not None)
 
 

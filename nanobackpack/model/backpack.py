@@ -23,6 +23,7 @@ token ids, S cached positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.model.edits import Edit, EditLike, Edits, TextSoFar
-from nanobackpack.model.generate import Generators, KVCache, SenseMemory, check_ids, check_range, stream
+from nanobackpack.errors import WrongType, whole_numbers
+from nanobackpack.model.edits import BLOCKS, Edit, EditLike, Edits, TextSoFar
+from nanobackpack.model.generate import KVCache, SenseMemory, check_ids, check_range, check_tensor, generate
 from nanobackpack.model.kernels import (
     Linear,
     UniqueIds,
@@ -46,7 +48,7 @@ from nanobackpack.model.kernels import (
     sense_sum_plain,
     unique_ids,
 )
-from nanobackpack.runtime import eval_mode
+from nanobackpack.runtime import in_eval_mode
 
 if TYPE_CHECKING:
     from nanobackpack.text.tokenizer import Tokenizer
@@ -258,13 +260,13 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
-        self.edits: tuple[Edit, ...] = ()  # in force wherever the model is used; see control.applied
+        self.blocks: dict[object, tuple[Edit, ...]] = {}  # of control.applied, in all threads
+        self.token_counts: Tensor | None = None  # (V) of each id in the text it was trained on, if known
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
         self.context = Transformer(config)
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
-        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds. The edits
-        are those that the cache was made for."""
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) of the token after input_ids (B, T), which continue what the cache holds."""
         raise NotImplementedError
 
     def check(self, input_ids: Tensor, targets: Tensor | None) -> None:
@@ -272,9 +274,9 @@ class LanguageModel(nn.Module):
         check_ids(input_ids, self.config.vocab_size, self.config.block_size)
         if targets is None:
             return
-        if targets.shape != input_ids.shape or targets.dtype != torch.int64:
-            wanted = f"targets must be {tuple(input_ids.shape)} int64"
-            raise ValueError(f"{wanted}, not {tuple(targets.shape)} {targets.dtype}")
+        check_tensor("targets", tuple(input_ids.shape), targets)
+        if targets.shape != input_ids.shape:
+            raise ValueError(f"targets must be {tuple(input_ids.shape)} int64, not {tuple(targets.shape)}")
         check_range(targets, -1, self.config.vocab_size)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -282,6 +284,11 @@ class LanguageModel(nn.Module):
         head: one pass over all V rows less (not in torch.compile, which cannot do it)."""
         sparse = ids.device.type == "cpu" and not torch.compiler.is_compiling()
         return F.embedding(ids, self.wte.weight, sparse=sparse)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits in force in this thread or async task; control.applied puts them there."""
+        return tuple(e for block, edits in self.blocks.copy().items() if block in BLOCKS.get() for e in edits)
 
     def edits_in_force(self, edits: EditLike | Edits = ()) -> Edits:
         """The edits in force and these, checked against this model and sorted by what they act on."""
@@ -291,24 +298,10 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
         """An empty cache with room for `capacity` positions, by default and at most block_size."""
-        return KVCache(min(capacity or self.config.block_size, self.config.block_size))
+        size = self.config.block_size
+        return KVCache(min(capacity or size, size), self.edits_in_force(edits))
 
-    def generate(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: Generators = None,
-        *,
-        restart: bool = False,
-        edits: EditLike = (),
-    ) -> Tensor:
-        """Continue input_ids (B, T) by sampling; return (B, T + max_new_tokens). generate.py says how."""
-        choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-        new = stream(self, input_ids, max_new_tokens, restart=restart, edits=edits, **choice)
-        return torch.cat([input_ids, *(t[:, None] for t in new)], dim=1)  # (B, T + new)
+    generate = generate  # text, token by token: generate.py
 
     def num_params(self, positions: bool = True) -> int:
         """Count the weights, tied ones once; positions=False leaves out wpe, as nanoGPT does."""
@@ -330,6 +323,12 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(p, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+
+
+def check_model(model: LanguageModel) -> None:
+    """Raise TypeError for what is no model, such as the path of one."""
+    if not isinstance(model, LanguageModel):
+        raise WrongType("model", "a model, as nanobackpack.load_model opens one", model)
 
 
 # --- The two models ---------------------------------------------------------------------------
@@ -357,8 +356,8 @@ class GPT(LanguageModel):
         h = self.context(e)  # (B, T, D)
         return tied_head(h, self.wte.weight, targets, loss_only, at)
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
-        e = self.edits_in_force(edits).edit_inputs(input_ids, self.wte(input_ids))  # (B, T, D)
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        e = cache.edits.edit_inputs(input_ids, self.wte(input_ids))  # (B, T, D)
         h = self.context(e, cache)[:, -1]  # (B, D)
         cache.length += input_ids.size(1)
         return linear(h, self.wte.weight).float()  # (B, V)
@@ -431,17 +430,16 @@ class BackpackLM(LanguageModel):
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache:
         """An empty cache that also knows the senses of tokens under the edits: the logits of all senses where
         there are few tokens, else a memory that fills as tokens come."""
-        cache, active = super().new_cache(edits, capacity), self.edits_in_force(edits)
-        V, E = self.config.vocab_size, self.wte.weight
-        if self.small_vocab and not active.on_alpha:
-            C = self.token_senses(torch.arange(V, device=E.device), E, active)  # (V, K, D)
+        cache, V, E = super().new_cache(edits, capacity), self.config.vocab_size, self.wte.weight
+        if self.small_vocab and not cache.edits.on_alpha:
+            C = self.token_senses(torch.arange(V, device=E.device), E, cache.edits)  # (V, K, D)
             cache.table = linear(C, E).transpose(0, 1).flatten(0, 1)  # (K·V, V)
         else:
-            cache.sense_memory = SenseMemory(V, lambda ids: self.token_senses(ids, self.wte(ids), active))
+            senses = lambda ids: self.token_senses(ids, self.wte(ids), cache.edits)  # noqa: E731
+            cache.sense_memory = SenseMemory(V, senses)
         return cache
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor:
-        active = self.edits_in_force(edits)
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
         q, k = self.alpha.queries_and_keys(h)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
@@ -457,36 +455,38 @@ class BackpackLM(LanguageModel):
             assert cache.sense_memory is not None
             new = cache.sense_memory(input_ids).transpose(1, 2)  # (B, K, T, D)
             senses = cache.append("token senses", new)  # (B, K, S, D)
-            if active.on_alpha:
-                alpha = active.edit_alpha(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
+            if cache.edits.on_alpha:
+                alpha = cache.edits.edit_alpha(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)
         cache.length += input_ids.size(1)
         return logits.float()
 
-    def sense_vectors(self, ids: Tensor | list[int] | None = None, chunk: int = 4096) -> Tensor:
+    @torch.no_grad()
+    def sense_vectors(self, ids: Tensor | Sequence[int] | None = None, chunk: int = 4096) -> Tensor:
         """C as a table, under the edits in force: (V, K, D), padded ids included, or (N, K, D) for N ids.
 
         Ids outside the vocabulary raise ValueError. `chunk` bounds the memory used on the way.
         """
-        ids = torch.arange(self.config.vocab_size) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
-        if ids.dim() != 1 or ((ids < 0) | (ids >= self.config.vocab_size)).any():
-            raise ValueError(f"ids must be a list of numbers from 0 to {self.config.vocab_size - 1}")
-        active, parts = self.edits_in_force(), ids.to(self.wte.weight.device).split(chunk)
-        with eval_mode(self):
-            return torch.cat([self.token_senses(part, self.wte(part), active) for part in parts])  # (N, K, D)
+        model, V, E = in_eval_mode(self), self.config.vocab_size, self.wte.weight
+        wanted = f"a list of numbers from 0 to {V - 1}"
+        rows = torch.tensor(whole_numbers("ids", wanted, range(V) if ids is None else ids), dtype=torch.int64)
+        if ((rows < 0) | (rows >= V)).any():
+            raise ValueError(f"ids must be {wanted}")
+        active, parts = self.edits_in_force(), rows.to(E.device).split(chunk)
+        return torch.cat([model.token_senses(part, self.wte(part), active) for part in parts])  # (N, K, D)
 
+    @torch.no_grad()
     def contextualization(self, input_ids: Tensor) -> Tensor:
         """α (B, K, T, T) of input_ids (B, T) under the edits in force: α[b,l,i,j] weighs sense l of token j
         at position i."""
         self.check(input_ids, None)
-        active = self.edits_in_force()
-        with eval_mode(self):
-            q, k = self.alpha.queries_and_keys(self.context(self.wte(input_ids)))  # (B, K, T, D/K)
-            alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
-            if active.on_alpha:
-                ids = input_ids.flatten()
-                C = self.token_senses(ids, self.wte(ids), active)  # (B·T, K, D)
-                senses = C.unflatten(0, input_ids.shape).transpose(1, 2)  # (B, K, T, D)
-                alpha = active.edit_alpha(alpha, TextSoFar(input_ids, senses, self.wte.weight))
-            return alpha
+        model, active = in_eval_mode(self), self.edits_in_force()
+        q, k = model.alpha.queries_and_keys(model.context(self.wte(input_ids)))  # (B, K, T, D/K)
+        alpha = causal_softmax(q @ k.mT).to(q.dtype)  # (B, K, T, T)
+        if active.on_alpha:
+            ids = input_ids.flatten()
+            C = model.token_senses(ids, self.wte(ids), active)  # (B·T, K, D)
+            senses = C.unflatten(0, input_ids.shape).transpose(1, 2)  # (B, K, T, D)
+            alpha = active.edit_alpha(alpha, TextSoFar(input_ids, senses, self.wte.weight))
+        return alpha

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, TypeAlias, get_type_hints
@@ -121,6 +122,10 @@ class InputEdit(Edit):
         """Edit the embeddings e (B, T, D) of ids (B, T)."""
         raise NotImplementedError
 
+
+# The `with` blocks of control.applied that this thread or async task is in. The model has the edits of each
+# as long as it lasts, so that those of another thread, or of a block that ended, are not in force here.
+BLOCKS: ContextVar[frozenset[object]] = ContextVar("blocks of control.applied", default=frozenset())
 
 EditLike: TypeAlias = Edit | Iterable["EditLike"]
 

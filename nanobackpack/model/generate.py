@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, WrongType
 from nanobackpack.model.edits import EditLike, Edits
+from nanobackpack.runtime import in_eval_mode
+from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
+Prompt = TypeVar("Prompt", Tensor, str)
 Generators = torch.Generator | list[torch.Generator] | None
 """Where randomness comes from: torch's own, one generator for all rows, or one for each."""
 
@@ -35,15 +38,15 @@ class KVCache:
     `slots` holds for each attention layer its keys and values, (B, 2, H, capacity, D/H), and for a Backpack
     α's keys and the positions' senses. `length` is the number of positions filled; the model advances it
     once per forward pass. What a Backpack knows of its tokens (`table`, `sense_memory`) does not depend on
-    positions and survives `clear`.
+    positions and survives `clear`. All of it holds under the `edits` that the cache was made for.
     """
 
     table: Tensor | None = None  # (K·V, V): the logits of all senses, where V is small
     sense_memory: SenseMemory | None = None
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, edits: Edits) -> None:
         self.slots: dict[str, Tensor] = {}
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length, self.edits = capacity, 0, edits
 
     def append(self, slot: str, new: Tensor) -> Tensor:
         """Store new (B, ..., T, *) after what the slot has; return all of it, (B, ..., length + T, *)."""
@@ -94,23 +97,32 @@ class Decodable(Protocol):
     """What decoding needs of a model; model/backpack.py has the two there are."""
 
     config: ModelConfig
-    training: bool
+    tokenizer: Tokenizer | None
+    wte: torch.nn.Embedding
 
     def edits_in_force(self, edits: EditLike = ()) -> Edits: ...
     def new_cache(self, edits: EditLike | Edits = (), capacity: int | None = None) -> KVCache: ...
-    def next_logits(self, input_ids: Tensor, cache: KVCache, edits: EditLike | Edits = ()) -> Tensor: ...
-    def train(self, mode: bool = True) -> Any: ...
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor: ...
 
 
-def check_ids(ids: Tensor, vocab_size: int, block_size: int) -> None:
-    """Raise ValueError for ids a model cannot take: wrong shape or type, too long, outside the vocabulary."""
-    if ids.dim() != 2 or ids.dtype != torch.int64:
-        raise ValueError(f"input_ids must be (B, T) int64, not {tuple(ids.shape)} {ids.dtype}")
+def check_ids(ids: Tensor, vocab_size: int, block_size: float = math.inf) -> None:
+    """Raise TypeError for what is no tensor of ids, ValueError for ids that a model cannot take: of another
+    shape, too long, outside the vocabulary."""
+    check_tensor("input_ids", "(B, T)", ids)
+    if ids.dim() != 2:
+        raise ValueError(f"input_ids must be (B, T) int64, not {tuple(ids.shape)}")
     if not ids.size(0):
         raise ValueError("input_ids holds no sequence: an empty batch")
     if not 1 <= ids.size(1) <= block_size:
-        raise ValueError(f"{ids.size(1)} tokens, but this model takes 1 to block_size={block_size}")
+        most = "or more" if block_size == math.inf else f"to block_size={block_size}"
+        raise ValueError(f"{ids.size(1)} tokens, but this model takes 1 {most}")
     check_range(ids, 0, vocab_size)
+
+
+def check_tensor(name: str, shape: object, ids: Tensor) -> None:
+    """Raise TypeError for what is no tensor of ids."""
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        raise WrongType(name, f"{shape} int64 in a tensor, such as torch.tensor([[1, 2]])", ids)
 
 
 def check_range(ids: Tensor, low: int, vocab_size: int) -> None:
@@ -124,7 +136,39 @@ def check_range(ids: Tensor, low: int, vocab_size: int) -> None:
         raise ValueError(f"token id {bad} is outside the vocabulary: {low} to {vocab_size - 1}")
 
 
-@torch.inference_mode()
+def generate(
+    model: Decodable,
+    input_ids: Prompt,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: Generators = None,
+    *,
+    restart: bool = False,
+    edits: EditLike = (),
+) -> Prompt:
+    """Continue input_ids (B, T) by sampling; return (B, T + max_new_tokens). Or continue one text, which is
+    returned as a text with what was added."""
+    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings |= {"generator": generator, "restart": restart, "edits": edits}
+    ids = text_prompt(model, input_ids) if isinstance(input_ids, str) else input_ids  # (B, T)
+    steps: list[Tensor] = [
+        new[:, None] for new in stream(model, ids, max_new_tokens, **settings)
+    ]  # (B, 1) each
+    ids = torch.cat([ids, *steps], dim=1)  # (B, T + new)
+    if isinstance(input_ids, str):
+        row, T = ids[0].tolist(), ids.size(1) - len(steps)
+        return input_ids + needs_tokenizer(model.tokenizer).decode_after(row[:T], row[T:])
+    return ids
+
+
+def text_prompt(model: Decodable, text: str) -> Tensor:
+    """Return the ids (1, T) of a prompt, as a document begins."""
+    ids = needs_tokenizer(model.tokenizer).prompt_ids(text)
+    return torch.tensor([ids], dtype=torch.int64, device=model.wte.weight.device)
+
+
 def stream(
     model: Decodable,
     input_ids: Tensor,
@@ -136,36 +180,49 @@ def stream(
 ) -> Iterator[Tensor]:
     """Continue input_ids (B, T), T from 1 to any length; yield the new ids (B) one step at a time.
 
-    `choice` is what `choose` takes: temperature, top_k, top_p, generator. `edits` hold for this generation;
-    what they read of the text is the window. The model is in eval mode while this runs.
+    `choice` is what `choose` takes: temperature, top_k, top_p, generator. `edits`, and those in force when
+    this is called, hold for this generation; what they read of the text is the window. There is no dropout,
+    whatever the mode of the model.
     """
+    active, twin = model.edits_in_force(edits), in_eval_mode(model)  # type: ignore[type-var]
+    return _stream(twin, input_ids, max_new_tokens, restart, active, choice)
+
+
+@torch.inference_mode()
+def _stream(
+    model: Decodable, ids: Tensor, max_new_tokens: int, restart: bool, edits: Edits, choice: dict[str, Any]
+) -> Iterator[Tensor]:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} must be >= 0")
+    check_ids(ids, model.config.vocab_size)  # of any length: one too long is cut
     size = model.config.block_size
-    check_ids(input_ids, model.config.vocab_size, max(size, input_ids.numel()))  # a longer prompt is cut
-    was_training = model.training
-    model.train(False)
-    try:
-        active = model.edits_in_force(edits)
-        cache = model.new_cache(active, input_ids.size(1) + max_new_tokens)
-        window = input_ids[:, -size:]  # (B, T): the text that the model may see
-        new = window  # what of it is not in the cache yet: at first all
-        for _ in range(max_new_tokens):
-            if cache.length == size:  # the context is full: the window slides, or restarts
-                cache.clear()
-                new = window = window[:, -max(1, size // 2) :] if restart else window[:, -size:]
-            if cache.length == 0 and len(new) > 1 and new.stride(0) == 0:
-                # Many samples of one prompt: read it once, then let each row go its own way.
-                logits = model.next_logits(new[:1], cache, active).expand(len(new), -1)  # (B, V)
-                cache.expand(len(new))
-            else:
-                logits = model.next_logits(new, cache, active)  # (B, V)
-            chosen = choose(logits[:, : model.config.n_token], **choice)  # (B), never a padded id
-            yield chosen
-            new = chosen[:, None]  # (B, 1)
-            window = torch.cat([window, new], dim=1)[:, -size:]  # (B, T)
-    finally:
-        model.train(was_training)
+    cache = model.new_cache(edits, ids.size(1) + max_new_tokens)
+    window = ids[:, -size:]  # (B, T): the text that the model may see
+    new = window  # what of it is not in the cache yet: at first all
+    for _ in range(max_new_tokens):
+        if cache.length == size:  # the context is full: the window slides, or restarts
+            cache.clear()
+            new = window = window[:, -max(1, size // 2) :] if restart else window[:, -size:]
+        if cache.length == 0 and len(new) > 1 and new.stride(0) == 0:
+            # Many samples of one prompt: read it once, then let each row go its own way.
+            logits = model.next_logits(new[:1], cache).expand(len(new), -1)  # (B, V)
+            cache.expand(len(new))
+        else:
+            logits = model.next_logits(new, cache)  # (B, V)
+        chosen = choose(with_text(model, logits), **choice)  # (B)
+        yield chosen
+        new = chosen[:, None]  # (B, 1)
+        window = torch.cat([window, new], dim=1)[:, -size:]  # (B, T)
+
+
+def with_text(model: Decodable, logits: Tensor) -> Tensor:
+    """Leave of logits (B, V) those that may be sampled: no padded ids, no tokens without text, as [UNK]."""
+    logits = logits[:, : model.config.n_token]
+    without = model.tokenizer.unsampled_ids if model.tokenizer else []
+    without = [i for i in without if i < logits.size(1)]
+    return (
+        logits.index_fill(1, torch.tensor(without, device=logits.device), -torch.inf) if without else logits
+    )
 
 
 def choose(
@@ -222,27 +279,20 @@ def beam_search(
     room = model.config.block_size - n + 1
     if n < 1 or beams < 1 or room < 1:
         raise ValueError(f"n={n} must be 1 to block_size={model.config.block_size}, beams={beams} 1 or more")
-    context = input_ids[:, -room:]
-    check_ids(context, model.config.vocab_size, model.config.block_size)
-    device, V = input_ids.device, model.config.n_token
+    check_ids(input_ids, model.config.vocab_size)
+    edits, model = model.edits_in_force(), in_eval_mode(model)  # type: ignore[type-var]
+    device, V, cache = input_ids.device, model.config.n_token, model.new_cache(edits)
     ids = torch.empty(1, 0, dtype=torch.int64, device=device)
-    scores, new = torch.zeros(1, device=device), context
-    was_training = model.training
-    model.train(False)
-    try:
-        edits = model.edits_in_force()
-        cache = model.new_cache(edits)
-        for _ in range(n):
-            # Every beam with every next token, as one list of N·V candidates: keep the best of them.
-            log_p = model.next_logits(new, cache, edits).log_softmax(dim=1)[:, :V]  # (N, V)
-            log_p[:, list(banned)] = -torch.inf
-            total = (scores[:, None] + log_p).flatten()  # (N·V)
-            scores, best = total.topk(min(beams, total.numel()))  # (N)
-            best, scores = best[scores > -torch.inf], scores[scores > -torch.inf]
-            # Which beam each came from, and which token it adds; the cache follows.
-            rows, new = best // V, (best % V)[:, None]  # (N), (N, 1)
-            ids = torch.cat([ids[rows], new], dim=1)
-            cache.select(rows)
-    finally:
-        model.train(was_training)
+    scores, new = torch.zeros(1, device=device), input_ids[:, -room:]
+    for _ in range(n):
+        # Every beam with every next token, as one list of N·V candidates: keep the best of them.
+        log_p = model.next_logits(new, cache).log_softmax(dim=1)[:, :V]  # (N, V)
+        log_p[:, list(banned)] = -torch.inf
+        total = (scores[:, None] + log_p).flatten()  # (N·V)
+        scores, best = total.topk(min(beams, total.numel()))  # (N)
+        best, scores = best[scores > -torch.inf], scores[scores > -torch.inf]
+        # Which beam each came from, and which token it adds; the cache follows.
+        rows, new = best // V, (best % V)[:, None]  # (N), (N, 1)
+        ids = torch.cat([ids[rows], new], dim=1)
+        cache.select(rows)
     return ids, scores

@@ -5,26 +5,34 @@
     settings = read_json(path)
 
 A new file takes the place of the old one when all of it is on the disk. A file that is read whole has a limit
-to its size, and JSON is taken if every reader would agree on what it says.
+to its size, and JSON is taken if every reader would agree on what it says. Text is UTF-8, or UTF-16 or UTF-32
+with a byte order mark, which is never part of it.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from nanobackpack.errors import InputError
 
+Newlines = Literal["lf", "keep"]
+"""Whether all line ends become "\\n", or stay as they are."""
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
+BAD_BYTE = re.compile(
+    "[\udc80-\udcff\0]"
+)  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -146,8 +154,8 @@ def read_json(path: Path, limit: int = MEGABYTE) -> Any:
 
 
 def parse_json(text: bytes | str, source: str) -> Any:
-    """Parse a JSON text if every reader would agree on it: UTF-8, finite numbers, no name twice in an object,
-    and nested no deeper than Python can follow."""
+    """Parse a JSON text if every reader would agree on it: finite numbers, no name twice in an object, and
+    nested no deeper than Python can follow."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(values := dict(pairs)) < len(pairs):
@@ -159,32 +167,68 @@ def parse_json(text: bytes | str, source: str) -> Any:
             raise ValueError("a number is not finite")
         return value
 
+    text = decode_text(text, source) if isinstance(text, bytes) else text
     try:
-        text = text.decode() if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except RecursionError:
         raise InputError(f"{source} is not JSON to be read here: it nests too deeply") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{source} is not UTF-8") from None
     except ValueError as error:
         raise InputError(f"{source} is not JSON ({error})") from None
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text whole, its line ends untouched; an empty one is an InputError."""
+def read_text(path: Path, newlines: Newlines = "lf") -> str:
+    """Read a text whole; an empty one is an InputError."""
     if path.is_dir():
         raise InputError(f"{display_path(path)} is a folder: give a text file")
     try:
-        text = read_bytes(path, _MAX_TEXT_BYTES).decode()
+        text = decode_text(read_bytes(path, _MAX_TEXT_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{display_path(path)} is not UTF-8 text (byte {error.start} cannot be read): convert it first"
-        ) from None
     if not text:
         raise InputError(f"{display_path(path)} is empty: give a file with text")
-    return text
+    return text if newlines == "keep" else with_lf(text)
+
+
+def with_lf(text: str) -> str:
+    """Make all line ends of a text "\\n": those of Windows are "\\r\\n", those of old Macs "\\r"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def text_encoding(start: bytes) -> str:
+    """Tell how a text is encoded that begins so: its byte order mark, which is not part of it, says so."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark begins alike
+        return "utf-32"
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def decode_text(content: bytes, source: str) -> str:
+    """Decode a text, without its byte order mark; errors name `source`."""
+    try:
+        if "\0" not in (text := content.decode(text_encoding(content))):
+            return text
+    except UnicodeDecodeError:
+        pass
+    raise bad_text([content], source)
+
+
+def bad_text(parts: Iterable[bytes], source: str, remedy: str = "") -> InputError:
+    """Say where a text has its first byte that is no UTF-8, or its first NUL."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    offset, line = 0, 1
+    for part in itertools.chain(parts, [b""]):
+        text = decoder.decode(part, not part)
+        found = BAD_BYTE.search(text)
+        good = text[: found.start()] if found else text
+        offset, line = offset + len(good.encode()), line + good.count("\n")
+        if found:
+            break
+    byte = text[len(good) :][:1].encode(errors="surrogateescape")
+    place = f"byte {offset:,} (line {line:,})"
+    what = f"has a NUL at {place}" if byte == b"\0" else f"is not UTF-8 text: {place} is 0x{byte.hex()}"
+    encoding = "UTF-16LE" if "\0" in text else "WINDOWS-1252"  # the likeliest
+    return InputError(
+        f"{source} {what}: convert it from its own encoding, as `iconv -f {encoding} -t UTF-8` does{remedy}"
+    )
 
 
 def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:

@@ -32,8 +32,17 @@ from tqdm import tqdm
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, verify
-from nanobackpack.text.meta import DTYPES, HELD_OUT, SPLITS, Meta, prepare_command, read_tokenizer
-from nanobackpack.text.tokenizer import tokenizer_to_use
+from nanobackpack.text.meta import (
+    COUNTS,
+    DTYPES,
+    HELD_OUT,
+    SPLITS,
+    Meta,
+    is_trained_on,
+    prepare_command,
+    read_tokenizer,
+)
+from nanobackpack.text.tokenizer_files import tokenizer_to_use
 
 _SCAN_TOKENS = 1 << 22  # ids looked at in one go when a file is checked
 _MAX_SUMMED = 1 << 35  # bytes whose checksums are looked at: a minute or two, where a run takes days
@@ -153,6 +162,17 @@ class TokenData:
         if not self.meta or not self.meta.chars.keys() >= parts.keys():
             return None
         return sum(self.meta.chars[part] for part in parts) / self.n_tokens(split)
+
+    def token_counts(self) -> Tensor | None:
+        """Return how often each id occurs in the text to train on, (V,), as was counted when it was prepared;
+        None where it was not."""
+        path = self.folder / COUNTS
+        if not self.meta or not path.is_file():
+            return None
+        counts = torch.from_numpy(np.fromfile(path, "<i8"))  # (V,)
+        # One that an older version left behind is of another text.
+        n = sum(n for split, n in self.meta.tokens.items() if is_trained_on(split))
+        return counts if len(counts) == self.meta.vocab_size and counts.sum() == n else None
 
     def fingerprint(self) -> dict[str, str]:
         """Return a fingerprint of the training and validation text.

@@ -26,6 +26,7 @@ from nanobackpack.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val")
 HELD_OUT = "evaluation"  # the split no run looks at; not every data set has one
+COUNTS = "counts.bin"  # how often each id occurs in the text to train on: (V,) int64, little-endian
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 # The data sets that `nanobackpack prepare NAME` makes.
 KNOWN = (
@@ -69,6 +70,11 @@ class Meta:
         """Write the content of a meta.json, with its checksum."""
         values = dataclasses.asdict(self)
         return (json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n").encode()
+
+
+def is_trained_on(split: str) -> bool:
+    """Tell whether a split, perhaps of one language, is text to train on."""
+    return not split.endswith((SPLITS[1], HELD_OUT))
 
 
 def _problem(values: Any) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +25,11 @@ from tqdm import tqdm
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import Replacement, display_path, remove_stale
-from nanobackpack.text.corpus import Corpus, Piece, from_text
-from nanobackpack.text.meta import DTYPES, Meta
+from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
+from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
 from nanobackpack.text.splits import Counts, Split, split_tail
-from nanobackpack.text.tokenizer import Tokenizer, is_made, load_tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer import END_OF_TEXT, Tokenizer, is_made, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
@@ -45,12 +47,14 @@ def write_tokens(
     add_bos_eos: bool = True,
     dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
+    normalize: Literal["none", "nfc"] = "none",
     threads: int = 0,
 ) -> Meta:
-    """Write <prefix><split>.bin for each {prefix: corpus}, tokenizer.json and, last, meta.json.
+    """Write <prefix><split>.bin for each {prefix: corpus}, counts.bin, tokenizer.json and, last, meta.json.
 
     add_bos_eos: begin each document with bos_id and end it with eos_id, as far as the tokenizer has them;
     without eos_id a line end stands between two. dtype: of the ids; "": the smallest that holds them.
+    normalize: "nfc" makes one character of a letter and its accents, and the tokenizer do so with prompts.
     threads: that encode, 0: one for each core; it counts when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -58,6 +62,8 @@ def write_tokens(
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if normalize == "nfc":
+        corpora = {prefix: composed(corpus) for prefix, corpus in corpora.items()}
     no_eos = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
@@ -66,6 +72,8 @@ def write_tokens(
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
         tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
+    if normalize == "nfc":
+        tokenizer = tokenizer.composing()
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
@@ -79,6 +87,7 @@ def write_tokens(
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
+    counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
     with _folder_for(folder), Replacement() as new:
         remove_stale(folder)
         for prefix, corpus in corpora.items():
@@ -89,7 +98,9 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, bar)
+                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, bar)
+        with new.open(folder / COUNTS) as file:
+            file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
@@ -134,13 +145,17 @@ def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
 
 
 def _count(corpus: Corpus) -> Counts:
-    documents = chars = 0
+    documents = chars = marks = 0
     with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
         for piece in corpus.read(bar.update):
             documents += piece.opens
             chars += len(piece.text)
+            marks += piece.text.count(END_OF_TEXT)
     if not chars:
         raise InputError(f"{corpus.title} is empty: give files with text")
+    if marks > documents:
+        what = f"{corpus.title} has {END_OF_TEXT} {marks:,} times, which is read as ordinary text"
+        warnings.warn(f"{what}: if it separates documents, give --separator='{END_OF_TEXT}'", stacklevel=1)
     return Counts(documents, chars)
 
 
@@ -196,11 +211,12 @@ class _TokenFile:
         self.sha256 = hashlib.sha256()
         self.tokens = 0
 
-    def write(self, ids: list[np.ndarray]) -> None:
+    def write(self, ids: list[np.ndarray]) -> np.ndarray:
         data = np.concatenate(ids).astype(self.dtype)  # (N,)
         self.file.write(data.data)
         self.sha256.update(data.data)
         self.tokens += len(data)
+        return data
 
 
 def _write_splits(
@@ -210,9 +226,11 @@ def _write_splits(
     tokenizer: Tokenizer,
     add_bos_eos: bool,
     meta: Meta,
+    counts_of_ids: np.ndarray,
     bar: tqdm[None],
 ) -> None:
-    """Encode one corpus into the new files of its splits, and enter them in meta."""
+    """Encode one corpus into the new files of its splits, and enter them in meta; count the ids that are to
+    be trained on."""
     special = (tokenizer.bos_id, tokenizer.eos_id)
     bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
     chars = dict.fromkeys(paths, 0)
@@ -227,7 +245,9 @@ def _write_splits(
                 chars[name] += len(piece.text)
                 bar.update(len(piece.text))
             for name, part in parts.items():
-                files[name].write(part)
+                data = files[name].write(part)
+                if is_trained_on(name):
+                    counts_of_ids += np.bincount(data, minlength=len(counts_of_ids))
         for name, file in files.items():
             if file.tokens < 2:
                 raise InputError(

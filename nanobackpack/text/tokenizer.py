@@ -1,21 +1,23 @@
 """Text <-> token ids: one class over the `tokenizers` library, stored as one self-contained JSON file.
 
     tokenizer = make_tokenizer("bpe:8192", texts)  made from texts: char, or byte-level BPE of N tokens
-    tokenizer = load_tokenizer("gpt2")             made by others: a short name, a hub name, a file or folder
     ids = tokenizer.encode("To be")
     word_ids(tokenizer, "sky")                     the ids of a word as it stands inside a text: " sky"
 
 Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs a
-special token asks for it by its role: `bos_id` begins a document, `eos_id` ends it.
+special token asks for it by its role, `bos_id` begins a document, `eos_id` ends it, or for all that the text
+names with special=True.
 The last part of the file finds words: which ids a word has, and where it stands in a prompt.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +25,8 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, first_line
-from nanobackpack.safe.download import fetch_hub
-from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, replacing
+from nanobackpack.errors import InputError, WrongType, first_line, whole_numbers
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -42,17 +43,9 @@ UNKNOWN = ("[UNK]", "<unk>")
 MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
-# Short names: (name on the hub, kind, vocabulary), so that a stored copy is recognised without a network.
-NAMES = {
-    "gpt2": ("gpt2", "bpe", 50257),
-    "chinese-character-bert": ("uer/gpt2-chinese-cluecorpussmall", "wordpiece", 21128),
-    "xlm-250k": ("xlm-roberta-base", "unigram", 250002),
-}
-BPE_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
-LAYOUTS = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or vocab.txt"
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
-_IDEOGRAPH = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]"  # and their punctuation
-_CHINESE_SPACE = re.compile(f"(?<={_IDEOGRAPH}) | (?={_IDEOGRAPH})")
+# Special tokens that stand for no text at all, in the spellings that there are: [UNK], <pad>, <|mask|>.
+_NO_TEXT = re.compile(r"[<\[]\|?(unk|unknown|pad|padding|mask|unused\d*)\|?[>\]]", re.IGNORECASE)
 
 
 class Tokenizer:
@@ -73,13 +66,24 @@ class Tokenizer:
         self._inner = inner
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
+        self._composes = isinstance(inner.normalizer, normalizers.NFC)
+        self._shown: dict[int, str] = {}
         self.kind = _kind(inner)
         """char, or the type of the library's model: bpe, wordpiece, unigram, wordlevel."""
         special = {t.content: i for i, t in inner.get_added_tokens_decoder().items() if t.special}
+        self.special: dict[str, int] = special
+        """The special tokens: their ids, by name."""
         self.bos_id: int | None = next((special[name] for name in BOS if name in special), None)
         """Begins each document: [CLS], <s>; None if documents begin with their text."""
         self.eos_id: int | None = next((special[name] for name in EOS if name in special), None)
         """Ends each document, and separates its parts: [SEP], </s>, <|endoftext|>; None if nothing does."""
+        unknown = [name for name in (*UNKNOWN, getattr(inner.model, "unk_token", None)) if name in self._ids]
+        self.unknown_id: int | None = self._ids[unknown[0]] if unknown else None
+        """Stands for what the tokenizer cannot spell: [UNK]; None if it can spell everything, or refuses."""
+        no_text = {i for name, i in special.items() if _NO_TEXT.fullmatch(name)}
+        no_text |= {self._ids[name] for name in unknown} - {self.eos_id}  # GPT-2 calls its one token both
+        self.unsampled_ids = sorted(no_text)
+        """Stand for no text, and are never sampled: [UNK], [PAD], [MASK]."""
 
         # Characters are looked up in a table, far faster than the library does it: the id of each code point,
         # -1 where there is none. One more entry, -1 too, stands for all code points above the table.
@@ -111,9 +115,9 @@ class Tokenizer:
     def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
         check_tokenizer(text, source)
-        with _report_library_errors(f"{source} is not a tokenizer.json"):
+        with report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text))
-            tokenizer._check_numbers(source)
+            tokenizer.check_numbers(source)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
                 tokenizer._inner.encode("Can it encode? 能")
@@ -126,12 +130,19 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a tokenizer.json."""
-        return cls.from_json(_read(Path(path)), display_path(path))
+        return cls.from_json(read_file(Path(path)), display_path(path))
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
         with replacing(Path(path)) as file:
             file.write(self.to_json().encode())
+
+    def composing(self) -> Tokenizer:
+        """Make a tokenizer like this one that first makes one character of a letter and its accents (NFC)."""
+        inner = hf.Tokenizer.from_str(self.to_json())
+        nfc, others = normalizers.NFC(), inner.normalizer
+        inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
+        return Tokenizer(inner)
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -154,60 +165,98 @@ class Tokenizer:
         n = self.vocab_size
         return n if self.kind == "char" else (n // 64 + 1) * 64
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. A char tokenizer refuses a character that it does not know."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the ids of `text`. A char tokenizer refuses a character that it does not know.
+
+        special: names of special tokens in the text, such as <|endoftext|>, become these tokens.
+        """
+        if not isinstance(text, str):
+            raise WrongType("the text", "a str", text)
         if self.kind == "char":
             return self._look_up(text).tolist()
-        with _report_library_errors("this tokenizer cannot encode the text", [text]):
-            return self._inner.encode(text, add_special_tokens=False).ids
+        named = special and any(name in text for name in self.special)
+        with report_library_errors("this tokenizer cannot encode the text", [text]):
+            return (self._reading_names if named else self._inner).encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _reading_names(self) -> hf.Tokenizer:
+        """The same tokenizer, but names of special tokens in a text are these tokens."""
+        return hf.Tokenizer.from_str(self.to_json())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode many texts at once, by all threads of the library: an array (N,) for each."""
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
-        with _report_library_errors("this tokenizer cannot encode the text", texts):
+        with report_library_errors("this tokenizer cannot encode the text", texts):
             encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a prompt: as a document begins, without eos_id at its end.
 
         An empty text, or one of which no ids are left, starts a new document; [] if no token does that.
+        special: as in `encode`.
         """
-        ids = self.encode(text)
+        ids = self.encode(text, special)
         if self.bos_id is not None:
-            return [self.bos_id, *ids]
+            return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
         return ids or ([] if self.eos_id is None else [self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, which must be in the vocabulary."""
-        ids = [int(i) for i in ids]
+        ids = whole_numbers("ids", "a list of numbers", ids)
         symbols = [self._symbol(i) for i in ids]
         if self.kind == "char":
             return "".join(symbols)
-        text = self._text(ids)
-        # BERT's decoder puts a space between any two tokens; Chinese has none.
-        return _CHINESE_SPACE.sub("", text) if self.kind == "wordpiece" else text
+        if self.kind == "wordpiece":
+            return _join_words(symbols, self._inner.model.continuing_subword_prefix)
+        return self._text(ids)
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
-        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`."""
-        last = [i for i in before[-1:] if i not in (self.bos_id, self.eos_id)]
+        """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
+
+        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        """
+        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
+        last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
     def token(self, index: int) -> str:
-        """Show one id, which must be in the vocabulary, as tables do."""
+        """Show one id, which must be in the vocabulary, as tables do: such that `word_ids` reads it back.
+
+        That is its text, with its id where the text as a word is not this token: " the", "ing<#278>". A part
+        of a character has no text of its own: "<#447>".
+        """
+        if index not in self._shown:
+            shown = self._plain(index)
+            with suppress(InputError):  # no word, or an unknown one
+                if word_ids(self, shown) == [index]:
+                    return self._shown.setdefault(index, shown)
+            self._shown[index] = f"{shown}<#{index}>"
+        return self._shown[index]
+
+    def _plain(self, index: int) -> str:
         symbol = self._symbol(index)
         if not isinstance(self._inner.decoder, decoders.ByteLevel):
             return symbol
         text = self._text([index])
-        return symbol if "\ufffd" in text else text  # a part of a character has no text of its own
+        return "" if "\ufffd" in text else text
+
+    def named(self, word: str) -> int | None:
+        """Return the id that a word names: <|endoftext|>, ing<#278>, <#278>, of BERT's ##ing; else None."""
+        if word in self.special or word in UNKNOWN or (self.kind == "wordpiece" and word.startswith("##")):
+            return self._ids.get(word)
+        parts = re.fullmatch("(.*)<#([0-9]{1,9})>", word, re.DOTALL)
+        if not parts or self.kind == "char" or int(parts[2]) not in self._symbols:
+            return None
+        return int(parts[2]) if parts[1] in ("", self._plain(int(parts[2]))) else None
 
     def id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
         return self._ids.get(token)
 
     def _text(self, ids: list[int]) -> str:
-        with _report_library_errors("this tokenizer cannot decode the ids"):
+        with report_library_errors("this tokenizer cannot decode the ids"):
             return self._inner.decode(ids, skip_special_tokens=False)
 
     def _symbol(self, index: int) -> str:
@@ -217,6 +266,7 @@ class Tokenizer:
         return self._symbols[index]
 
     def _look_up(self, text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if self._composes else text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (N,) code points
         ids = self._table[np.minimum(points, len(self._table) - 1)]  # (N,)
         if len(ids) and ids.min() < 0:
@@ -224,10 +274,20 @@ class Tokenizer:
             raise InputError(
                 f"unknown character {text[at]!r} (U+{ord(text[at]):04X}) at position {at}: this tokenizer "
                 f"knows only the {len(self._ids)} different characters of the text it was made from"
+                + self._other_form(text, at)
             )
         return ids
 
-    def _check_numbers(self, source: str) -> None:
+    def _other_form(self, text: str, at: int) -> str:
+        """Tell whether an unknown character is known in another form: é as one character, or as two."""
+        near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, near)
+            if other != near and set(other) <= self._ids.keys():
+                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+        return ""
+
+    def check_numbers(self, source: str) -> None:
         """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
         n = len(self._ids)
         if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
@@ -237,14 +297,62 @@ class Tokenizer:
 def _kind(inner: hf.Tokenizer) -> str:
     """Tell the kind of a tokenizer; what `from_symbols` makes is recognised by what it does."""
     kind = type(inner.model).__name__.lower()
-    if kind != "wordlevel" or inner.normalizer is not None or inner.pre_tokenizer is None:
+    plain = isinstance(inner.normalizer, normalizers.NFC | None)
+    if kind != "wordlevel" or not plain or inner.pre_tokenizer is None:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
 
 
+# --- Words back to text -------------------------------------------------------------------------
+
+_TOKENS_BEFORE = 200  # that are looked at to continue a text
+_LONGEST_QUOTE = 500  # characters; a mark that is not closed by then was none, as in 5" of rain
+_IDEOGRAPH = re.compile("[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")  # and their marks
+# WordPiece makes a token of each mark and forgets the spaces. People write none where one of these patterns
+# matches the text so far, "\0" and the next token; wherever both are in use, the more common one is taken.
+_NO_SPACE = re.compile(
+    r"""
+    \0[.,;:!?%°)\]}’”…] | [(\[{“‘¿¡]\0             # foo (bar): no! 50%
+    | [\w)\]%]\0[-–—_/\\^@] | \S[-–—_/\\^@]\0 | -\0[-\d] | [:/]\0[/\\] | /\0    # GPT-2, a/b, -5
+    | [$£€¥~]\0\d | \#\0\w                          # $5, #1
+    | \d[.:]\0\d | (?<!\d)\d{1,3},\0\d{3}$          # 3.14, 10:30, 1,000
+    | (?<![\w.])([^\W\di]\.\0[^\W\di] | i\.\0e | [^\W\d]\.[^\W\d]\.(?<![ap]\.m\.)\0[^\W\d])$   # U.S.A.
+    | \w\0' | \b([^\W\d]|qu)['’]\0\w | \w['’]\0(s|t|m|d|re|ve|ll|am|all)$   # don't, l'été
+    | (^|[\s(\[“])'\0 | (^|[\s(])'([^']|\w'\w)*[.,!?]\0'                   # 'Yes,' he said
+    | \b\w\0& | \b\w&\0\w                           # R&D
+    | \w\.\0(com|org|net|edu|gov|html|txt|pdf|py)$ | (://|\bwww)\S*(\0[=&\#~+] | [.?=&\#~+:%]\0\w)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _join_words(symbols: Iterable[str], prefix: str) -> str:
+    """Write the tokens of WordPiece as a text, with spaces where people would most likely put them.
+
+    `prefix` marks a token that goes on with a word: ##s. Whether a space stands before a token depends on
+    what comes before it and on itself, never on what follows.
+    """
+    text, quote = "", -_LONGEST_QUOTE  # where a quotation began that has not ended
+    for symbol in symbols:
+        last, in_quotes = text[-1:], len(text) - quote < _LONGEST_QUOTE
+        if symbol.startswith(prefix):
+            joined, symbol = True, symbol.removeprefix(prefix) if text else symbol
+        elif not text or _IDEOGRAPH.match(last) or _IDEOGRAPH.match(symbol):
+            joined = True
+        elif last.isalnum() and symbol[:1].isalnum():
+            joined = False
+        else:
+            joined = in_quotes and '"' in (last, symbol)
+            joined = joined or _NO_SPACE.search(f"{text[-50:]}\0{symbol}") is not None
+        if symbol == '"':
+            quote = -_LONGEST_QUOTE if in_quotes else len(text)
+        text += symbol if joined else " " + symbol
+    return text
+
+
 @contextmanager
-def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
+def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[None]:
     """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into an InputError."""
     try:
         yield
@@ -257,6 +365,14 @@ def _report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[
                 problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
                 raise InputError(f"{problem}: it is not Unicode text") from None
         raise InputError(f"{problem} ({first_line(error)})") from None
+
+
+def read_file(path: Path) -> str:
+    """Read a file of a tokenizer: text, and no larger than the largest known are."""
+    try:
+        return decode_text(read_bytes(path, _MAX_BYTES), display_path(path))
+    except OSError as error:
+        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
 
 
 # --- Tokenizers made here ----------------------------------------------------------------------
@@ -284,7 +400,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         for text in texts:
             symbols.update(text)
         return Tokenizer.from_symbols(sorted(symbols))
-    inner = _byte_level(models.BPE())
+    inner = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=int(name.removeprefix("bpe:")),
         special_tokens=[END_OF_TEXT],
@@ -295,125 +411,11 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     return Tokenizer(inner)
 
 
-def _byte_level(model: models.BPE) -> hf.Tokenizer:
+def byte_level(model: models.BPE) -> hf.Tokenizer:
     inner = hf.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return inner
-
-
-# --- Tokenizers made by others -----------------------------------------------------------------
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """Open the tokenizer that `name` names: a local file or folder, a name in NAMES, or one on the hub."""
-    path = Path(name)
-    if path.is_file():
-        return _from_file(path)
-    if not path.is_dir():
-        if is_made(name):
-            raise InputError(f"tokenizer={name!r} is made from a text: give a tokenizer.json that holds it")
-        hub_name = NAMES[name][0] if name in NAMES else name
-        wanted = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", *BPE_FILES, *BPE_FILES.values()]
-        instead = f"for tokenizer={name!r} give char, bpe:N, or a file or folder with {LAYOUTS}"
-        path = fetch_hub(hub_name, wanted, instead)
-    if tokenizer := tokenizer_in(path):
-        return tokenizer
-    raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
-
-
-def tokenizer_in(folder: Path) -> Tokenizer | None:
-    """Open the tokenizer that a folder holds, in any layout; None if there is none."""
-    for name in ("tokenizer.json", *BPE_FILES, "vocab.txt"):
-        if (folder / name).exists() and (folder / BPE_FILES.get(name, name)).exists():
-            return _from_file(folder / name)
-    return None
-
-
-def tokenizer_to_use(name: str, stored: Tokenizer | None, source: str) -> Tokenizer | None:
-    """Return the tokenizer to use with data or a model of `source`, which brings `stored` along, if any.
-
-    "auto" asks for the stored one, any other `name` for one that must agree with it.
-    """
-    if name == "auto":
-        return stored
-    if stored is None:
-        return load_tokenizer(name)
-    # One that was made from a text agrees by its kind, a short name by its size: no network is needed.
-    if name == "char":
-        agrees = stored.kind == "char"
-    elif name.startswith("bpe:"):
-        agrees = (stored.kind, f"bpe:{stored.vocab_size}") == ("bpe", name)
-    elif name in NAMES and not Path(name).exists():
-        agrees = (stored.kind, stored.vocab_size) == NAMES[name][1:]
-    else:
-        wanted = load_tokenizer(name)
-        agrees = stored.kind == wanted.kind and not stored.difference(wanted)
-    if not agrees:
-        raise InputError(
-            f"tokenizer_name={name!r} is not the tokenizer of {source}, which is of the kind {stored.kind} "
-            f"with {stored.vocab_size:,} ids: leave it out"
-        )
-    return stored
-
-
-def _from_file(path: Path) -> Tokenizer:
-    """Read one file of any layout; of a pair, either."""
-    for vocabulary, merges in BPE_FILES.items():
-        if path.name in (vocabulary, merges):
-            return _from_merges(path.with_name(vocabulary), path.with_name(merges))
-    return Tokenizer.load(path) if path.suffix == ".json" else _from_word_pieces(path)
-
-
-def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Read GPT-2's byte-level BPE: {token: id}, and one merge of two tokens a line."""
-    lines = [line for line in _read(merges).split("\n") if line and not line.startswith("#version")]
-    ids = parse_json(_read(vocabulary), display_path(vocabulary))
-    with _report_library_errors(f"{display_path(vocabulary)} and {merges.name} are no tokenizer"):
-        pairs = [(first, second) for first, second in (line.split() for line in lines)]
-        for first, second in pairs:
-            if not ids.keys() >= {first, second, first + second}:  # the library would panic
-                raise ValueError(f"'{first} {second}' makes no token")
-        return _with_specials(_byte_level(models.BPE(ids, pairs)), ids, display_path(vocabulary))
-
-
-def _from_word_pieces(path: Path) -> Tokenizer:
-    """Read BERT's vocabulary, one token a line; a tokenizer_config.json beside it says how to clean text."""
-    tokens = _read(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
-    ids = {token: i for i, token in enumerate(tokens)}
-    if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]:
-        raise InputError(f"{display_path(path)} is no BERT vocabulary: it has no line {missing[0]}")
-    config, settings = path.with_name("tokenizer_config.json"), {}
-    if config.exists():
-        settings = parse_json(_read(config), display_path(config))
-        if not isinstance(settings, dict):
-            raise InputError(f"{display_path(config)} is not a JSON object")
-    inner = hf.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece()
-    with _report_library_errors(f"{display_path(path)} and {config.name} are no tokenizer"):
-        inner.normalizer = normalizers.BertNormalizer(
-            lowercase=bool(settings.get("do_lower_case", True)),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-        )
-        return _with_specials(inner, ids, display_path(path))
-
-
-def _with_specials(inner: hf.Tokenizer, ids: dict[str, int], source: str) -> Tokenizer:
-    inner.add_special_tokens([token for token in SPECIAL if token in ids])
-    tokenizer = Tokenizer(inner)
-    tokenizer._check_numbers(source)
-    return tokenizer
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_bytes(path, _MAX_BYTES).decode()
-    except OSError as error:
-        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{display_path(path)} is not UTF-8") from None
 
 
 # --- Words: their ids, and where they stand ----------------------------------------------------
@@ -429,14 +431,21 @@ def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def text_ids(tokenizer: Tokenizer, text: TextOrIds) -> list[int]:
-    """Return the ids of a text as it stands; one that is given as ids is checked."""
+def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> list[int]:
+    """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
     if isinstance(text, str):
-        return tokenizer.encode(text)
-    ids = [int(i) for i in text]
+        return tokenizer.encode(text, special)
+    ids = whole_numbers("a text", "a str or a list of token ids", text)
     for i in ids:
         tokenizer.token(i)  # raises for an id that does not exist
     return ids
+
+
+def several(texts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
+    """Refuse one text where a list of texts is wanted: Python would take it for a list of characters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise WrongType("texts", "a list of texts", texts)
+    return texts
 
 
 def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
@@ -456,8 +465,11 @@ def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
     """Return the ids of a word as it stands inside a text.
 
     That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests ask
-    for. A word that begins with a space or is given as ids is taken as it is.
+    for. A word that begins with a space or is given as ids is taken as it is; the name of a token, a special
+    one or as `Tokenizer.token` shows it, is that token.
     """
+    if isinstance(word, str) and (named := tokenizer.named(word)) is not None:
+        return [named]
     if not isinstance(word, str) or tokenizer.kind == "char" or word[:1].isspace():
         ids = text_ids(tokenizer, word)
     else:
@@ -466,7 +478,7 @@ def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
             ids = ids[1:]
     if not ids:
         raise InputError("an empty word has no senses: give at least one character")
-    if isinstance(word, str) and unknown_id(tokenizer) in ids:
+    if isinstance(word, str) and tokenizer.unknown_id in ids:
         raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
     return ids
 
@@ -497,17 +509,11 @@ def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
     return found
 
 
-def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that stands for what a tokenizer cannot spell, None if it has none."""
-    found = (tokenizer.id(name) for name in UNKNOWN)
-    return next((i for i in found if i is not None), None)
-
-
 def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:
     """Find a word among ids: each occurrence as a span of positions, with or without a space."""
     forms = [word_ids(tokenizer, word)]
-    if isinstance(word, str) and (bare := tokenizer.encode(word)) not in forms:
-        forms.append(bare)
+    if isinstance(word, str) and tokenizer.named(word) is None:
+        forms.append(tokenizer.encode(word))
     found = {
         (start, start + len(form))
         for form in forms

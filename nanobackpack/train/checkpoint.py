@@ -10,6 +10,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     model             tensors by parameter name
     model_args        ModelConfig
     tokenizer         the tokenizer's JSON, or None
+    token_counts      how often each id occurs in the text that it was trained on, None if not known
 and of a run besides:
     config            TrainConfig
     optimizer, scaler, iter_num (steps done), best_val_loss
@@ -46,7 +47,8 @@ from nanobackpack.safe.files import display_path, plain_name, read_json, replaci
 from nanobackpack.safe.untrusted import found_in, load_untrusted
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.meta import read_tokenizer
-from nanobackpack.text.tokenizer import Tokenizer, tokenizer_in, tokenizer_to_use
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.tokenizer_files import tokenizer_in, tokenizer_to_use
 
 FORMAT = "nanobackpack 1"
 LAST, BEST = "ckpt.pt", "best.pt"
@@ -65,7 +67,8 @@ def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
     tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
     args = dataclasses.asdict(model.config)
-    save_checkpoint(Path(path), {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer})
+    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer}
+    save_checkpoint(Path(path), state | {"token_counts": model.token_counts})
 
 
 class BackgroundWriter:
@@ -317,6 +320,11 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     model = build_model(config)
     layouts.import_state(model, state, layout, str(source))
     model.tokenizer = tokenizer
+    counts = checkpoint.get("token_counts")  # older files have none
+    if counts is not None and tokenizer:
+        if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
+            raise InputError(f"{source}: its token_counts are damaged")
+        model.token_counts = counts
     return model
 
 

@@ -62,6 +62,7 @@ def initial_model(config: TrainConfig, data: TokenData) -> Initial:
         fresh = config.model_config(size, used if used < size else 0)
         if config.init_from == "scratch":
             initial = Initial(checkpoint.build_model(fresh).train(), config)
+            initial.model.token_counts = data.token_counts()
         else:
             initial = from_other_model(config, fresh, data)
     # Each split must hold a window. Ids were compared with the tokenizer's when the data was opened; where
@@ -237,6 +238,8 @@ def from_other_model(config: TrainConfig, fresh: ModelConfig, data: TokenData) -
     if target.model_name != source.config.model_name:
         shorten_senses(model, source)
     copy_model(source, model)
+    before, now = source.token_counts, data.token_counts()
+    model.token_counts = None if before is None or now is None else before + now
     return Initial(model.train(), config, origin=origin, notes=(follows,))
 
 
@@ -254,7 +257,7 @@ def shorten_senses(model: BackpackLM | GPT, source: BackpackLM | GPT) -> None:
 @torch.no_grad()
 def copy_model(source: BackpackLM | GPT, model: BackpackLM | GPT) -> None:
     """Fill model with what source has: the first positions, and zeros for ids that source does not have."""
-    model.tokenizer = source.tokenizer
+    model.tokenizer, model.token_counts = source.tokenizer, source.token_counts
     ours = model.state_dict()
     for name, t in source.state_dict().items():
         n = min(len(t), len(ours[name]))

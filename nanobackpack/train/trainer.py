@@ -30,7 +30,6 @@ from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.model.kernels import UniqueIds, unique_ids
 from nanobackpack.runtime import (
     autocast,
-    eval_mode,
     generator,
     keep_memory,
     pick_compile,
@@ -253,11 +252,13 @@ class Trainer:
         losses, sizes = [], []
         # By self.model, not self.forward: compiled code would be compiled again, for eval mode and for each
         # shorter batch, and DDP is not needed where there are no gradients to average.
-        with eval_mode(self.model):
+        self.model.eval()  # its own mode, for once: FSDP's parts have no twins, as eval_mode makes them
+        with torch.no_grad():
             for (x, y), is_own in self.processes.deal(batches):
                 self.check_stop()
                 losses.append(self.loss(self.model, x, y))
                 sizes.append(y.numel() if is_own else 0)
+        self.model.train()
         # Weigh each batch by its tokens, in float64, and add what the other processes computed.
         n_tokens = torch.tensor(sizes, dtype=torch.float64)  # (batches)
         nats = torch.stack(losses).cpu().double() @ n_tokens
@@ -342,6 +343,7 @@ class Trainer:
             "model_args": dataclasses.asdict(self.model.config),
             "config": dataclasses.asdict(self.config),
             "tokenizer": self.tokenizer_json,
+            "token_counts": self.model.token_counts,
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "iter_num": self.step,

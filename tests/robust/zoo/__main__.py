@@ -30,7 +30,8 @@ from nanobackpack.evaluate.lexical_similarity import read_pairs
 from nanobackpack.evaluate.scoring import read_json_lines
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.data import TokenData
-from nanobackpack.text.tokenizer import Tokenizer, load_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 from nanobackpack.train.log import Log, plot_losses
 
 from . import BEASTS, dataset, train, write
