@@ -17,18 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 
-from nanobackpack import commands
+from nanobackpack import TrainConfig, commands, load_model
 from nanobackpack.commands.prepare import RECIPES
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import read_text
 from nanobackpack.text import prepare
-from nanobackpack.text.corpus import Corpus, Piece, document, from_files
-from nanobackpack.text.data import TokenData, open_dataset
+from nanobackpack.text.corpus import Corpus, Piece, document, from_files, from_text
+from nanobackpack.text.data import TokenData, open_data, open_dataset
 from nanobackpack.text.meta import KNOWN, Meta
+from nanobackpack.text.prepare import summary, write_dataset, write_tokens
 from nanobackpack.text.splits import fraction, split_random, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
+from nanobackpack.train.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
@@ -253,6 +257,42 @@ def test_documents_separated_by_a_mark(
     assert data.tokenizer.eos_id == 0
     texts = [data.tokenizer.decode(document[:-1]) for document in documents_of(ids, 0)]
     assert texts == [*DOCS[:30], "another file"]
+
+
+def test_text_that_the_tokenizer_does_not_know_is_counted(tmp_path: Path, chinese: Path):
+    """The share of [UNK] by split, and the characters behind it: not those that were near to one."""
+    text = "天地“玄” 黄…天地\n" * 19 + "天地玄 黄天地a“\n"
+    tokenizer = load_tokenizer(str(chinese))
+    meta = write_dataset(tmp_path / "zh", text, tokenizer, val_fraction=0.05, source="texts")
+    assert meta == Meta.load(tmp_path / "zh" / "meta.json")
+    assert meta.unknown_share == {"train": 3 / 9, "val": 1 / 8}
+    assert meta.unknown_characters == {"“": 20, "”": 19, "…": 19}
+    assert "\n  32.40% of the tokens are unknown to the tokenizer: '“' 20 times, '”' 19 t" in summary(
+        meta, tmp_path
+    )
+    known = write_dataset(tmp_path / "all", text, Tokenizer.char(text), val_fraction=0.05, source="texts")
+    assert (known.unknown_share["train"], known.unknown_characters) == (0, {})
+    assert "unknown" not in summary(known, tmp_path)
+
+
+def test_a_data_set_is_found_by_the_name_it_was_made_with(tmp_path: Path):
+    """Even if its BPE got fewer ids than were asked for, as prepare says; so is a run on it."""
+    corpora = {"": from_text("to be or not to be " * 9, "the text")}
+    meta = write_tokens(tmp_path, corpora, "bpe:400", split_tail(0.2))
+    assert 257 < meta.vocab_size < 400
+    assert "\n  bpe:400 has no more: each word" in summary(meta, tmp_path)
+    data = open_data(TrainConfig(dataset=str(tmp_path), tokenizer_name="bpe:400"))
+    model = tiny_model(vocab_size=400, vocab_used=meta.vocab_size)
+    model.tokenizer = data.tokenizer
+    save_model(model, tmp_path / "ckpt.pt")
+    assert load_model(tmp_path / "ckpt.pt", "bpe:400").tokenizer.to_json() == data.tokenizer.to_json()
+    with pytest.raises(InputError, match="tokenizer_name='bpe:401' is not"):
+        load_model(tmp_path / "ckpt.pt", "bpe:401")
+    # An older meta.json says nothing of it.
+    stored = json.loads((tmp_path / "meta.json").read_text())
+    new = ("checksum", "tokenizer_made_as", "unknown_share", "unknown_characters")
+    (tmp_path / "meta.json").write_text(json.dumps({k: v for k, v in stored.items() if k not in new}))
+    assert open_data(TrainConfig(dataset=str(tmp_path))).tokenizer.made_as == ""
 
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):

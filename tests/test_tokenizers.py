@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 import re
 import unicodedata
 from pathlib import Path
 
 import pytest
 import tokenizers as hf
+import torch
+from conftest import save_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
+from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer, find_word, make_tokenizer, word_ids
 from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
 
@@ -303,6 +307,118 @@ def test_byte_level_bpe_in_two_files(tmp_path: Path, names: tuple[str, str]):
         load_tokenizer(str(tmp_path))
 
 
+def write_json(path: Path, **files: object) -> Path:
+    """Write files of JSON into a folder; __ in a name stands for its dot."""
+    path.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (path / name.replace("__", ".")).write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_layout(folder: Path, kind: str) -> int:
+    """A tokenizer of several files in a folder; return the first id that is free."""
+    folder.mkdir()
+    if kind == "bert":
+        (folder / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
+        return len(PIECES)
+    model = json.loads(BPE.to_json())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])), encoding="utf-8")
+    return BPE.vocab_size
+
+
+@pytest.mark.parametrize("kind", ["bert", "bpe"])
+@pytest.mark.parametrize("in_one_file", [True, False])
+def test_added_tokens_have_their_ids(tmp_path: Path, kind: str, in_one_file: bool):
+    """Those of texts are found in texts, those with a role never; both ways of naming them mean the same."""
+    n = write_layout(tmp_path / "t", kind)
+    names = ["<call>", "<|im_end|>", "covid", "[PADDING]"]
+    roles = {"eos_token": "<|im_end|>", "pad_token": {"content": "[PADDING]"}, "unk_token": None}
+    if in_one_file:
+        added = {n + i: {"content": name, "special": name in str(roles)} for i, name in enumerate(names)}
+        write_json(tmp_path / "t", tokenizer_config__json={"added_tokens_decoder": added})
+    else:
+        added_ids = {name: n + i for i, name in enumerate(names)}
+        write_json(tmp_path / "t", added_tokens__json=added_ids, special_tokens_map__json=roles)
+    tokenizer = load_tokenizer(str(tmp_path / "t"))
+    assert [tokenizer.id(name) for name in names] == [n, n + 1, n + 2, n + 3]
+    assert tokenizer.vocab_size == n + 4
+    ids = tokenizer.encode("hello<call> covid <|im_end|> [PADDING]")
+    assert [i for i in ids if i >= n] == [n, n + 2]
+    assert n + 1 in tokenizer.special.values()
+    assert n + 3 in tokenizer.unsampled_ids
+    assert n + 1 not in tokenizer.unsampled_ids
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert (again.encode("a<call>b"), again.special) == (tokenizer.encode("a<call>b"), tokenizer.special)
+
+
+@pytest.mark.parametrize(
+    "added", [{"x y": 3}, {"x y": 900}, {"x y": -1}, {"x y": "300"}, {"[PAD]": 299}, [1]]
+)
+def test_added_tokens_that_cannot_be(tmp_path: Path, added: object):
+    write_layout(tmp_path / "t", "bert")
+    write_json(tmp_path / "t", added_tokens__json=added)
+    with pytest.raises(InputError, match=r"cannot have the id|are no tokenizer|not a JSON object"):
+        load_tokenizer(str(tmp_path / "t"))
+    if isinstance(added, dict):  # in a tokenizer.json, which the library takes with other ids
+        stored = json.loads(BPE.to_json())
+        stored["added_tokens"] += [
+            stored["added_tokens"][0] | {"content": t, "id": i} for t, i in added.items()
+        ]
+        with pytest.raises(InputError, match=r"t\.json.*(cannot have the id|is not a tokenizer)"):
+            Tokenizer.from_json(json.dumps(stored), "t.json")
+
+
+OTHER_KINDS = {
+    "spiece.model": (b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", "a SentencePiece model.* `python -c"),
+    "tokenizer.model": (b"IQ== 0\nIg== 1\n", "of tiktoken.* `python -c"),  # as that of Llama 3
+    "cl100k.tiktoken": (b"IQ== 0\nIg== 1\n", "of tiktoken.*--tokenizer=gpt2"),
+    "model.gguf": (b"GGUF\3\0\0\0", "a model in GGUF: take the tokenizer.json"),
+    "tok.pkl": (pickle.dumps({"a": 0}), "is refused"),
+    "code.pkl": (pickle.dumps(Path), "is refused"),
+    "stoi.json": (b'{"a": 0}', "is not a tokenizer.json: it has no entry 'model'"),
+    "list.json": (b"[1]", "is not a tokenizer.json: it has no entry 'model'"),
+    "spm.vocab": (b"<unk>\t0\n<s>\t0\n", "no line .UNK"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_files_of_other_kinds_are_refused_by_their_kind(tmp_path: Path, name: str):
+    content, reason = OTHER_KINDS[name]
+    (tmp_path / name).write_bytes(content)
+    alone = [tmp_path] if name.endswith((".model", ".tiktoken")) else []
+    for path in (tmp_path / name, *alone):
+        with pytest.raises(InputError, match=f"{name} .*{reason}"):
+            load_tokenizer(str(path))
+
+
+def test_runs_checkpoints_and_data_sets_are_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "out", "abcd")
+    (tmp_path / "data" / "old").mkdir(parents=True)
+    (tmp_path / "data" / "old" / "meta.pkl").write_bytes(
+        pickle.dumps({"vocab_size": 4, "itos": dict(enumerate("abcd")), "stoi": {}})
+    )
+    write_dataset(tmp_path / "data" / "new", "abcd" * 9, Tokenizer.char("abcd"), val_fraction=0.1, source="x")
+    char = Tokenizer.char("abcd")
+    for name in (
+        "out",
+        "out/ckpt.pt",
+        "data/old",
+        "data/old/meta.pkl",
+        "data/new",
+        "data/new/meta.json",
+        "old",
+    ):
+        assert load_tokenizer(name).encode("bad") == [1, 0, 3]
+        assert tokenizer_to_use(name, char, "data") is char
+        with pytest.raises(InputError, match="is not the tokenizer of"):
+            tokenizer_to_use(name, Tokenizer.char("abce"), "data")
+    torch.save({"model": {}, "model_args": {}}, tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"none\.pt holds no tokenizer"):
+        load_tokenizer("none.pt")
+
+
 def test_a_saved_tokenizer_is_found(tmp_path: Path):
     path = tmp_path / "tokenizer.json"
     path.write_text("an old file")
@@ -412,11 +528,22 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert tokenizer_to_use("auto", char, "data") is char
     assert tokenizer_to_use("char", char, "data") is char
     assert tokenizer_to_use("bpe:300", BPE, "data") is BPE
+    few = make_tokenizer("bpe:400", ["to be or not to be"])  # cannot have so many
+    assert 257 < few.vocab_size < 400
+    for name in ("bpe:400", f"bpe:{few.vocab_size}"):
+        assert tokenizer_to_use(name, few, "data") is few
     BPE.save("tokenizer.json")
     found = tokenizer_to_use("tokenizer.json", None, "data")
     assert not found.difference(BPE)
     assert tokenizer_to_use("tokenizer.json", BPE, "data") is BPE
-    wrong = [("bpe:301", BPE), ("char", BPE), ("gpt2", BPE), ("bpe:300", char), ("tokenizer.json", char)]
+    wrong = [
+        ("bpe:401", few),
+        ("bpe:301", BPE),
+        ("char", BPE),
+        ("gpt2", BPE),
+        ("bpe:300", char),
+        ("tokenizer.json", char),
+    ]
     for name, stored in wrong:
         with pytest.raises(InputError, match=f"tokenizer_name='{name}' is not the tokenizer of data/mine"):
             tokenizer_to_use(name, stored, "data/mine")

@@ -19,7 +19,7 @@ from nanobackpack.safe.files import display_path, replacing, sha256
 from nanobackpack.safe.untrusted import read_index
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-MODEL_FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+MODEL_FILES = ("config.json", "*token*.json", "vocab.json", "merges.txt", "vocab.txt")
 # Where a folder has its weights, in one file or in several that an index names: the first there is counts, as
 # in the transformers library. pytorch_model.bin is read without unpickling code.
 WEIGHTS = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]

@@ -323,14 +323,15 @@ _MAX_GROWTH = 1000  # GPT-2's chain makes 4 of one at most, the longest real one
 _MAX_PARTS = 200
 
 
-def check_tokenizer(text: str, source: str) -> None:
-    """Look through a tokenizer.json for parts with which the tokenizers library would take all memory.
+def check_tokenizer(text: str, source: str) -> dict[str, Any]:
+    """Look through a tokenizer.json for parts with which the tokenizers library would take all memory;
+    return what is in it.
 
     Those are tables longer than the file, very many parts, and chains that make a text 1,000 times longer.
     """
     tokenizer = parse_json(text, source)
-    if not isinstance(tokenizer, dict):
-        return  # the library refuses it
+    if not isinstance(tokenizer, dict) or "model" not in tokenizer:
+        raise InputError(f"{source} is not a tokenizer.json: it has no entry 'model'")
     for chain in _CHAINS:
         growth, parts = 1, [tokenizer.get(name) for name in chain]
         for n, part in enumerate(parts):  # which grows while it is read
@@ -343,6 +344,7 @@ def check_tokenizer(text: str, source: str) -> None:
                     f"{source}: its {' and '.join(chain)} could make a text {_MAX_GROWTH:,} times longer, "
                     f"or have more than {_MAX_PARTS} parts"
                 )
+    return tokenizer
 
 
 def _growth(part: dict[str, Any], source: str) -> int:

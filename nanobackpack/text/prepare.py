@@ -10,6 +10,7 @@ and to encode. Nothing but a few batches of it is ever in memory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import warnings
@@ -34,6 +35,7 @@ from nanobackpack.text.tokenizer_files import load_tokenizer
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
 _TITLES = 3  # of corpora that are named in a report
+_CHARACTERS = 20  # that the tokenizer does not know, and that meta.json names
 _TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
 _TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
 
@@ -83,11 +85,13 @@ def write_tokens(
         source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
+        tokenizer_made_as=tokenizer.made_as,
     )
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
     counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
+    near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
     with _folder_for(folder), Replacement() as new:
         remove_stale(folder)
         for prefix, corpus in corpora.items():
@@ -98,7 +102,13 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, bar)
+                _write_splits(
+                    new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
+                )
+        unknown = (
+            (c, n) for c, n in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c)
+        )
+        meta.unknown_characters.update(itertools.islice(unknown, _CHARACTERS))
         with new.open(folder / COUNTS) as file:
             file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()
@@ -125,6 +135,14 @@ def summary(meta: Meta, folder: Path) -> str:
     rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
     width = max(len(file) for file, _, _ in rows)
     lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    # Say what may surprise: fewer symbols than were asked for, and text that is lost.
+    if meta.tokenizer_made_as not in ("", "char", f"bpe:{meta.vocab_size}"):
+        lines.append(f"  {meta.tokenizer_made_as} has no more: each word that it was made from is one symbol")
+    unknown = sum(share * meta.tokens[split] for split, share in meta.unknown_share.items())
+    if unknown:
+        found = [f"{c!r} {n:,} times" for c, n in meta.unknown_characters.items()][:5]
+        what = f"{unknown / sum(meta.tokens.values()):.2%} of the tokens are unknown to the tokenizer"
+        lines.append(f"  {what}: {', '.join(found) or 'long words'}; one made from the text knows all of it")
     return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
 
 
@@ -227,13 +245,14 @@ def _write_splits(
     add_bos_eos: bool,
     meta: Meta,
     counts_of_ids: np.ndarray,
+    near_unknown: Counter[str],
     bar: tqdm[None],
 ) -> None:
     """Encode one corpus into the new files of its splits, and enter them in meta; count the ids that are to
     be trained on."""
     special = (tokenizer.bos_id, tokenizer.eos_id)
     bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
-    chars = dict.fromkeys(paths, 0)
+    chars, unknown = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
             name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
@@ -243,6 +262,9 @@ def _write_splits(
             for (name, piece), ids in zip(batch, arrays, strict=True):
                 parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
                 chars[name] += len(piece.text)
+                if n := int((ids == tokenizer.unknown_id).sum()):
+                    unknown[name] += n
+                    near_unknown.update(piece.text)
                 bar.update(len(piece.text))
             for name, part in parts.items():
                 data = files[name].write(part)
@@ -255,6 +277,7 @@ def _write_splits(
                     f"{file.tokens} tokens and needs 2; give more text"
                 )
             meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
+            meta.unknown_share[paths[name].stem] = unknown[name] / file.tokens
             meta.sha256[paths[name].name] = file.sha256.hexdigest()
 
 

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from nanobackpack.errors import InputError, WrongType, first_line, whole_numbers
+from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
 from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
 from nanobackpack.safe.untrusted import check_tokenizer
 
@@ -37,8 +37,8 @@ Bos = bool | Literal["auto"]
 
 END_OF_TEXT = "<|endoftext|>"
 # What the special tokens are called in BERT, XLM-R, GPT-2 and their kin, by their role.
-BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
-EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>")
+BOS = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<BOS>", "<|startoftext|>")
+EOS = ("[SEP]", "</s>", END_OF_TEXT, "<|end_of_text|>", "<eos>", "[EOS]", "<EOS>", "<|im_end|>")
 UNKNOWN = ("[UNK]", "<unk>")
 MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in them
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
@@ -56,7 +56,9 @@ class Tokenizer:
     ([2, 0, 1], 'ban')
     """
 
-    def __init__(self, inner: hf.Tokenizer) -> None:
+    def __init__(self, inner: hf.Tokenizer, made_as: str = "") -> None:
+        self.made_as = made_as
+        """As bpe:8192, even if it got fewer ids; "": it was not made here, or it is not known."""
         # A foreign tokenizer.json may ask for things that would change our texts or make ids random.
         inner.no_truncation()
         inner.no_padding()
@@ -112,12 +114,13 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the tokenizer") -> Tokenizer:
+    def from_json(cls, text: str, source: str = "the tokenizer", made_as: str = "") -> Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
-        check_tokenizer(text, source)
+        parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
-            tokenizer = cls(hf.Tokenizer.from_str(text))
-            tokenizer.check_numbers(source)
+            tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
+            added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
+            tokenizer.check_numbers(source, added)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
                 tokenizer._inner.encode("Can it encode? 能")
@@ -128,9 +131,9 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, made_as: str = "") -> Tokenizer:
         """Read a tokenizer.json."""
-        return cls.from_json(read_file(Path(path)), display_path(path))
+        return cls.from_json(read_file(Path(path)), display_path(path), made_as)
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
@@ -287,8 +290,13 @@ class Tokenizer:
                 return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
         return ""
 
-    def check_numbers(self, source: str) -> None:
-        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens."""
+    def check_numbers(self, source: str, added: dict[str, Any]) -> None:
+        """Refuse ids that two tokens share, or so high that a model would need far more rows than tokens;
+        and added tokens that did not get their id, for the library takes the next one that is free."""
+        for token, i in added.items():
+            if self._ids.get(token) != i:
+                what = f"{source}: the added token {short_repr(token)} cannot have the id {short_repr(i)}"
+                raise InputError(f"{what}: added tokens must have ids of their own, and leave none out")
         n = len(self._ids)
         if self.vocab_size > 2 * n + 1000 or len(self._symbols) < n:
             raise InputError(f"{source} does not number its tokens: they must have the ids 0, 1, 2, ...")
@@ -408,7 +416,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return Tokenizer(inner)
+    return Tokenizer(inner, made_as=name)
 
 
 def byte_level(model: models.BPE) -> hf.Tokenizer:

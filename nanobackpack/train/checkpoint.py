@@ -10,6 +10,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     model             tensors by parameter name
     model_args        ModelConfig
     tokenizer         the tokenizer's JSON, or None
+    tokenizer_made_as as bpe:8192, "" if it is not known; not in older files
     token_counts      how often each id occurs in the text that it was trained on, None if not known
 and of a run besides:
     config            TrainConfig
@@ -43,15 +44,14 @@ from nanobackpack.model import layouts
 from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
 from nanobackpack.runtime import pick_device
 from nanobackpack.safe import download
-from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
+from nanobackpack.safe.files import display_path, read_json, replacing
 from nanobackpack.safe.untrusted import found_in, load_untrusted
 from nanobackpack.text.data import TokenData
-from nanobackpack.text.meta import read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.text.tokenizer_files import tokenizer_in, tokenizer_to_use
+from nanobackpack.text.tokenizer_files import CHECKPOINTS, tokenizer_in, tokenizer_of, tokenizer_to_use
 
 FORMAT = "nanobackpack 1"
-LAST, BEST = "ckpt.pt", "best.pt"
+LAST, BEST = CHECKPOINTS
 GO_ON = "go on with the same command and --init_from=resume"
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -65,10 +65,16 @@ def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None
 
 def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
-    tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
     args = dataclasses.asdict(model.config)
-    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer}
+    state = {"model": model.state_dict(), "model_args": args, **tokenizer_entries(model.tokenizer)}
     save_checkpoint(Path(path), state | {"token_counts": model.token_counts})
+
+
+def tokenizer_entries(tokenizer: Tokenizer | None) -> dict[str, str | None]:
+    """Return what a checkpoint says of a tokenizer; `tokenizer_of` reads it."""
+    if tokenizer is None:
+        return {"tokenizer": None}
+    return {"tokenizer": tokenizer.to_json(), "tokenizer_made_as": tokenizer.made_as}
 
 
 class BackgroundWriter:
@@ -267,9 +273,17 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
     # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
-    if used > model.config.vocab_size:
-        raise InputError(f"{path} has {model.config.vocab_size:,} ids, its tokenizer {used:,}: give another")
-    if used and used < model.config.n_token:
+    # Characters are never padded: where the model has another number of tokens, it was trained with others.
+    # But a model of data without a tokenizer has a padded size, whatever its data were.
+    char = (
+        model.tokenizer and model.tokenizer.kind == "char" and model.config.vocab_size not in layouts.PADDED
+    )
+    if used > model.config.vocab_size or (char and used != model.config.n_token):
+        raise InputError(
+            f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}: give the one that it was "
+            "trained with, --tokenizer_name"
+        )
+    if used and used != model.config.n_token:
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
 
@@ -302,19 +316,18 @@ def _training_command(name: str) -> str:
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     """Build the model that was read from a file, of ours or of another program."""
     # Without a format it is another's, whose names and order of numbers differ.
-    layout, state, text = None, checkpoint.get("model"), checkpoint.get("tokenizer")
+    layout, state = None, checkpoint.get("model")
     if "format" not in checkpoint:
         config, state, layout = layouts.read_foreign(checkpoint, source)
         bare = "model_args" not in checkpoint
-        tokenizer = tokenizer_in(source.parent) if bare else _tokenizer_of_data(checkpoint.get("config"))
+        tokenizer = tokenizer_in(source.parent) if bare else tokenizer_of(checkpoint, source)
     elif checkpoint["format"] != FORMAT:
         found = short_repr(checkpoint["format"])
         raise InputError(f"{source}: format {found} is unknown: this version reads {FORMAT!r}")
-    elif not isinstance(state, dict) or not isinstance(text, str | None):
-        raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
+    elif not isinstance(state, dict):
+        raise InputError(f"{source}: its model is missing or damaged")
     else:
-        config = stored_config(checkpoint, source)
-        tokenizer = Tokenizer.from_json(text, f"the tokenizer in {source}") if text else None
+        config, tokenizer = stored_config(checkpoint, source), tokenizer_of(checkpoint, source)
     layouts.check_tensors(state, str(source))
     layouts.check_size(config, state, str(source))
     model = build_model(config)
@@ -334,14 +347,6 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
     if not isinstance(args, dict):
         raise InputError(f"{source}: model_args are not those of this version")
     return layouts.model_config(args, str(source))
-
-
-def _tokenizer_of_data(config: object) -> Tokenizer | None:
-    """Read the tokenizer of the data a nanoBackpackLM checkpoint was trained on, if it is still here."""
-    name = config.get("dataset") if isinstance(config, dict) else None
-    if not plain_name(name):  # a foreign name must not lead elsewhere
-        return None
-    return read_tokenizer(Path("data") / str(name))
 
 
 def check_vocabulary(model: LanguageModel, name: str, data: TokenData) -> None:
