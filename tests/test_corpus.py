@@ -188,7 +188,7 @@ def test_chained():
             b'{"id": 1, "meta": {"body": "xyz"}, "url": "x"}',
             "no field 'text': it has 'meta.body', 'url'",
         ),
-        ("a.jsonl", b'{"text": ["x", "y"], "id": 1}\n', r"has \['x', 'y'\] in 'text', no text: it has 'id'"),
+        ("a.jsonl", b'{"text": ["x", "y"], "id": 1}\n', r"has \['x', 'y'\] in 'text', no text, and no other"),
         ("a.jsonl", b'{"text": null}\n{"text": " "}', "line 1, has no text in 'text'"),
         (
             "a.jsonl",
@@ -196,6 +196,11 @@ def test_chained():
             r"'x' is a list of messages.*\.x\[\]\.content",
         ),
         ("a.jsonl", b'{"text": [{"from": "human", "value": "Hi!"}]}', r"list of messages.*\.text\[\]\.value"),
+        (
+            "a.json",
+            b'{"data": [{"text": "x"}]}',
+            r"'data' is a list of records, take them out with `jq -c '\.data\[\]'",
+        ),
         ("a.csv", b"id,body\n1,xyz\n", "line 2, has no field 'text': it has 'body', 'id'"),
         ("a.csv", b"id,text\n1,x, y\n", "line 2, is not CSV .3 cells for 2 names"),
         ("a.csv", b'id,text\n1,"x\n', "is not CSV .unexpected end"),
@@ -342,6 +347,7 @@ def test_a_wrong_field_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.Monke
         list(from_files([tmp_path]).read())
 
 
+@pytest.mark.filterwarnings("ignore:passed over")
 def test_find_files(tmp_path: Path):
     (tmp_path / "b" / "deep").mkdir(parents=True)
     for name in (

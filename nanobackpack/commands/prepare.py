@@ -29,9 +29,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from nanobackpack import cli
 from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
@@ -72,7 +71,7 @@ class PrepareConfig(Settings):
     strict: bool = False
     """Refuse a record without text, which else is skipped and counted."""
     errors: Literal["strict", "replace", "skip"] = "strict"
-    """A byte that is no UTF-8: strict: an error; replace: becomes \ufffd; skip: is left out."""
+    """A byte that is no UTF-8: strict: an error; replace: becomes U+FFFD; skip: is left out."""
     newlines: Literal["lf", "keep"] = "lf"
     """Of files: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
     normalize: Literal["none", "nfc"] = "none"
@@ -256,9 +255,3 @@ def main(settings: PrepareConfig) -> None:
     if near and not Path(first).exists():
         raise InputError(f"{first} is neither a file nor a known data set: did you mean {near[0]}?")
     prepare("textfiles", settings, Path("data"))
-
-
-def run_script(file: str, about: str | None) -> NoReturn:
-    """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
-    folder = Path(file).resolve().parent
-    cli.guard(lambda: prepare(folder.name, cli.parse(PrepareConfig, about=about), folder.parent))

@@ -227,7 +227,7 @@ def bad_text(parts: Iterable[bytes], source: str, remedy: str = "") -> InputErro
     what = f"has a NUL at {place}" if byte == b"\0" else f"is not UTF-8 text: {place} is 0x{byte.hex()}"
     encoding = "UTF-16LE" if "\0" in text else "WINDOWS-1252"  # the likeliest
     return InputError(
-        f"{source} {what}: convert it from its own encoding, as `iconv -f {encoding} -t UTF-8` does{remedy}"
+        f"{source} {what}: convert it, as `iconv -f {encoding} -t UTF-8` does if it is {encoding}{remedy}"
     )
 
 

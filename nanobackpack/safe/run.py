@@ -26,7 +26,8 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from nanobackpack.config import changed_settings
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, is_out_of_memory
+from nanobackpack.program import is_new_ctrl_c
 from nanobackpack.safe.files import display_path, replacing
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 LOCK = "run.lock"
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's warning before the time is up
-# What the system, and torch on any device, say when memory runs out.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
 @contextmanager
@@ -153,8 +152,9 @@ class StopSignals:
     """Remember the first signal that asks the run to stop, so that the step under way is finished and saved.
 
     received   the signal's number, 0 while there is none
-    alone      a second Ctrl-C ends the run at once. Not so one of several processes, which may get the
-               first Ctrl-C twice: from the terminal and from torchrun.
+    alone      a Ctrl-C that comes later ends the run at once, but several in quick succession are one. Not so
+               one of several processes, which may get the first Ctrl-C twice: from the terminal and from
+               torchrun.
     """
 
     def __init__(self, alone: bool = True) -> None:
@@ -178,9 +178,10 @@ class StopSignals:
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        is_new = number == signal.SIGINT and is_new_ctrl_c()
+        if self.received and is_new and self.alone:
+            raise KeyboardInterrupt
         self.received = self.received or number
-        if self.alone:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- Out of memory ----------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def within_memory(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not isinstance(error, MemoryError) and not any(m in str(error).lower() for m in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise InputError(f"out of memory: {less_memory(config)}") from error
 
@@ -202,7 +203,8 @@ def less_memory(config: TrainConfig) -> str:
     B, n_micro = config.batch_size, config.gradient_accumulation_steps
     advice = []
     if B > 1:
-        factor = next(p for p in range(2, B + 1) if B % p == 0)
+        # The smallest factor, or the whole of a number that has no small one.
+        factor = next((p for p in range(2, min(B, 1000)) if B % p == 0), B)
         advice.append(
             f"--batch_size={B // factor} --gradient_accumulation_steps={n_micro * factor}, "
             f"which are {B * n_micro} sequences a step as before"

@@ -371,17 +371,21 @@ class Reading:
             return f"has no text in {' and '.join(map(repr, self.segments.fields))}"
         name, value = wrong[0], found.get(wrong[0])
         has = f"has no field {name!r}" if value is None else f"has {short_repr(value)} in {name!r}, no text"
-        for other, value in found.items():
+        texts = sorted((n for n, v in found.items() if isinstance(v, str)), key=lambda n: -len(found[n]))
+        rest = [n for n in found if n not in texts]
+        for other in rest:
+            first = found[other][0] if isinstance(found[other], list) and found[other] else None
             # A conversation is [{"role": ..., "content": ...}, ...] or [{"from": ..., "value": ...}, ...].
-            first = value[0] if isinstance(value, list) and value else None
             if isinstance(first, dict) and first.keys() & {"role", "from"}:
                 path = f".{other[:40]}[].{'value' if 'value' in first else 'content'}"
                 how = f"""as `jq -c '{{text: [{path}] | join("\\n")}}'` does with JSON"""
                 return f"{has}: {short_repr(other)} is a list of messages, make them one text first, {how}"
-        # The longest text comes first, and what is no text last.
-        names = sorted(found, key=lambda name: -len(found[name]) if isinstance(found[name], str) else 1)
-        others = short_repr([other for other in names if other != name]).strip("[]")
-        return f"{has}: it has {others}, and --field=NAME takes another" if others else has
+            if isinstance(first, dict) and not texts:
+                how = f"take them out with `jq -c '.{other[:40]}[]'`"
+                return f"{has}: {short_repr(other)} is a list of records, {how}"
+        if not texts:
+            return f"{has}, and no other text"
+        return f"{has}: it has {short_repr(texts + rest).strip('[]')}, and --field=NAME takes another"
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -105,10 +105,8 @@ def write_tokens(
                 _write_splits(
                     new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
                 )
-        unknown = (
-            (c, n) for c, n in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c)
-        )
-        meta.unknown_characters.update(itertools.islice(unknown, _CHARACTERS))
+        unknown = (c for c, _ in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c))
+        meta.unknown_characters.update((c, near_unknown[c]) for c in itertools.islice(unknown, _CHARACTERS))
         with new.open(folder / COUNTS) as file:
             file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()

@@ -145,7 +145,7 @@ class Tokenizer:
         inner = hf.Tokenizer.from_str(self.to_json())
         nfc, others = normalizers.NFC(), inner.normalizer
         inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
-        return Tokenizer(inner)
+        return Tokenizer(inner, self.made_as)
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -218,9 +218,9 @@ class Tokenizer:
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
 
-        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        What the first ids add does not depend on those that follow, so that a text can be shown as it grows.
+        It does on what is before: a quotation mark there may be open.
         """
-        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
         last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 

@@ -279,10 +279,8 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         model.tokenizer and model.tokenizer.kind == "char" and model.config.vocab_size not in layouts.PADDED
     )
     if used > model.config.vocab_size or (char and used != model.config.n_token):
-        raise InputError(
-            f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}: give the one that it was "
-            "trained with, --tokenizer_name"
-        )
+        found = f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}"
+        raise InputError(f"{found}: give the one that it was trained with, --tokenizer_name")
     if used and used != model.config.n_token:
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nanobackpack.cli import ignore_closed_stdout
 from nanobackpack.config import TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
+from nanobackpack.program import ignore_closed_stdout
 from nanobackpack.safe.files import remove_stale, replacing
 from nanobackpack.train.checkpoint import GO_ON, run_settings
 

@@ -26,7 +26,7 @@ from stress import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings, write_foxes
 
-from nanobackpack import __version__, cli, load_model
+from nanobackpack import __version__, cli, load_model, program
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
@@ -305,14 +305,18 @@ def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
 # --- Signals ----------------------------------------------------------------------------------
 
 
-def test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run() -> None:
+def test_the_first_signal_counts_and_a_later_ctrl_c_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with StopSignals(alone=False) as stop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # from the terminal, and from torchrun
             signal.raise_signal(number)
         assert stop.received == signal.SIGTERM
+    monkeypatch.setattr(program, "_heard_s", -program.QUICK_S)
     with StopSignals() as stop:
-        signal.raise_signal(signal.SIGINT)
+        for _ in range(5):  # in quick succession they are one
+            signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        monkeypatch.setattr(program, "_heard_s", program._heard_s - program.QUICK_S)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
