@@ -466,6 +466,69 @@ def test_parts_of_well_known_tokenizers_are_let_through(name: str):
 NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str()
 
 
+LETTERS, MARKS = r"\p{L}", r"[^\s\p{L}\p{N}]"
+SPLITS = {  # what some well-known tokenizers split text by
+    "GPT-2": rf"'(?:[sdmt]|ll|ve|re)| ?{LETTERS}+| ?\p{{N}}+| ?{MARKS}+|\s+(?!\S)|\s+",
+    "GPT-4": rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+{LETTERS}+|\p{{N}}{{1,3}}| ?{MARKS}++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+",
+    "Llama 3, Qwen": rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?{LETTERS}+|\p{{N}}{{1,3}}"
+    rf"| ?{MARKS}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "GPT-4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lo}\p{M}]*[\p{Ll}\p{Lo}\p{M}]+(?i:'s|'t)?|\p{N}{1,3}|\s+",
+}
+# The library itself gives up on the first of these; the second takes seconds here, for a real text hours.
+ENDLESS = {"exponential": (r"(\w+)+!|\w+", "a" * 99), "cubic": (r"\w*\w*\w*!|\w+", "a" * 370)}
+
+
+def with_parts(**parts: object) -> Tokenizer:
+    return Tokenizer.from_json(json.dumps(json.loads(BPE.to_json()) | parts))
+
+
+def split_by(pattern: str) -> dict[str, object]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return chain("pretokenizers", split, BYTE_LEVEL | {"use_regex": False, "add_prefix_space": False})
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_patterns_of_well_known_tokenizers_are_let_through(name: str):
+    tokenizer = with_parts(pre_tokenizer=split_by(SPLITS[name]))
+    for text in (ENGLISH, "a" * 20_000, " " * 20_000, "能" * 5_000, "-_" * 5_000):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode_batch([text])[0].tolist() == tokenizer.encode(text)
+    if name == "GPT-2":
+        assert tokenizer.encode(ENGLISH) == BPE.encode(ENGLISH)
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_pattern_without_end_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch):
+    pattern, word = ENDLESS[name]
+    text = (word + " ") * 20
+    monkeypatch.setattr("nanobackpack.text.tokenizer._PATIENCE_S", 0.2)
+    monkeypatch.setattr("nanobackpack.text.tokenizer._CHARS_A_SECOND", 1e9)
+    splits, replaces = with_parts(pre_tokenizer=split_by(pattern)), replace("x", Regex=pattern)
+    decodes = with_parts(decoder=chain("decoders", BYTE_LEVEL, replaces))
+    for work in (
+        lambda: splits.encode(text),
+        lambda: splits.encode_batch(["fine", text]),
+        lambda: with_parts(normalizer=replaces).encode(text),
+        lambda: decodes.decode(decodes.encode(text)),
+    ):
+        with pytest.raises(InputError, match=r"cannot (en|de)code .* without end: take another tokenizer"):
+            work()
+
+
+@pytest.mark.parametrize("text", ["".join(map(str, range(99))), "能" * 500, "-" * 500, "a b\n" + "_" * 500])
+def test_long_runs_are_cut_for_training_alone(text: str, monkeypatch: pytest.MonkeyPatch):
+    whole = make_tokenizer("bpe:400", [text])
+    monkeypatch.setattr("nanobackpack.text.tokenizer._RUN_CHARS", 7)
+    monkeypatch.setattr("nanobackpack.text.tokenizer._LONG_RUN", re.compile(r"\w{8,}|[^\w ]{8,}"))
+    with pytest.warns(UserWarning, match=r"runs of more than 7 letters .* \(1 of them\) were cut"):
+        tokenizer = make_tokenizer("bpe:400", [text])
+    longest = [max(len(t.decode([i])) for i in range(257, t.vocab_size)) for t in (whole, tokenizer)]
+    assert longest[0] > 7 >= longest[1]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert make_tokenizer("bpe:300", [ENGLISH]).to_json() == BPE.to_json()  # which has none
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
