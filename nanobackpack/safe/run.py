@@ -72,7 +72,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     finally:
         # Remove the file while it is still ours, then the folders that were made for nothing.
         with suppress(OSError):
-            path.unlink()
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # the folder may have been moved
+                path.unlink()
         file.close()
         with suppress(OSError):
             for empty in made:
