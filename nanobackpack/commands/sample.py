@@ -93,7 +93,7 @@ def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
     if settings.prompts:
         texts = prompts_in(settings.prompts)
     elif settings.start.startswith("FILE:"):
-        texts = [read_text(Path(settings.start.removeprefix("FILE:")), "keep")]
+        texts = [read_text(Path(settings.start.removeprefix("FILE:")))]
     elif settings.start == SampleConfig.start and model.token_counts is not None:
         ids = usual_start(model)
         return [Prompt("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]

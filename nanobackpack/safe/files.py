@@ -22,17 +22,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from nanobackpack.errors import InputError
 
-Newlines = Literal["lf", "keep"]
-"""Whether all line ends become "\\n", or stay as they are."""
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
+UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
+_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,11 +50,15 @@ class Replacement:
     """New files that take the places of others at the end of a `with`, in order, or after an error never.
 
     All are on the disk before the first gets its name: a power cut leaves no half file, a full disk not some
-    of several.
+    of several. A `folder` is given where several below it belong together: a list there names them until all
+    have their places, and whoever opens the folder calls `finish_replacing`, should the process be killed.
     """
 
-    def __enter__(self) -> Replacement:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._temporary: dict[Path, Path] = {}  # the place of each → where it is written
+
+    def __enter__(self) -> Replacement:
         return self
 
     @contextmanager
@@ -74,14 +78,49 @@ class Replacement:
             raise
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        folders = {path.parent for path in self._temporary}
         try:
-            for path, temporary in self._temporary.items() if kind is None else ():
-                os.replace(temporary, path)
-            for folder in {path.parent for path in self._temporary} if kind is None else ():
-                _sync_folder(folder)
+            if kind is None and self._folder:
+                names = [path.relative_to(self._folder).as_posix() for path in self._temporary.values()]
+                _sync_folders(folders)
+                with replacing(self._folder / UNFINISHED) as file:
+                    file.write(json.dumps(names).encode())
+                self._temporary.clear()  # from here on the new files count
+                try:
+                    finish_replacing(self._folder)
+                finally:  # a signal may have come in between
+                    finish_replacing(self._folder)
+            elif kind is None:
+                for path, temporary in self._temporary.items():
+                    os.replace(temporary, path)
+                _sync_folders(folders)
         finally:
             for temporary in self._temporary.values():
                 temporary.unlink(missing_ok=True)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Give the new files below `folder` their places, if a process was killed as it did that."""
+    unfinished = folder / UNFINISHED
+    try:
+        names = read_json(unfinished)
+    except FileNotFoundError:
+        return
+    paths = [folder / str(name) for name in names] if isinstance(names, list) else []
+    # The folder may come from elsewhere: nothing outside of it is touched.
+    places = {
+        path: path.with_name(name[1])
+        for path in paths
+        if (name := _TEMPORARY.fullmatch(path.name))
+        and path.parent.resolve().is_relative_to(folder.resolve())
+    }
+    if not places or len(places) < len(paths):
+        raise InputError(f"{display_path(unfinished)} is damaged: remove it, and make the folder anew")
+    for path, place in places.items():
+        with suppress(FileNotFoundError):  # it has its place already
+            os.replace(path, place)
+    _sync_folders({path.parent for path in places})
+    unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -93,9 +132,9 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         before()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == "posix":
+def _sync_folders(folders: Iterable[Path]) -> None:
+    """Bring the names in folders to the disk."""
+    for folder in folders if os.name == "posix" else ():
         handle = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # not every file system can
             os.fsync(handle)
@@ -107,8 +146,8 @@ def remove_stale(folder: Path) -> None:
     # What a live process writes stays: preparing data holds no lock, and although a run does, other programs
     # may write into its folder (--json=out/senses.json).
     for path in folder.glob(".*.tmp"):
-        ours = re.fullmatch(r"\..+\.(?:bin|json|jsonl|png|pt)\.(\d+)\.tmp", path.name)
-        if ours and not _is_running(int(ours[1])):
+        ours = _TEMPORARY.fullmatch(path.name)
+        if ours and not _is_running(int(ours[2])):
             path.unlink(missing_ok=True)
 
 
@@ -176,8 +215,8 @@ def parse_json(text: bytes | str, source: str) -> Any:
         raise InputError(f"{source} is not JSON ({error})") from None
 
 
-def read_text(path: Path, newlines: Newlines = "lf") -> str:
-    """Read a text whole; an empty one is an InputError."""
+def read_text(path: Path) -> str:
+    """Read a text whole, its line ends untouched; an empty one is an InputError."""
     if path.is_dir():
         raise InputError(f"{display_path(path)} is a folder: give a text file")
     try:
@@ -186,11 +225,11 @@ def read_text(path: Path, newlines: Newlines = "lf") -> str:
         raise InputError(f"cannot read {display_path(path)}: {error.strerror}") from None
     if not text:
         raise InputError(f"{display_path(path)} is empty: give a file with text")
-    return text if newlines == "keep" else with_lf(text)
+    return text
 
 
 def with_lf(text: str) -> str:
-    """Make all line ends of a text "\\n": those of Windows are "\\r\\n", those of old Macs "\\r"."""
+    """Turn the line ends of Windows, "\\r\\n", and of old Macs, "\\r", into "\\n"."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -227,7 +266,7 @@ def bad_text(parts: Iterable[bytes], source: str, remedy: str = "") -> InputErro
     what = f"has a NUL at {place}" if byte == b"\0" else f"is not UTF-8 text: {place} is 0x{byte.hex()}"
     encoding = "UTF-16LE" if "\0" in text else "WINDOWS-1252"  # the likeliest
     return InputError(
-        f"{source} {what}: convert it from its own encoding, as `iconv -f {encoding} -t UTF-8` does{remedy}"
+        f"{source} {what}: convert it, as `iconv -f {encoding} -t UTF-8` does if it is {encoding}{remedy}"
     )
 
 
