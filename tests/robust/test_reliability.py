@@ -385,9 +385,10 @@ def test_files_that_are_not_of_the_data_are_not_looked_at(foxes: Path, tmp_path:
 
 
 def test_every_language_is_looked_at(tmp_path: Path) -> None:
-    corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in ("de", "fr")}
+    languages = ("de", "fr")
+    corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in languages}
     write_tokens(
-        tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), add_bos_eos=False, languages=corpora
+        tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), add_bos_eos=False, languages=languages
     )
     assert Mixture(tmp_path).verify_files() == []
     path = tmp_path / "fr" / "fr_2.bin"  # the one held out
