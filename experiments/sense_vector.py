@@ -10,16 +10,24 @@ This file is made to be changed. For example, let `main` print what sense 9 of s
         print(ex.sense_projection(word)[9])
 """
 
-from nanobackpack import Senses, cli
-from nanobackpack.commands import run
-from nanobackpack.commands.senses import SenseConfig
-from nanobackpack.train.checkpoint import load_model_of
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nanobackpack.commands import run, start
+
+if TYPE_CHECKING:
+    from nanobackpack.commands.senses import SenseConfig
 
 
 class SenseVectorExperiment:
     """A model and its senses; without settings it takes those of the command line."""
 
     def __init__(self, settings: SenseConfig | None = None) -> None:
+        from nanobackpack import Senses, cli
+        from nanobackpack.commands.senses import SenseConfig
+        from nanobackpack.train.checkpoint import load_model_of
+
         self.settings = settings or cli.parse(SenseConfig)
         self.model = load_model_of(self.settings)
         self.senses = Senses(self.model, self.settings.bos)  # with all the analysis of this package
@@ -34,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    start(main)

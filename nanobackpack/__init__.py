@@ -8,7 +8,10 @@ print(nb.Senses(model).sense_projection("t").table())
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # typing is not imported, so that a program hears Ctrl-C as early as can be
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.2.0"
 

@@ -18,9 +18,7 @@ import os
 import runpy
 import sys
 import types
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,7 +26,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from nanobackpack.config import describe_type
-from nanobackpack.errors import InputError, ProcessLost, short_repr
+from nanobackpack.errors import InputError, short_repr
+from nanobackpack.program import STDOUT, guard, protect_terminal
 
 C = TypeVar("C")
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
@@ -46,79 +45,23 @@ def run(
     config_type: type,
     argv: Sequence[str] | None = None,
     prog: str | None = None,
+    about: str | None = None,
 ) -> NoReturn:
     """Parse argv (default: the program's own) into config_type, call main with it, and exit.
 
-    --help shows the docstring of the module that main is in.
+    --help shows `about`, by default the docstring of the module that main is in.
     """
-    about = sys.modules[main.__module__].__doc__
-    guard(lambda: main(parse(config_type, argv, about, prog)))
+    about = about or sys.modules[main.__module__].__doc__
 
+    def program() -> int | None:
+        settings: Any = parse(config_type, argv, about, prog)
+        # Where a result is to be written to stdout, all else is printed to stderr.
+        to_stdout = any(value in STDOUT for value in vars(settings).values())
+        with contextlib.redirect_stdout(sys.stderr if to_stdout else sys.stdout):
+            protect_terminal()
+            return main(settings)
 
-def guard(main: Callable[[], int | None]) -> NoReturn:
-    """Call main and exit with what it returns (None: 0).
-
-    Bad input prints one line and exits with 2, Ctrl-C with 130. Bugs keep their traceback; warnings are shown
-    as notes. Of several processes only the first to fail prints its line; those it leaves behind exit with 1.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-            status = main()
-        sys.stdout.flush()
-    except InputError as error:
-        status = fail(str(error))
-    except ProcessLost as error:
-        status = fail(str(error), 1)
-    except BrokenPipeError:  # the reader went away, as in `python sample.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except OSError as error:
-        status = fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        status = 130
-    with ignore_closed_stdout():  # or Python's own flush fails at exit, with another exit status
-        sys.stderr.flush()
-    sys.exit(status)
-
-
-def fail(message: str, status: int = 2) -> int:
-    """Print the one line of an error, unless another process of the job has printed one already."""
-    if _is_first_to_fail():
-        print("error: " + " ".join(message.split("\n")), file=sys.stderr, flush=True)
-    return status
-
-
-def _is_first_to_fail() -> bool:
-    """Tell whether no other process of this job has reported an error: one line is enough for all.
-
-    torchrun keeps a store for its processes: who counts to 1 there is the first. If it cannot be asked, the
-    line is printed: twice is better than not at all.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1" or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-        return True
-    from torch.distributed import TCPStore
-
-    try:
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        counters = TCPStore(*address, timeout=timedelta(seconds=10))
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        return counters.add(f"nanobackpack errors {restart}", 1) == 1
-    except (RuntimeError, KeyError, ValueError):
-        return True
-
-
-@contextlib.contextmanager
-def ignore_closed_stdout() -> Iterator[None]:
-    """Let a run go on when the terminal or pipe that it prints to is closed: its lines then go nowhere."""
-    try:
-        yield
-    except OSError:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # the other one may still be there
-                stream.flush()
-                continue
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    guard(program)
 
 
 # --- Arguments -> settings ----------------------------------------------------------------------

@@ -266,6 +266,10 @@ class SampleConfig(LoadConfig):
     """When the context is full go on from its later half: many times faster, a little worse."""
     edits: str = ""
     """A file of edits (nanobackpack.control.save) to sample under."""
+    newlines: Literal["lf", "keep"] = "lf"
+    """Of the prompt: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
+    normalize: Literal["none", "nfc"] = "none"
+    """Of the prompt: nfc: a letter and its accents become one character (Unicode's NFC)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+from collections.abc import Iterable
 from operator import index
 from typing import Any
+
+# What a terminal obeys instead of showing it: control characters but for line ends and tabs, and the marks
+# that turn the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What the system, and torch on any device, say when memory runs out, or cannot even be asked for.
+_NO_MEMORY = (
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc",
+    "bad allocation", "storage size calculation overflowed", "invalid buffer size",
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -42,8 +53,27 @@ def whole_numbers(name: str, wanted: str, values: Any) -> list[int]:
 
 def short_repr(value: object) -> str:
     """Show a value in one short line, however large, deep or repetitive it is."""
-    text = " ".join(reprlib.repr(value).split())
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except ValueError:  # Python shows no integer of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def first_few(names: Iterable[object]) -> str:
+    """List the first of many names, found in a file or a folder, in one short line."""
+    first = [f"{name!s:.60}" for name in list(names)[:5]]
+    return ", ".join(first[:4] + ["..."] * (len(first) > 4)) or "nothing"
+
+
+def escape_controls(text: str) -> str:
+    """Write the characters that a terminal would obey as \\x1b, \\r, \\u202e."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is a lack of memory."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def first_line(error: BaseException) -> str:

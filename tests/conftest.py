@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,6 +65,14 @@ def save_gpt2(folder: Path, **settings: Any) -> GPT:
     state = {k: t.contiguous() for k, t in export_state(model, GPT2).items() if k != "lm_head.weight"}
     save_file(state, folder / "model.safetensors")
     return model
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the tests, also after one that ran a program, which ignores it once it is over."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=BACKPACKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate.scoring import numbered_lines
+from nanobackpack.safe.files import read_json, read_text
 from nanobackpack.text import corpus
-from nanobackpack.text.corpus import Piece, chained, cut, document, field, find_files, from_files, from_hub
+from nanobackpack.text.corpus import (
+    Piece,
+    Segments,
+    chained,
+    composed,
+    cut,
+    document,
+    find_files,
+    from_files,
+    from_hub,
+)
 from nanobackpack.text.tokenizer import make_tokenizer
+from nanobackpack.text.tokenizer_files import load_tokenizer
 
 DOCUMENTS = ["One document.\nIn two lines.", "第二个文档：你好！", "The third\r\nis \U0001f600"]
 
@@ -54,7 +68,7 @@ def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
 @pytest.mark.parametrize(("text", "longest"), [("a b c\n" * 99, 20), ("a b " * 500, 40), ("中" * 999, 40)])
 def test_pieces_are_short(text: str, longest: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "PIECE_CHARS", 10)
-    monkeypatch.setattr(corpus, "_LINE_CHARS", 30)
+    monkeypatch.setattr(corpus, "_WORD_CHARS", 30)
     pieces = list(document([text]))
     assert max(len(piece.text) for piece in pieces) <= longest
     assert joined(iter(pieces)) == [text]
@@ -104,6 +118,7 @@ LAYOUTS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:passed over")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, tmp_path: Path):
     LAYOUTS[layout](tmp_path)
@@ -111,7 +126,8 @@ def test_layouts(layout: str, tmp_path: Path):
     for given_as in (tmp_path, tmp_path / "*[!y]", *[tmp_path / "[a-z].*"] * (layout != "text")):
         found = from_files([given_as])
         for _ in range(2):  # it can be read again
-            assert joined(found.read()) == DOCUMENTS
+            assert joined(found.read()) == [text.replace("\r\n", "\n") for text in DOCUMENTS]
+        assert joined(from_files([given_as], newlines="keep").read()) == DOCUMENTS
     assert found.n_bytes == sum(p.stat().st_size for p in tmp_path.iterdir() if p.suffix != ".py")
     read: list[int] = []
     list(found.read(read.append))
@@ -144,9 +160,9 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "data").mkdir()
     write_parquet(tmp_path / "data")
-    assert joined(from_hub(str(tmp_path / "data"), field("text")).read()) == DOCUMENTS
+    assert joined(from_hub(str(tmp_path / "data"), Segments()).read()) == DOCUMENTS
     with pytest.raises(InputError, match=r"cannot fetch nobody/nothing .*: give local files with --input"):
-        next(from_hub("nobody/nothing", field("text")).read())
+        next(from_hub("nobody/nothing", Segments()).read())
 
 
 def test_chained():
@@ -158,11 +174,24 @@ def test_chained():
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", b"caf\xe9", "is not UTF-8 text"),
+        ("a.txt", b"caf\xe9", r"byte 3 \(line 1\) is 0xe9: convert .* -f WINDOWS-1252 .* --errors=replace"),
+        ("a.txt.gz", gzip.compress(b"a\n" * 99_999 + b"\xc3"), r"byte 199,998 \(line 100,000\) is 0xc3"),
+        ("a.txt", "a\nb".encode("utf-16-le"), r"has a NUL at byte 1 \(line 1\): convert .* -f UTF-16LE"),
+        ("a.jsonl", '{"text": "中"}\n'.encode("utf-16-le"), "has a NUL at byte 1"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', "line 3, is not JSON"),
-        ("a.jsonl", b'["x"]\n', "line 1, is not a JSON object"),
-        ("a.jsonl", b'{"content": "x", "id": 1}\n', "has no field 'text': it has 'content', 'id'"),
-        ("a.jsonl", b'{"text": 5}\n', "should be text"),
+        ("a.jsonl", b'{"text": "x"\n{"text": "y"}\n', "line 1, is not JSON"),
+        ("a.json", b'[{"text": "x"},\n{"text": "y"', "line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n5\n', "line 2, is not a JSON object"),
+        ("a.json", b'["x", ["y"]]', "record 2, is not a JSON object"),
+        ("a.jsonl", b'{"n": 1, "a": {"b": "xyz"}, "c": "x"}', "no field 'text': it has 'a.b', 'c', 'n', and"),
+        ("a.jsonl", b'{"text": ["x", "y"]}\n', r"line 1, has \['x', 'y'\] in 'text', no text"),
+        ("a.jsonl", b'{"text": null}\n{"text": " "}', "line 1, has no text in 'text'"),
+        ("a.jsonl", b'{"x": [{"role": "user", "content": "Hi!"}]}', r"a list of messages.*\.x\[\]\.content"),
+        ("a.jsonl", b'{"text": [{"from": "human", "value": "Hi!"}]}', r"list of messages.*\.text\[\]\.value"),
+        ("a.json", b'{"data": [{"text": "x"}]}', r"'data' is a list, take it out: jq -c '\.data\[\]'"),
+        ("a.csv", b"id,body\n1,xyz\n", "line 2, has no field 'text': it has 'body', 'id'"),
+        ("a.csv", b"id,text\n1,x, y\n", "line 2, is not CSV .3 cells for 2 names"),
+        ("a.csv", b'id,text\n1,"x\n', "is not CSV .unexpected end"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], ""),
         ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n' * 99)[:-9], "its end is missing"),
         ("a.jsonl.zst", b"no zst", ""),
@@ -175,13 +204,147 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, re
         list(from_files([tmp_path / name]).read())
 
 
+# --- Texts as they come ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_are_no_text(encoding: str, tmp_path: Path):
+    contents = {
+        "a.txt": "é中", "b.jsonl": '{"text": "é中"}\n', "c.json": '[{"text": "é中"}]', "d.csv": "text\né中\n",
+        "e.tsv": "text\tid\né中\t1", "vocab.txt": "[UNK]\n[CLS]\n[SEP]\né\n中", "tokenizer_config.json": "{}",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode(encoding))
+    files = [tmp_path / name for name in contents][:5]
+    assert joined(from_files(files).read()) == ["é中"] * 5
+    assert "".join(line for _, line in numbered_lines(files[0])) == read_text(files[0]) == "é中"
+    assert read_json(files[2]) == [{"text": "é中"}]
+    assert load_tokenizer(str(tmp_path)).id("[UNK]") == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_line_ends_at_the_border_of_pieces(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "PIECE_CHARS", size)
+    text = "a\r\nb\rc\r\n\r\nd\n\r"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    for name in ("a.txt", "a.jsonl"):
+        assert joined(from_files([tmp_path / name]).read()) == ["a\nb\nc\n\nd\n\n"]
+        assert joined(from_files([tmp_path / name], newlines="keep").read()) == [text]
+
+
+@pytest.mark.parametrize(("errors", "text"), [("replace", "caf\ufffd\n\ufffd.\ufffd"), ("skip", "caf\n.")])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_bad_bytes_are_counted(errors: str, text: str, name: str, tmp_path: Path):
+    row = {"a.txt": b"%s", "a.jsonl": b'{"text": "%s"}', "a.csv": b'text\n"%s"'}[name]
+    bad = b"caf\xe9\n\0.\xc3"
+    (tmp_path / name).write_bytes(row % (bad.replace(b"\n", b"\\n") if name == "a.jsonl" else bad))
+    with pytest.warns(UserWarning, match="^3 bytes were no UTF-8 text: (replaced|left out)$"):
+        assert joined(from_files([tmp_path / name], errors=errors).read()) == [text]
+
+
+@given(st.text(st.sampled_from("ae\u0301\u0323 \n\u1100\u1161\u11a8中é"), max_size=80), st.integers(3, 9))
+@settings(max_examples=200)
+def test_pieces_can_be_composed(text: str, size: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE_CHARS", size)
+        patch.setattr(corpus, "_WORD_CHARS", size + 2)
+        whole = "".join(piece.text for piece in composed(corpus.from_text("x" + text, "")).read())
+    assert whole == unicodedata.normalize("NFC", "x" + text)
+
+
+# --- Records -----------------------------------------------------------------------------------
+
+RECORDS: list[tuple[str, str, str]] = [  # name, field, content with the texts "one", "two"
+    ("lines.jsonl", "text", '{"text": "one"}\n\n{"text": "two"}'),
+    ("crlf.ndjson", "text", '{"text": "one"}\r\n{"text": "two"}\r\n'),
+    ("array.json", "text", ' [{"text": "one"}, {"text": "two"}]\n'),
+    ("texts.json", "text", '["one",\n"two"]'),
+    ("pretty.json", "text", json.dumps([{"text": "one", "x": [1]}, {"text": "two"}], indent=2)),
+    ("objects.json", "text", '{\n  "text":\n"one"\n}\n{\n"text": "two"}'),
+    ("joined.jsonl", "text", '{"text": "one"}\n\ufeff{"text": "two"}\n'),
+    ("nested.jsonl", "a.b", '{"a": {"b": "one"}}\n{"a.b": "two", "a": null}'),
+    ("cells.csv", "text", 'id,text\n1,one\n\n2,"two"\n'),
+    ("cells.tsv", "two words", "id\ttwo words\n1\tone\n2\ttwo\t\n"),
+    ("german.csv", "Text", '"Nr";"Text"\n1;one\n2;two'),
+    ("column.csv", "text", "text\none\ntwo\n"),
+    ("dots.csv", "a.b", "a.b,c\none,1\ntwo,2"),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "content"), RECORDS)
+def test_records(name: str, field: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / name).write_bytes(content.encode())
+    (tmp_path / (name + ".gz")).write_bytes(gzip.compress(content.encode()))
+    for part_chars in (1 << 19, 7):  # the second cuts within records
+        monkeypatch.setattr(corpus, "_PART_CHARS", part_chars)
+        for path in (tmp_path / name, tmp_path / (name + ".gz")):
+            assert joined(from_files([path], Segments((field,))).read()) == ["one", "two"]
+
+
+SKIPPED = {
+    "a.jsonl": b'{"text": "x"}\n{"text": null}\n{}\n{"text": 5}\n{"text": " "}\n',
+    "a.json": b'[{"text": "x"}, {"text": null}, {"id": 1}, {"text": ["y"]}, {"text": ""}]',
+    "a.csv": b"id,text\n1,x\n2\n3,\n4,\n5,  \n",
+    "a.parquet": b"",
+}
+PLACES = ["line 2", "record 2", "line 3", "row 2"]
+
+
+@pytest.mark.parametrize(("name", "place"), zip(SKIPPED, PLACES, strict=True))
+def test_records_without_text_are_skipped(name: str, place: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(SKIPPED[name])
+    if name == "a.parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": ["x", None, "", " ", None]}), tmp_path / name)
+    note = rf"^4 of 5 records had no text: skipped; the first: .*{name}, {place}, has no text in 'text'$"
+    with pytest.warns(UserWarning, match=note):
+        assert joined(from_files([tmp_path / name]).read()) == ["x"]
+    with pytest.raises(InputError, match=rf"{name}, {place}, has no text in 'text'"):
+        list(from_files([tmp_path / name], strict=True).read())
+
+
+def test_columns_in_columns(tmp_path: Path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"n": [1, 2, 3], "a": [{"b": {"c": "one"}}, None, {"b": {"c": "two"}}], "l": [["x"]] * 3}
+    table["chat"] = [[{"role": "user", "content": "Hi!"}]] * 3
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match=r"1 of 3 records .* row 2, has no text in 'a.b.c'"):
+        assert joined(from_files([tmp_path], Segments(("a.b.c",))).read()) == ["one", "two"]
+    for name, reason in (
+        ("n", "has .*int64.* in 'n', no"),
+        ("chat", "list of messages"),
+        ("l", "in 'l', no"),
+    ):
+        with pytest.raises(InputError, match=rf"a.parquet, row 1, .*{reason}"):
+            list(from_files([tmp_path], Segments((name,))).read())
+
+
+def test_a_wrong_field_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "_PATIENCE", 3)
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3 + "no JSON")
+    with pytest.raises(InputError, match=r"line 1, has no field 'text': it has 'body', and --field=NAME"):
+        list(from_files([tmp_path]).read())
+
+
+@pytest.mark.filterwarnings("ignore:passed over")
 def test_find_files(tmp_path: Path):
     (tmp_path / "b" / "deep").mkdir(parents=True)
-    for name in ("b/z.md", "b/deep/y.txt", "b/deep/x.txt.xz", "b/skipped.py", "b/skipped.gz", "a.dat"):
+    for name in (
+        "b/z.md",
+        "b/deep/y.TXT",
+        "b/deep/x.txt.xz",
+        "b/skipped.py",
+        "b/skipped.gz",
+        "a.dat",
+        "b/.c.py",
+    ):
         (tmp_path / name).touch()
-    paths = [tmp_path / p for p in ("b", "a.dat", "b/z.md", "b/*/*.txt")]
+    paths = [tmp_path / p for p in ("b", "a.dat", "b/z.md", "b/*/*.TXT")]
     found = [p.relative_to(tmp_path).as_posix() for p in find_files(paths)]
-    assert found == ["a.dat", "b/deep/x.txt.xz", "b/deep/y.txt", "b/z.md"]
+    assert found == ["a.dat", "b/deep/x.txt.xz", "b/deep/y.TXT", "b/z.md"]
+    with pytest.warns(UserWarning, match=r"^passed over 2 files in .*/b: 1 \*\.(py|gz), 1 \*\.(py|gz); name"):
+        from_files(paths)
     (tmp_path / "none").mkdir()
     for wrong, reason in (
         ([], "no text given"),
@@ -201,4 +364,4 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(InputError, match=r"pip install 'nanobackpack\[data\]'"):
             list(from_files([tmp_path / name]).read())
     with pytest.raises(InputError, match=r"datasets is not installed"):
-        list(from_hub("x", field("text")).read())
+        list(from_hub("x", Segments()).read())

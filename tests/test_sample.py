@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,23 @@ def test_an_end_that_training_never_had(prompt: str, way: str) -> None:
         as_read(model, BPE.encode(prompt, special=True))
     assert len(caught) == bool(way)
     assert not way or str(caught[0].message).endswith(f"a guess: {way}")
+
+
+def test_prompts_are_read_as_texts_are(verb: Verb) -> None:
+    """Without a mark, with the same line ends, and with letters composed if the texts were."""
+    text = "Le café était là.\r\n" * 9
+    other_form = unicodedata.normalize("NFD", text)
+    Path("prompt.txt").write_text("\ufeff" + unicodedata.normalize("NFD", "café\r\n"), "utf-8", newline="")
+    sample = ["sample", "--start=FILE:prompt.txt", "--num_samples=1", "--max_new_tokens=1", "--device=cpu"]
+    trained(verb, other_form, "--tokenizer=char", "--normalize=nfc")
+    tokenizer = nb.load_model("out").tokenizer
+    assert [tokenizer.token(i) for i in range(tokenizer.vocab_size)] == sorted(set(text) - {"\r"})
+    assert verb(*sample)[1] == ""
+    # Texts that are composed already make a tokenizer that says how prompts are.
+    trained(verb, text, "--tokenizer=char", "--newlines=keep")
+    assert "form NFC: --normalize=nfc makes" in verb(*sample, status=2)[1]
+    assert verb(*sample, "--normalize=nfc", "--newlines=keep")[1] == ""
+    assert "the prompt ends in" not in verb(*sample, "--normalize=nfc")[1]
 
 
 def test_what_is_cut_is_said_by_all_programs_alike(verb: Verb) -> None:

@@ -7,7 +7,7 @@ are in. Run from anywhere:
     python data/clue_small/prepare.py --input FOLDER
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

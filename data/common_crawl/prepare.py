@@ -6,7 +6,7 @@ LANGUAGE.txt or LANGUAGE.txt.xz, one document a line, beside this file, or name 
     python data/common_crawl/prepare.py --languages am sr                         # CC-100 of the hub
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

@@ -5,7 +5,7 @@ validation. Run from anywhere:
     python data/openwebtext/prepare.py --input FOLDER           # a local copy: parquet, jsonl, txt
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

@@ -3,7 +3,7 @@
 python data/pydocs_char/prepare.py
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

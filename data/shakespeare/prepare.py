@@ -4,7 +4,7 @@ python data/shakespeare/prepare.py                          # downloads the text
 python data/shakespeare/prepare.py --input FILE --tokenizer FOLDER      # local copies of them
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

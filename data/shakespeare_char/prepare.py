@@ -4,7 +4,7 @@ python data/shakespeare_char/prepare.py                     # downloads 1.1 MB, 
 python data/shakespeare_char/prepare.py --input FILE        # any text of yours instead
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

@@ -5,7 +5,7 @@
     python data/textfiles/prepare.py notes.txt essays/ --name=mine --tokenizer=char --val=0.1
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

@@ -5,7 +5,7 @@ for evaluation, then 0.05 % for validation. Run from anywhere:
     python data/tigerbot/prepare.py --input FOLDER              # a local copy: parquet or jsonl
 """
 
-from nanobackpack.commands.prepare import run_script
+from nanobackpack.commands import run_script
 
 if __name__ == "__main__":
     run_script(__file__, __doc__)

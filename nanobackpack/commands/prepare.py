@@ -1,7 +1,8 @@
 """Text -> token files, in data/NAME of the current folder: train.bin, val.bin, tokenizer.json, meta.json.
 
-Your own texts: files, globs, and folders searched for *.txt, *.md, *.jsonl and *.parquet, which may be packed
-as .gz, .xz or .zst. Their tokens are byte-level BPE, 8192 kinds made from the texts, unless you name others.
+Your own texts: files, globs, and folders searched for *.txt, *.md, *.jsonl, *.ndjson and *.parquet. Files may
+also be *.json, *.csv and *.tsv, and packed as .gz, .xz or .zst. Their tokens are byte-level BPE, 8192 kinds
+made from the texts, unless you name others.
 
     nanobackpack prepare notes.txt essays/ --name=mine
     nanobackpack prepare notes.txt essays/ --name=mine --tokenizer=char --val=0.1
@@ -28,17 +29,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
-from nanobackpack import cli
 from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
+from nanobackpack.safe.run import ending_signals
 from nanobackpack.text.corpus import (
     Corpus,
+    Segments,
     chained,
-    field,
     find_files,
     from_files,
     from_hub,
@@ -46,7 +47,7 @@ from nanobackpack.text.corpus import (
     separated,
 )
 from nanobackpack.text.prepare import summary, write_tokens
-from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
+from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_spread, split_tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,19 @@ class PrepareConfig(Settings):
     separator: str = ""
     """Of your own texts: the mark between documents, as <|endoftext|>; empty: each file is one document."""
     val: float = 0.05
-    """Of your own texts: part held out for validation, its end."""
+    """Of your own texts: part held out for validation."""
+    split: Literal["spread", "tail"] = "spread"
+    """Of your own texts: what is held out: documents or blocks of text drawn from all over, or the end."""
+    field: str = "text"
+    """Of your own texts: the field of a record, or column, with the text; meta.text is inside meta."""
+    strict: bool = False
+    """Refuse a record without text, which else is skipped and counted."""
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    """A byte that is no UTF-8: strict: an error; replace: becomes U+FFFD; skip: is left out."""
+    newlines: Literal["lf", "keep"] = "lf"
+    """Of files: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
+    normalize: Literal["none", "nfc"] = "none"
+    """nfc: a letter and its accents become one character, in prompts too (Unicode's NFC)."""
     languages: tuple[str, ...] = ()
     """Of common_crawl: languages of CC-100 to fetch from the hub."""
     shards: int = 0
@@ -74,6 +87,11 @@ class PrepareConfig(Settings):
     """Threads that encode (0: one for each core)."""
     out: str = ""
     """Folder to write to; empty: data/NAME."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files are read."""
+        return {"strict": self.strict, "errors": self.errors, "newlines": self.newlines}
 
 
 # --- The known data sets -----------------------------------------------------------------------
@@ -86,7 +104,7 @@ Plan = tuple[dict[str, Corpus], Split, dict[str, Any]]
 def shakespeare(settings: PrepareConfig, folder: Path) -> Plan:
     """Tiny Shakespeare, or any text: the first 90 % of the characters are for training."""
     if settings.input:
-        corpus = from_files(settings.input)
+        corpus = from_files(settings.input, **settings.reading)
     else:
         url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
         sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -106,34 +124,38 @@ def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
     return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
 
 
+def local_or_hub(settings: PrepareConfig, hub: str, field: str) -> Corpus:
+    if settings.input:
+        return from_files(settings.input, Segments((field,)), **settings.reading)
+    return from_hub(hub, Segments((field,)), strict=settings.strict)
+
+
 def openwebtext(settings: PrepareConfig, folder: Path) -> Plan:
     """OpenWebText, <|endoftext|> after each document: 0.05 % of the documents are for validation."""
-    hub = "Skylion007/openwebtext"
-    corpus = from_files(settings.input) if settings.input else from_hub(hub, field("text"))
+    corpus = local_or_hub(settings, "Skylion007/openwebtext", "text")
     return {"": corpus}, split_random(val=fraction(0.0005)), {}
 
 
 def tigerbot(settings: PrepareConfig, folder: Path) -> Plan:
     """TigerBot's Chinese texts, [CLS] ... [SEP]: 0.1 % are for evaluation, then 0.05 % for validation."""
-    hub, text = "TigerResearch/pretrain_zh", field("content")
-    corpus = from_files(settings.input, text) if settings.input else from_hub(hub, text)
+    corpus = local_or_hub(settings, "TigerResearch/pretrain_zh", "content")
     return {"": corpus}, split_random(evaluation=fraction(0.001), val=fraction(0.0005)), {}
 
 
 def clue_small(settings: PrepareConfig, folder: Path) -> Plan:
     """CLUE's corpora, those that are there, each document [CLS] ... [SEP]; split as tigerbot."""
 
-    def wiki(record: dict[str, Any]) -> list[str]:  # an article without its title, which a blank line ends
-        title, blank, text = record["text"].partition("\n\n")
-        return [text if blank else title]
+    def wiki(text: str) -> list[str]:  # an article without its title, which a blank line ends
+        title, blank, rest = text.partition("\n\n")
+        return [rest if blank else title]
 
-    def web(record: dict[str, Any]) -> list[str]:  # a question and its answer, with [SEP] between them
-        return [record["title"] + record["desc"], record["content"]]
+    def web(title: str, more: str, answer: str) -> list[str]:  # a question and its answer, apart
+        return [title + more, answer]
 
     parts = {
-        "wiki_zh_2019/**/wiki*": wiki,
-        "webtext2019zh/web_text_zh_*.json": web,
-        "new2016zh/news2016zh_*.json": field("content"),
+        "wiki_zh_2019/**/wiki*": Segments(("text",), wiki),
+        "webtext2019zh/web_text_zh_*.json": Segments(("title", "desc", "content"), web),
+        "new2016zh/news2016zh_*.json": Segments(("content",)),
     }
     corpora = []
     for place in map(Path, settings.input or [folder]):
@@ -143,7 +165,7 @@ def clue_small(settings: PrepareConfig, folder: Path) -> Plan:
                 f"{display_path(place)} has no wiki_zh_2019, webtext2019zh or new2016zh: get them from "
                 "https://github.com/brightmart/nlp_chinese_corpus, or name their folder with --input"
             )
-        corpora += [from_files([files], text, kind="json") for files, text in there]
+        corpora += [from_files([files], text, "json", **settings.reading) for files, text in there]
     return {"": chained(corpora)}, split_random(evaluation=fraction(0.001), val=fraction(0.0005)), {}
 
 
@@ -152,8 +174,9 @@ def common_crawl(settings: PrepareConfig, folder: Path) -> Plan:
     if settings.languages and settings.input:
         raise InputError("--languages fetches from the hub and --input reads files: give one of them")
     if settings.languages:
-        options = {"revision": "refs/convert/parquet"}  # what the hub made of it, with no code to run
-        corpora = {n: from_hub("statmt/cc100", field("text"), n, **options) for n in settings.languages}
+        # The revision is what the hub made of it, with no code to run.
+        options: dict[str, Any] = {"revision": "refs/convert/parquet", "strict": settings.strict}
+        corpora = {n: from_hub("statmt/cc100", Segments(), n, **options) for n in settings.languages}
     else:  # LANGUAGE.txt or LANGUAGE.txt.xz, one document a line
         try:
             files = find_files(settings.input or [folder], [".txt"])
@@ -164,7 +187,8 @@ def common_crawl(settings: PrepareConfig, folder: Path) -> Plan:
         names = [path.name.split(".")[0] for path in files]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"there are two files of the language {twice[0]!r}: give one")
-        corpora = {name: from_files([path], kind="lines") for name, path in zip(names, files, strict=True)}
+        how = settings.reading | {"newlines": "keep"}  # a document may hold "\\r"
+        corpora = {n: from_files([p], kind="lines", **how) for n, p in zip(names, files, strict=True)}
     split = split_random(evaluation=fraction(0.001, 10_000, 0.1), val=fraction(0.0005, 5_000, 0.05))
     if settings.shards:
         split = deal_shards(settings.shards)
@@ -180,10 +204,10 @@ def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
     out = Path(settings.out or folder)
     if (out / "prepare.py").exists() or (settings.name in RECIPES and not settings.out):
         raise InputError(f"{display_path(out)} is the folder of a known data set: choose another --name")
-    corpus = from_files(settings.input)
+    corpus = from_files(settings.input, Segments((settings.field,)), **settings.reading)
     if settings.separator:
         corpus = separated(corpus, settings.separator)
-    return {"": corpus}, split_tail(settings.val), {}
+    return {"": corpus}, (split_tail if settings.split == "tail" else split_spread)(settings.val), {}
 
 
 # name: (what makes it, the tokenizer unless the settings name another)
@@ -197,10 +221,8 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "clue_small": (clue_small, "chinese-character-bert"),
     "common_crawl": (common_crawl, "xlm-250k"),
 }
-ONLY_FOR = {
-    "name": "textfiles", "separator": "textfiles", "val": "textfiles",
-    "languages": "common_crawl", "shards": "common_crawl",
-}  # fmt: skip
+ONLY_FOR = dict.fromkeys(("name", "separator", "val", "split", "field"), "textfiles")
+ONLY_FOR |= dict.fromkeys(("languages", "shards"), "common_crawl")
 
 # --- The program -------------------------------------------------------------------------------
 
@@ -217,9 +239,11 @@ def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
     folder = data / (settings.name if recipe == "textfiles" else recipe)
     out = Path(settings.out or folder)
     plan, usual_tokenizer = RECIPES[recipe]
-    corpora, split, options = plan(settings, folder)
     tokenizer = settings.tokenizer or usual_tokenizer
-    meta = write_tokens(out, corpora, tokenizer, split, threads=settings.num_proc, **options)
+    with ending_signals():
+        corpora, split, options = plan(settings, folder)
+        options |= {"threads": settings.num_proc, "normalize": settings.normalize}
+        meta = write_tokens(out, corpora, tokenizer, split, **options)
     print(summary(meta, out))
     if recipe == "textfiles":
         dataset = display_path(out) if settings.out else settings.name
@@ -235,9 +259,3 @@ def main(settings: PrepareConfig) -> None:
     if near and not Path(first).exists():
         raise InputError(f"{first} is neither a file nor a known data set: did you mean {near[0]}?")
     prepare("textfiles", settings, Path("data"))
-
-
-def run_script(file: str, about: str | None) -> NoReturn:
-    """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
-    folder = Path(file).resolve().parent
-    cli.guard(lambda: prepare(folder.name, cli.parse(PrepareConfig, about=about), folder.parent))

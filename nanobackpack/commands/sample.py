@@ -11,6 +11,7 @@ On a terminal the first sample appears as it grows; each is followed by a line o
 from __future__ import annotations
 
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import read_text
+from nanobackpack.safe.files import read_text, with_lf
 from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def read_prompt(settings: SampleConfig, model: LanguageModel) -> tuple[str, list
     prompt, special = settings.start, settings.special != "plain"
     if prompt.startswith("FILE:"):
         prompt, special = read_text(Path(prompt.removeprefix("FILE:"))), settings.special == "allow"
+    prompt = prompt.removeprefix("\ufeff")
+    if settings.newlines == "lf":
+        prompt = with_lf(prompt)
+    if settings.normalize == "nfc":
+        prompt = unicodedata.normalize("NFC", prompt)
     ids = tokenizer.prompt_ids(prompt, special)
     if not ids:
         raise InputError("the prompt is empty: give at least one character with --start")

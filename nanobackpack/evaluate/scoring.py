@@ -129,10 +129,9 @@ class TestSetConfig(ReadConfig):
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file that are not blank, with their numbers."""
-    text = read_text(Path(path)).removeprefix("\ufeff")
+    """Yield the lines of a text file that are not blank, with their numbers."""
     # Not splitlines: it also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if line.strip():
             yield number, line.rstrip("\r")
 

@@ -5,18 +5,21 @@
     settings = read_json(path)
 
 A new file takes the place of the old one when all of it is on the disk. A file that is read whole has a limit
-to its size, and JSON is taken if every reader would agree on what it says.
+to its size, and JSON is taken if every reader would agree on what it says. Text is UTF-8, or UTF-16 or UTF-32
+with a byte order mark, which is never part of it.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +28,11 @@ from nanobackpack.errors import InputError
 
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
+BAD_BYTE = re.compile(
+    "[\udc80-\udcff\0]"
+)  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
+UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
+_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,11 +50,15 @@ class Replacement:
     """New files that take the places of others at the end of a `with`, in order, or after an error never.
 
     All are on the disk before the first gets its name: a power cut leaves no half file, a full disk not some
-    of several.
+    of several. A `folder` is given where several below it belong together: a list there names them until all
+    have their places, and whoever opens the folder calls `finish_replacing`, should the process be killed.
     """
 
-    def __enter__(self) -> Replacement:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._temporary: dict[Path, Path] = {}  # the place of each → where it is written
+
+    def __enter__(self) -> Replacement:
         return self
 
     @contextmanager
@@ -66,14 +78,48 @@ class Replacement:
             raise
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        folders = {path.parent for path in self._temporary}
         try:
-            for path, temporary in self._temporary.items() if kind is None else ():
-                os.replace(temporary, path)
-            for folder in {path.parent for path in self._temporary} if kind is None else ():
-                _sync_folder(folder)
+            if kind is None and self._folder:
+                names = [path.relative_to(self._folder).as_posix() for path in self._temporary.values()]
+                _sync_folders(folders)
+                with replacing(self._folder / UNFINISHED) as file:
+                    file.write(json.dumps(names).encode())
+                self._temporary.clear()  # from here on the new files count
+                try:
+                    finish_replacing(self._folder)
+                finally:  # a signal may have come in between
+                    finish_replacing(self._folder)
+            elif kind is None:
+                for path, temporary in self._temporary.items():
+                    os.replace(temporary, path)
+                _sync_folders(folders)
         finally:
             for temporary in self._temporary.values():
                 temporary.unlink(missing_ok=True)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Give the new files below `folder` their places, if a process was killed as it did that."""
+    unfinished = folder / UNFINISHED
+    if not unfinished.is_file():
+        return
+    names = read_json(unfinished)
+    paths = [folder / str(name) for name in names] if isinstance(names, list) else []
+    # The folder may come from elsewhere: nothing outside of it is touched.
+    places = {
+        path: path.with_name(name[1])
+        for path in paths
+        if (name := _TEMPORARY.fullmatch(path.name))
+        and path.parent.resolve().is_relative_to(folder.resolve())
+    }
+    if not places or len(places) < len(paths):
+        raise InputError(f"{display_path(unfinished)} is damaged: remove it, and make the folder anew")
+    for path, place in places.items():
+        with suppress(FileNotFoundError):  # it has its place already
+            os.replace(path, place)
+    _sync_folders({path.parent for path in places})
+    unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -85,9 +131,9 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         before()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == "posix":
+def _sync_folders(folders: Iterable[Path]) -> None:
+    """Bring the names in folders to the disk."""
+    for folder in folders if os.name == "posix" else ():
         handle = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # not every file system can
             os.fsync(handle)
@@ -99,8 +145,8 @@ def remove_stale(folder: Path) -> None:
     # What a live process writes stays: preparing data holds no lock, and although a run does, other programs
     # may write into its folder (--json=out/senses.json).
     for path in folder.glob(".*.tmp"):
-        ours = re.fullmatch(r"\..+\.(?:bin|json|jsonl|png|pt)\.(\d+)\.tmp", path.name)
-        if ours and not _is_running(int(ours[1])):
+        ours = _TEMPORARY.fullmatch(path.name)
+        if ours and not _is_running(int(ours[2])):
             path.unlink(missing_ok=True)
 
 
@@ -146,8 +192,8 @@ def read_json(path: Path, limit: int = MEGABYTE) -> Any:
 
 
 def parse_json(text: bytes | str, source: str) -> Any:
-    """Parse a JSON text if every reader would agree on it: UTF-8, finite numbers, no name twice in an object,
-    and nested no deeper than Python can follow."""
+    """Parse a JSON text if every reader would agree on it: finite numbers, no name twice in an object, and
+    nested no deeper than Python can follow."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(values := dict(pairs)) < len(pairs):
@@ -159,32 +205,68 @@ def parse_json(text: bytes | str, source: str) -> Any:
             raise ValueError("a number is not finite")
         return value
 
+    text = decode_text(text, source) if isinstance(text, bytes) else text
     try:
-        text = text.decode() if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except RecursionError:
         raise InputError(f"{source} is not JSON to be read here: it nests too deeply") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{source} is not UTF-8") from None
     except ValueError as error:
         raise InputError(f"{source} is not JSON ({error})") from None
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text whole, its line ends untouched; an empty one is an InputError."""
+    """Read a text whole, its line ends untouched; an empty one is an InputError."""
     if path.is_dir():
         raise InputError(f"{display_path(path)} is a folder: give a text file")
     try:
-        text = read_bytes(path, _MAX_TEXT_BYTES).decode()
+        text = decode_text(read_bytes(path, _MAX_TEXT_BYTES), display_path(path))
     except OSError as error:
         raise InputError(f"cannot read {display_path(path)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{display_path(path)} is not UTF-8 text (byte {error.start} cannot be read): convert it first"
-        ) from None
     if not text:
         raise InputError(f"{display_path(path)} is empty: give a file with text")
     return text
+
+
+def with_lf(text: str) -> str:
+    """Turn the line ends of Windows, "\\r\\n", and of old Macs, "\\r", into "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def text_encoding(start: bytes) -> str:
+    """Tell how a text is encoded that begins so: its byte order mark, which is not part of it, says so."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark begins alike
+        return "utf-32"
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def decode_text(content: bytes, source: str) -> str:
+    """Decode a text, without its byte order mark; errors name `source`."""
+    try:
+        if "\0" not in (text := content.decode(text_encoding(content))):
+            return text
+    except UnicodeDecodeError:
+        pass
+    raise bad_text([content], source)
+
+
+def bad_text(parts: Iterable[bytes], source: str, remedy: str = "") -> InputError:
+    """Say where a text has its first byte that is no UTF-8, or its first NUL."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    offset, line = 0, 1
+    for part in itertools.chain(parts, [b""]):
+        text = decoder.decode(part, not part)
+        found = BAD_BYTE.search(text)
+        good = text[: found.start()] if found else text
+        offset, line = offset + len(good.encode()), line + good.count("\n")
+        if found:
+            break
+    byte = text[len(good) :][:1].encode(errors="surrogateescape")
+    place = f"byte {offset:,} (line {line:,})"
+    what = f"has a NUL at {place}" if byte == b"\0" else f"is not UTF-8 text: {place} is 0x{byte.hex()}"
+    encoding = "UTF-16LE" if "\0" in text else "WINDOWS-1252"  # the likeliest
+    return InputError(
+        f"{source} {what}: convert it, as `iconv -f {encoding} -t UTF-8` does if it is {encoding}{remedy}"
+    )
 
 
 def sha256(path: Path, read: Callable[[int], object] = lambda n: None) -> str:

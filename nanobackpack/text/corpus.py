@@ -5,11 +5,13 @@
         print(piece.text, end="\n\n" if piece.closes else "")
 
 A document is read in one or more pieces, so that one of any length takes little memory. Texts are cut where
-all our tokenizers cut them anyway: the tokens of the pieces are those of the whole text.
+all our tokenizers cut them anyway: the tokens of the pieces are those of the whole text. What a reading left
+out is told at its end, in a note of one line.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import glob
 import gzip
@@ -19,31 +21,49 @@ import itertools
 import json
 import lzma
 import re
+import unicodedata
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from nanobackpack.errors import InputError, first_line, short_repr
-from nanobackpack.safe.files import display_path
+from nanobackpack.safe.files import BAD_BYTE, bad_text, display_path, text_encoding, with_lf
 from nanobackpack.safe.untrusted import count_values, unpack_xz
 
 PIECE_CHARS = 1 << 16
-_LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where there is none anywhere
-_MAX_LINE_CHARS = 1 << 25  # of a line that must be read whole
-_MAX_VALUES = 1 << 19  # in a line of JSON, since each may take a hundred times its length
+_WORD_CHARS = 1 << 18  # a text this long without a space is cut between letters
+_MAX_LINE_CHARS = 1 << 25  # of a line or a record that must be read whole
+_MAX_VALUES = 1 << 19  # in a record, since each may take a hundred times its length
+_PART_CHARS = 1 << 19  # of JSON that is looked at together, unless a record is longer
+_PATIENCE = 10_000  # records that are read if none of them has a text
+_NAMED = 3  # kinds of files that a note names
 _MAX_XZ_BYTES = 1 << 27  # of memory to unpack .xz with; xz -9 asks for half of it
-_LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
-_WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
+_WORD_END = re.compile(r"\S(?=\s)")
+_LAST_END = re.compile(r".*\S(?=[\r\n])|.*\S(?=\s)", re.DOTALL)  # of a line, else of a word
+_LETTER_END = re.compile(r".+(?=[^\W\u1160-\u11ff])", re.DOTALL)  # neither accents nor parts of Korean follow
+_BETWEEN_JSON = re.compile("[ \t\r\n,\ufeff]*")
 
-KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")  # what is looked for in folders, packed or not
+KINDS = {".txt": "text", ".md": "text", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+KINDS |= dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
+SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")  # what is looked for in folders, packed or not
 
 Progress = Callable[[int], object]
 """Is told how many more bytes of a file have been read."""
-Segments = Callable[[dict[str, Any]], Sequence[str]]
-"""The texts of a record, in order: one, or several to be separated by eos_id."""
+
+
+class Segments(NamedTuple):
+    """What to take from a record: the fields of these names, and what makes of their texts one or several.
+
+    Several are separated by eos_id. A dot in a name leads to a field inside a field.
+    """
+
+    fields: tuple[str, ...] = ("text",)
+    make: Callable[..., list[str]] = lambda *texts: list(texts)
 
 
 class Piece(NamedTuple):
@@ -73,31 +93,35 @@ def from_text(text: str, title: str) -> Corpus:
 
 
 def from_files(
-    paths: Sequence[str | Path], segments: Segments | None = None, kind: str | None = None
+    paths: Sequence[str | Path], segments: Segments | None = None, kind: str | None = None, **options: Any
 ) -> Corpus:
     """Make a corpus of files, of folders (searched for SUFFIXES) and of globs.
 
-    kind: text (the file is one document), lines (each line is one), json (each line is a record), parquet;
-    None: by the file's name, text if that does not tell. segments: what to take from a record, by default
-    its "text".
+    kind: text (the file is one document), lines (each line is one), json, csv, parquet (each record is one);
+    None: by the file's name, text if that does not tell. segments: what to take from a record, by default its
+    "text". options: strict, errors and newlines of a Reading.
     """
     files = find_files(paths)
 
     def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
+        reading = Reading(segments or Segments(), progress, **options)
         for path in files:
-            read_kind = _READERS[kind or KINDS.get(_unpacked(path).suffix, "text")]
             packed_size, n_chars = path.stat().st_size, 0
-            with _report_read_errors(path):
-                for piece in read_kind(path, segments or field("text"), progress):
+            with reading.file(path):
+                is_kind = kind or KINDS.get(_unpacked(path).suffix.lower(), "text")
+                for piece in _READERS[is_kind](path, reading):
                     n_chars += len(piece.text)
                     _check_growth(path, packed_size, n_chars)
                     yield piece
+        reading.report()
 
     return Corpus(", ".join(map(display_path, paths)), sum(p.stat().st_size for p in files), read)
 
 
-def from_hub(name: str, segments: Segments, config: str | None = None, **options: Any) -> Corpus:
-    """Make a corpus of a data set of the hub; `options` go to datasets.load_dataset."""
+def from_hub(
+    name: str, segments: Segments, config: str | None = None, strict: bool = False, **options: Any
+) -> Corpus:
+    """Make a corpus of a data set of the hub, as it is; `options` go to datasets.load_dataset."""
 
     @functools.cache  # downloaded when they are first read
     def records() -> Any:
@@ -111,10 +135,12 @@ def from_hub(name: str, segments: Segments, config: str | None = None, **options
             ) from None
 
     def read(progress: Progress = lambda n: None) -> Iterator[Piece]:
-        for columns in records().iter(batch_size=256):
-            for values in zip(*columns.values(), strict=True):
-                record = dict(zip(columns, values, strict=True))
-                yield from document(_texts(record, segments, name))
+        reading = Reading(segments, progress, strict, newlines="keep", source=name)
+        batches = records().iter(batch_size=256)
+        rows = (dict(zip(c, row, strict=True)) for c in batches for row in zip(*c.values(), strict=True))
+        for number, record in enumerate(rows, 1):
+            yield from document(reading.texts(f"row {number:,}", record))
+        reading.report()
 
     return Corpus(f"{name} on the hub", 0, read)
 
@@ -127,6 +153,16 @@ def chained(corpora: Sequence[Corpus]) -> Corpus:
             yield from corpus.read(progress)
 
     return Corpus(", ".join(c.title for c in corpora), sum(c.n_bytes for c in corpora), read)
+
+
+def composed(corpus: Corpus) -> Corpus:
+    """Write each letter with its accents as one character, where there is one: Unicode's form NFC."""
+
+    def read(*args: Any) -> Iterator[Piece]:
+        for piece in corpus.read(*args):
+            yield piece._replace(text=unicodedata.normalize("NFC", piece.text))
+
+    return corpus._replace(read=read)
 
 
 def separated(corpus: Corpus, mark: str) -> Corpus:
@@ -146,11 +182,6 @@ def separated(corpus: Corpus, mark: str) -> Corpus:
     return corpus._replace(read=read)
 
 
-def field(name: str) -> Segments:
-    """Make a function that takes one field of a record."""
-    return lambda record: [record[name]]
-
-
 # --- Cutting -----------------------------------------------------------------------------------
 
 
@@ -158,6 +189,9 @@ def document(segments: Sequence[str]) -> Iterator[Piece]:
     """Cut a document into pieces: none, if there is nothing but space in it."""
     if any(map(str.strip, segments)):
         for i, segment in enumerate(segments):
+            if len(segment) <= PIECE_CHARS:
+                yield Piece(segment, i == 0)
+                continue
             parts = (segment[at : at + PIECE_CHARS] for at in range(0, len(segment), PIECE_CHARS))
             yield from cut(parts, opens=i == 0)
 
@@ -166,21 +200,22 @@ def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
     """Cut a text that comes in parts into pieces of PIECE_CHARS or a little less.
 
     A cut is made before a line end that follows something else than space: there GPT-2's pattern, BERT's
-    and XLM-R's cut too.
+    and XLM-R's cut too. So do they before a space, where a line is longer than a piece.
     """
-    held = ""  # read, and not yet yielded
+    held, searched = "", 0  # read and not yet yielded; how much of it has no space
     for part in parts:
         held += part
         while len(held) > PIECE_CHARS:
-            # At the last line end; in a very long line at its last space; in one without a space anywhere.
-            end = _LINE_END.match(held)
-            if not end and len(held) >= _LINE_CHARS:
-                end = _WORD_END.match(held)
-            if not end and len(held) < _LINE_CHARS:
-                break  # let the piece grow: the line may end soon
-            at = end.end() if end else _LINE_CHARS
+            # At the last line end; in a long line at its last space; where there is neither let the piece
+            # grow, and cut at a letter in the end.
+            end = _WORD_END.search(held, searched) and _LAST_END.match(held)
+            if not end and len(held) < _WORD_CHARS:
+                searched = len(held) - 1
+                break
+            end = end or _LETTER_END.match(held, 0, _WORD_CHARS + 1)
+            at = end.end() if end else _WORD_CHARS
             yield Piece(held[:at], opens, False)
-            held, opens = held[at:], False
+            held, opens, searched = held[at:], False, 0
     yield Piece(held, opens, True)
 
 
@@ -197,9 +232,20 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            found = [p for p in path.rglob("*") if _unpacked(p).suffix in suffixes and p.is_file()]
+            there = {p for p in path.rglob("*") if p.is_file()}
+            found = [p for p in there if _unpacked(p).suffix.lower() in suffixes]
+            # Tell what is passed over, hidden files aside.
+            left = [p for p in there.difference(found) if "/." not in "/" + p.relative_to(path).as_posix()]
+            kinds = Counter(f"*{p.suffix}" if p.suffix else "without an ending" for p in left).most_common()
+            others = ", ".join(
+                [f"{n:,} {kind}" for kind, n in kinds[:_NAMED]] + ["..."] * (len(kinds) > _NAMED)
+            )
             if not found:
-                raise InputError(f"{display_path(path)} has no {wanted} files: give another folder")
+                has = f"has no {wanted} files{', only ' if left else ''}{others}"
+                raise InputError(f"{display_path(path)} {has}: name files, or another folder")
+            if left and suffixes is SUFFIXES:
+                passed = f"passed over {len(left):,} file{'s' * (len(left) > 1)} in {display_path(path)}"
+                warnings.warn(f"{passed}: {others}; name files to read them too", stacklevel=1)
         elif not path.exists():
             found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
             if not found:
@@ -222,95 +268,265 @@ def _check_growth(path: Path, packed_size: int, size: int) -> None:
         raise InputError(f"{display_path(path)} unpacks to more than 1,000 times its size: give it unpacked")
 
 
+@dataclass
+class Reading:
+    """How files are read, and what one reading of them left out."""
+
+    segments: Segments
+    progress: Progress = lambda n: None
+    strict: bool = False  # a record without text is an error; else it is skipped
+    errors: Literal["strict", "replace", "skip"] = "strict"  # of bytes that are no UTF-8, and NULs
+    newlines: Literal["lf", "keep"] = "lf"
+
+    source: str = ""  # the file that is read now, as messages name it
+    records: int = 0
+    skipped: int = 0  # records without text
+    problem: str = ""  # of the first of these
+    bad_bytes: int = 0
+
+    @contextmanager
+    def file(self, path: Path) -> Iterator[None]:
+        """Turn what can go wrong while a file is read into an InputError."""
+        self.source = display_path(path)
+        try:
+            yield
+        except UnicodeError:
+            remedy = ", or go on without such bytes: --errors=replace or --errors=skip"
+            with _open(path) as raw:
+                raise bad_text(iter(lambda: raw.read(PIECE_CHARS), b""), self.source, remedy) from None
+        except Exception as error:  # those of pyarrow and zstandard cannot be named where these are missing
+            known = isinstance(error, OSError | EOFError | lzma.LZMAError | zlib.error)
+            if not known and type(error).__module__.partition(".")[0] not in ("pyarrow", "zstandard", "zstd"):
+                raise
+            raise InputError(f"cannot read {self.source}: {first_line(error)}") from None
+
+    def report(self) -> None:
+        """Tell what was left out; that no record has a text is an error."""
+        if self.skipped and self.skipped == self.records:
+            raise InputError(self.problem)
+        if self.skipped:
+            what = f"{self.skipped:,} of {self.records:,} records had no text: skipped"
+            warnings.warn(f"{what}; the first: {self.problem}", stacklevel=1)
+        if self.bad_bytes:
+            done = "left out" if self.errors == "skip" else "replaced"
+            warnings.warn(f"{self.bad_bytes:,} bytes were no UTF-8 text: {done}", stacklevel=1)
+
+    def error(self, place: str, problem: str) -> InputError:
+        return InputError(f"{self.source}, {place}, {problem}")
+
+    def parts(self, path: Path, size: int, by_line: bool = False) -> Iterator[str]:
+        """Yield the text of a file in parts of `size` characters, or in its lines if these are no longer."""
+        errors = "strict" if self.errors == "strict" else "surrogateescape"
+        newline = None if self.newlines == "lf" else "\n"  # None turns "\r\n" and "\r" into "\n"
+        with _open(path, self.progress) as raw:
+            file = io.TextIOWrapper(raw, text_encoding(raw.peek(4)), errors, newline)
+            read = file.readline if by_line else file.read
+            for part in iter(lambda: read(size), ""):
+                if errors == "strict" and "\0" in part:
+                    raise UnicodeError
+                if errors != "strict":
+                    part, n = BAD_BYTE.subn("" if self.errors == "skip" else "\ufffd", part)
+                    self.bad_bytes += n
+                yield part
+
+    def lines(self, path: Path, longest: int = _MAX_LINE_CHARS) -> Iterator[str]:
+        """Yield the lines of a file, none too long: a small packed file may hold one that fills memory."""
+        for number, line in enumerate(self.parts(path, longest, by_line=True), 1):
+            if len(line) == longest and not line.endswith("\n"):
+                raise self.error(f"line {number:,}", f"has {longest:,} characters or more")
+            yield line
+
+    def texts(self, place: str, record: dict[str, Any]) -> list[str]:
+        """Return the texts of a record; none if a field is missing or no text, or if all are blank."""
+        self.records += 1
+        # A name that is not there may lead to a field inside a field.
+        values = [
+            record[name] if name in record else dict(_flat(record)).get(name) for name in self.segments.fields
+        ]
+        if all(type(value) is str for value in values):
+            texts = [self._clean(text) for text in self.segments.make(*values)]
+            if any(map(str.strip, texts)):
+                return texts
+        self.problem = self.problem or str(self.error(place, self._problem(record)))
+        self.skipped += 1
+        if self.strict or self.skipped == self.records == _PATIENCE:
+            raise InputError(self.problem)
+        return []
+
+    def _clean(self, text: str) -> str:
+        text = with_lf(text) if self.newlines == "lf" else text
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can name half a character, which is no Unicode text
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
+
+    def _problem(self, record: dict[str, Any]) -> str:
+        """Say why a record has no text, and what it has."""
+        found = dict(_flat(record))
+        wrong = [name for name in self.segments.fields if not isinstance(found.get(name, 0), str | None)]
+        if not wrong:
+            return f"has no text in {' and '.join(map(repr, self.segments.fields))}"
+        name, value = wrong[0], found.get(wrong[0])
+        has = f"has no field {name!r}" if value is None else f"has {short_repr(value)} in {name!r}, no text"
+        for other, value in found.items():
+            first = value[0] if isinstance(value, list) and value else None
+            # A conversation is [{"role": ..., "content": ...}, ...] or [{"from": ..., "value": ...}, ...].
+            if isinstance(first, dict) and first.keys() & {"role", "from"}:
+                path = f".{other[:40]}[].{'value' if 'value' in first else 'content'}"
+                how = f"""as `jq -c '{{text: [{path}] | join("\\n")}}'` does with JSON"""
+                return f"{has}: {short_repr(other)} is a list of messages, make them one text first, {how}"
+            if isinstance(first, dict) and len(found) == 1:
+                return f"{has}: {short_repr(other)} is a list, take it out: jq -c '.{other[:40]}[]'"
+        # The longest text comes first, and what is no text last.
+        names = sorted(found, key=lambda name: -len(found[name]) if isinstance(found[name], str) else 1)
+        return f"{has}: it has {short_repr(names).strip('[]') or 'none'}, and --field=NAME takes another"
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a record and, by names with dots, those inside its fields."""
+    for name, value in record.items():
+        if isinstance(value, dict) and prefix.count(".") < 3:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 # The readers of the kinds of files.
 
 
-def _read_text(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _open_text(path, progress) as file:
-        first = file.read(PIECE_CHARS)
-        if first:  # an empty file holds no document
-            yield from cut(itertools.chain([first], iter(lambda: file.read(PIECE_CHARS), "")))
+def _read_text(path: Path, reading: Reading) -> Iterator[Piece]:
+    parts = reading.parts(path, PIECE_CHARS)
+    if first := next(parts, ""):  # an empty file holds no document
+        yield from cut(itertools.chain([first], parts))
 
 
-def _read_lines(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _open_text(path, progress) as file:
-        for _, line in _numbered(path, file):
-            yield from document([line.rstrip("\r\n")])
+def _read_lines(path: Path, reading: Reading) -> Iterator[Piece]:
+    for line in reading.lines(path):
+        yield from document([line.rstrip("\r\n")])
 
 
-def _numbered(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines, none too long: a small packed file may hold one that fills all memory."""
-    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_CHARS), ""), 1):
-        if len(line) == _MAX_LINE_CHARS and not line.endswith("\n"):
-            raise InputError(
-                f"{display_path(path)}, line {number}, has {_MAX_LINE_CHARS:,} characters or more"
-            )
-        yield number, line
-
-
-def _read_json(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
-    with _open_text(path, progress) as file:
-        for number, line in _numbered(path, file):
-            if line.isspace():
-                continue
-            where = f"{display_path(path)}, line {number},"
-            if count_values(line, _MAX_VALUES) > _MAX_VALUES:
-                raise InputError(f"{where} has more than {_MAX_VALUES:,} values")
+def _read_json(path: Path, reading: Reading) -> Iterator[Piece]:
+    """Read JSON lines, one array of records, or records in any layout. A bare text is a record too."""
+    decode = json.JSONDecoder().raw_decode
+    held, line = "", 1  # what is not read yet, and its first line
+    in_array: bool | None = None  # not known yet
+    number = wanted = 0
+    # A part is a line, and most often a record. Where it is not all of one, twice as much is held before the
+    # next try, so that a record of many lines is not read again and again.
+    for part in itertools.chain(reading.parts(path, _PART_CHARS, by_line=True), [None]):
+        held += part or ""
+        if part is not None and len(held) < wanted:
+            continue
+        if len(held) > _MAX_VALUES and count_values(held, _MAX_VALUES) > _MAX_VALUES:
+            raise reading.error(f"line {line:,}", f"has more than {_MAX_VALUES:,} values")
+        at = counted = 0
+        while (at := _BETWEEN_JSON.match(held, at).end()) < len(held):  # type: ignore[union-attr]
+            if in_array is None or held[at] == "]":
+                in_array = in_array is None and held[at] == "["
+                if held[at] in "[]":
+                    at += 1
+                    continue
+            line, counted = line + held.count("\n", counted, at), at
             try:
-                record = json.loads(line)
+                record, at = decode(held, at)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where} is not JSON ({error}): give JSON lines") from None
+                where, what = getattr(error, "pos", 0), getattr(error, "msg", str(error))
+                if part is not None and (where > len(held.rstrip()) - 10 or what.startswith("Unterminated")):
+                    break  # it may go on
+                raise reading.error(f"line {line:,}", f"is not JSON: {what}") from None
+            number += 1
+            place = f"record {number:,}" if in_array else f"line {line:,}"
+            record = {"text": record} if isinstance(record, str) else record
             if not isinstance(record, dict):
-                raise InputError(f"{where} is not a JSON object: give JSON lines")
-            yield from document(_texts(record, segments, where))
+                raise reading.error(place, "is not a JSON object: give JSON lines")
+            yield from document(reading.texts(place, record))
+        line += held.count("\n", counted, at)
+        held = held[at:]
+        wanted = 2 * len(held)
+        if len(held) > _MAX_LINE_CHARS:
+            raise reading.error(f"line {line:,}", f"has {_MAX_LINE_CHARS:,} characters or more")
 
 
-def _read_parquet(path: Path, segments: Segments, progress: Progress) -> Iterator[Piece]:
+def _read_csv(path: Path, reading: Reading) -> Iterator[Piece]:
+    """Read the rows below a header. Between cells stands a tab in .tsv, else what the header has most of."""
+    lines = reading.lines(path, _MAX_LINE_CHARS >> 3)  # a cell of one character takes far more
+    head = next(lines, "")
+    delimiter = "\t" if ".tsv" in path.suffixes else max(",;\t", key=head.count)
+    csv.field_size_limit(_MAX_LINE_CHARS)
+    rows = csv.reader(itertools.chain([head], lines), delimiter=delimiter, strict=True)
+    try:
+        names, number = next(rows, []), rows.line_num + 1
+        for row in rows:
+            if any(row[len(names) :]):
+                raise csv.Error(
+                    f"{len(row)} cells for {len(names)} names: put text with {delimiter!r} in quotes"
+                )
+            if row:  # a blank line is none
+                record = dict(itertools.zip_longest(names, row[: len(names)]))
+                yield from document(reading.texts(f"line {number:,}", record))
+            number = rows.line_num + 1
+    except csv.Error as error:
+        raise reading.error(f"line {rows.line_num:,}", f"is not CSV ({error})") from None
+
+
+def _read_parquet(path: Path, reading: Reading) -> Iterator[Piece]:
     parquet, compute = _extra("pyarrow.parquet"), _extra("pyarrow.compute")
     # What the file says of its size, before any of it is read.
     meta = parquet.read_metadata(path)
     n_bytes = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     _check_growth(path, path.stat().st_size, max(meta.num_rows, n_bytes))
-    schema = meta.schema.to_arrow_schema()
-    names = [column.name for column in schema if _holds_text(column.type)]
-    # Only columns of text are read, and as dictionaries: a small file may name one long text in many rows.
-    raw = io.BufferedReader(_Watched(path, progress))
+    # Only the columns of text that are wanted are read; of the others a record has blank values.
+    blank = dict(_flat({column.name: _blank(column.type) for column in meta.schema.to_arrow_schema()}))
+    names = [name for name in reading.segments.fields if isinstance(blank.get(name), str)]
+    number = 0
+    # Texts come as dictionaries: a small file may name one long text in many rows.
+    raw = io.BufferedReader(_Watched(path, reading.progress))
     with raw, parquet.ParquetFile(raw, read_dictionary=names) as file:
-        for batch in file.iter_batches(batch_size=256, columns=names):
-            columns = {n: c for n, c in zip(batch.schema.names, batch.columns, strict=True) if n in names}
-            for name, column in columns.items():
-                if (compute.max(compute.utf8_length(column.dictionary)).as_py() or 0) >= _MAX_LINE_CHARS:
-                    raise InputError(
-                        f"{display_path(path)} has a text of {_MAX_LINE_CHARS:,} characters or more "
-                        f"in its column {short_repr(name)}"
-                    )
-            for row in range(batch.num_rows):
-                # A field that was not read is None: an error if it is wanted, as in JSON if it is no text.
-                record = dict.fromkeys(schema.names) | {n: c[row].as_py() for n, c in columns.items()}
-                yield from document(_texts(record, segments, display_path(path)))
+        for batch in file.iter_batches(batch_size=4096, columns=names):
+            columns = []
+            for name in names:
+                outer, *inner = [name] if name in batch.schema.names else name.split(".")
+                column = compute.struct_field(batch.column(outer), inner) if inner else batch.column(outer)
+                # The dictionary may be that of many batches: only what this one uses becomes Python's.
+                used = column.indices.unique()
+                texts = column.dictionary.take(used)
+                texts.validate(full=True)  # it is UTF-8
+                texts = dict(zip(used.to_pylist(), texts.to_pylist(), strict=True))
+                columns.append([texts[i] for i in column.indices.to_pylist()])
+            for row in zip(*columns, strict=True) if columns else itertools.repeat((), batch.num_rows):
+                number += 1
+                record = blank | dict(zip(names, row, strict=True))
+                yield from document(reading.texts(f"row {number:,}", record))
 
 
-def _holds_text(column_type: Any) -> bool:
-    return str(getattr(column_type, "value_type", column_type)) in ("string", "large_string", "string_view")
+def _blank(kind: Any) -> Any:
+    """Make a value to show for a type of pyarrow's: "" for text."""
+    types = _extra("pyarrow.types")
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_struct(kind):
+        return {part.name: _blank(part.type) for part in kind}
+    if types.is_list(kind) or types.is_large_list(kind):
+        return [_blank(kind.value_type)]
+    return "" if str(kind) in ("string", "large_string", "string_view") else kind
 
 
-_READERS = {"text": _read_text, "lines": _read_lines, "json": _read_json, "parquet": _read_parquet}
+_READERS = {
+    "text": _read_text,
+    "lines": _read_lines,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}
 
 
-def _texts(record: dict[str, Any], segments: Segments, where: str) -> list[str]:
-    """Return what `segments` takes from a record: one or more texts."""
-    try:
-        texts: Sequence[Any] = segments(record)
-    except KeyError as error:
-        raise InputError(
-            f"{where} has no field {error}: it has {short_repr(list(record)).strip('[]') or 'none'}"
-        ) from None
-    except (TypeError, AttributeError):  # it is not text, but was taken for it
-        texts = [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where} has a field that should be text and is not: {short_repr(record)}")
-    # JSON can name half a character, which is no Unicode text.
-    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+# Opening files, packed or not.
+
+
+@contextmanager
+def _open(path: Path, progress: Progress = lambda n: None) -> Iterator[Any]:
+    with io.BufferedReader(_Watched(path, progress)) as raw:
+        yield io.BufferedReader(_UNPACK[path.suffix](raw)) if path.suffix in _UNPACK else raw
 
 
 class _Watched(io.FileIO):
@@ -326,36 +542,11 @@ class _Watched(io.FileIO):
         return n
 
 
-@contextmanager
-def _open_text(path: Path, progress: Progress) -> Iterator[IO[str]]:
-    """Open the text of a file, unpacked, its line ends untouched, cut into lines at "\\n" alone."""
-    with io.BufferedReader(_Watched(path, progress)) as raw:
-        packed = _UNPACK[path.suffix](raw) if path.suffix in _UNPACK else raw
-        with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
-            yield file
-
-
 _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".xz": lambda raw: unpack_xz(raw, _MAX_XZ_BYTES),
     ".zst": lambda raw: _extra("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True),
 }
-
-
-@contextmanager
-def _report_read_errors(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while a file is read into an InputError."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{display_path(path)} is not UTF-8 text ({error.reason}): convert it first"
-        ) from None
-    except Exception as error:  # those of pyarrow and zstandard cannot be named where these are not installed
-        known = isinstance(error, OSError | EOFError | lzma.LZMAError | zlib.error)
-        if not known and type(error).__module__.partition(".")[0] not in ("pyarrow", "zstandard", "zstd"):
-            raise
-        raise InputError(f"cannot read {display_path(path)}: {first_line(error)}") from None
 
 
 def _extra(module: str) -> Any:

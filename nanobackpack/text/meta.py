@@ -20,7 +20,7 @@ import numpy as np
 
 from nanobackpack.config import matches_type
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, verify
+from nanobackpack.safe.files import MEGABYTE, display_path, finish_replacing, plain_name, read_json, verify
 from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -47,6 +47,14 @@ class Meta:
     sha256: dict[str, str]  # of each .bin file and of the tokenizer, in hex
     languages: list[str] = dataclasses.field(default_factory=list)
     """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
+    held_out: str = ""
+    """What is held out for validation, for people."""
+    tokenizer_made_as: str = ""
+    """As bpe:8192, even if it got fewer ids; empty: not made from these texts."""
+    unknown_share: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of each split: how many of its tokens are [UNK], from 0 to 1."""
+    unknown_characters: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The most frequent characters that the tokenizer does not know: how often each occurs."""
 
     @classmethod
     def load(cls, path: Path) -> Meta:
@@ -82,7 +90,14 @@ def _problem(values: Any) -> str:
     if not isinstance(values, dict):
         return "is not a JSON object"
     types = get_type_hints(Meta)
-    values = {"languages": [], **values}
+    values = {
+        "languages": [],
+        "held_out": "",
+        "tokenizer_made_as": "",
+        "unknown_share": {},
+        "unknown_characters": {},
+        **values,
+    }
     if unknown := sorted(values.keys() - types.keys()):
         return f"has an unknown entry {short_repr(unknown[0])}"
     if missing := sorted(types.keys() - values.keys()):
@@ -109,13 +124,14 @@ def _checksum(values: dict[str, Any]) -> str:
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Open the tokenizer of a data set, None if the folder is not there or does not have one."""
+    finish_replacing(folder)
     if (folder / "meta.json").exists():
         meta = Meta.load(folder / "meta.json")
         path = folder / meta.tokenizer
         if path.is_file() and path.name in meta.sha256:
             verify(path, meta.sha256[path.name], prepare_command(folder))
         try:
-            return Tokenizer.load(path)
+            return Tokenizer.load(path, meta.tokenizer_made_as)
         except InputError as error:
             raise InputError(f"{error}: {prepare_command(folder)}") from None
     path = folder / "meta.pkl"

@@ -10,13 +10,15 @@ and to encode. Nothing but a few batches of it is ever in memory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import warnings
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -24,8 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import Replacement, display_path, remove_stale
-from nanobackpack.text.corpus import Corpus, Piece, from_text
+from nanobackpack.safe.files import Replacement, display_path, finish_replacing, remove_stale
+from nanobackpack.safe.run import start_aside
+from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
 from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
 from nanobackpack.text.splits import Counts, Split, split_tail
 from nanobackpack.text.tokenizer import END_OF_TEXT, Tokenizer, is_made, make_tokenizer
@@ -34,6 +37,7 @@ from nanobackpack.text.tokenizer_files import load_tokenizer
 _BATCH_CHARS = 1 << 19  # of text encoded at a time: enough for some threads
 _BATCHES_AHEAD = 2
 _TITLES = 3  # of corpora that are named in a report
+_CHARACTERS = 20  # that the tokenizer does not know, and that meta.json names
 _TRAIN_CHARS = 1 << 25  # of text that a tokenizer is trained on,
 _TRAIN_WORD_BYTES = 1 << 22  # and of different words in it: each costs a hundred bytes of memory
 
@@ -47,12 +51,14 @@ def write_tokens(
     add_bos_eos: bool = True,
     dtype: Literal["", "uint16", "uint32"] = "",
     languages: Iterable[str] = (),
+    normalize: Literal["none", "nfc"] = "none",
     threads: int = 0,
 ) -> Meta:
     """Write <prefix><split>.bin for each {prefix: corpus}, counts.bin, tokenizer.json and, last, meta.json.
 
     add_bos_eos: begin each document with bos_id and end it with eos_id, as far as the tokenizer has them;
     without eos_id a line end stands between two. dtype: of the ids; "": the smallest that holds them.
+    normalize: "nfc" makes one character of a letter and its accents, and the tokenizer do so with prompts.
     threads: that encode, 0: one for each core; it counts when the process encodes for the first time.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -60,6 +66,8 @@ def write_tokens(
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if normalize == "nfc":
+        corpora = {prefix: composed(corpus) for prefix, corpus in corpora.items()}
     no_eos = tokenizer.eos_id is None if isinstance(tokenizer, Tokenizer) else tokenizer == "char"
     if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
@@ -68,6 +76,8 @@ def write_tokens(
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
         tokenizer = _make(tokenizer, corpora.values(), sum(count.chars for count in counts.values()))
+    if normalize == "nfc":
+        tokenizer = tokenizer.composing()
     meta = Meta(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"),
@@ -77,12 +87,16 @@ def write_tokens(
         source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
+        held_out="; ".join(filter(None, map(split.held_out, counts.values()))),
+        tokenizer_made_as=tokenizer.made_as,
     )
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
     counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
-    with _folder_for(folder), Replacement() as new:
+    near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
+    with _folder_for(folder), Replacement(folder) as new:
+        finish_replacing(folder)
         remove_stale(folder)
         for prefix, corpus in corpora.items():
             paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
@@ -92,14 +106,18 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, bar)
+                _write_splits(
+                    new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
+                )
+        unknown = (c for c, _ in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c))
+        meta.unknown_characters.update((c, near_unknown[c]) for c in itertools.islice(unknown, _CHARACTERS))
         with new.open(folder / COUNTS) as file:
             file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
             file.write(content)
-        with new.open(folder / "meta.json") as file:  # last, since it lists what the others hold
+        with new.open(folder / "meta.json") as file:
             file.write(meta.to_json())
     return meta
 
@@ -119,6 +137,17 @@ def summary(meta: Meta, folder: Path) -> str:
     rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
     width = max(len(file) for file, _, _ in rows)
     lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    if meta.held_out:
+        share = meta.chars["val"] / sum(meta.chars.values())
+        lines.append(f"  held out: {share:.1%} of the text, {meta.held_out}")
+    # Say what may surprise: fewer symbols than were asked for, and text that is lost.
+    if meta.tokenizer_made_as not in ("", "char", f"bpe:{meta.vocab_size}"):
+        lines.append(f"  {meta.tokenizer_made_as} has no more: each word that it was made from is one symbol")
+    unknown = sum(share * meta.tokens[split] for split, share in meta.unknown_share.items())
+    if unknown:
+        found = [f"{c!r} {n:,} times" for c, n in meta.unknown_characters.items()][:5]
+        what = f"{unknown / sum(meta.tokens.values()):.2%} of the tokens are unknown to the tokenizer"
+        lines.append(f"  {what}: {', '.join(found) or 'long words'}; one made from the text knows all of it")
     return "\n".join([f"{display_path(folder)}, from {meta.source}:", *lines])
 
 
@@ -139,18 +168,19 @@ def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
 
 
 def _count(corpus: Corpus) -> Counts:
-    documents = chars = marks = 0
+    lengths, marks = array("q"), 0  # (documents,)
     with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
         for piece in corpus.read(bar.update):
-            documents += piece.opens
-            chars += len(piece.text)
+            if piece.opens:
+                lengths.append(0)
+            lengths[-1] += len(piece.text)
             marks += piece.text.count(END_OF_TEXT)
-    if not chars:
+    if not any(lengths):
         raise InputError(f"{corpus.title} is empty: give files with text")
-    if marks > documents:
+    if marks > len(lengths):
         what = f"{corpus.title} has {END_OF_TEXT} {marks:,} times, which is read as ordinary text"
         warnings.warn(f"{what}: if it separates documents, give --separator='{END_OF_TEXT}'", stacklevel=1)
-    return Counts(documents, chars)
+    return Counts(lengths)
 
 
 # --- A tokenizer for these texts ---------------------------------------------------------------
@@ -188,7 +218,7 @@ def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
 
 def _add_words(text: str, words: set[int]) -> int:
     """Add the words of a text to `words`, as their hashes; return how many bytes the new ones have."""
-    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+|[^\w\s]+", text)}
     n_bytes = sum(n for word, n in found.items() if word not in words)
     words.update(found)
     return n_bytes
@@ -221,13 +251,14 @@ def _write_splits(
     add_bos_eos: bool,
     meta: Meta,
     counts_of_ids: np.ndarray,
+    near_unknown: Counter[str],
     bar: tqdm[None],
 ) -> None:
     """Encode one corpus into the new files of its splits, and enter them in meta; count the ids that are to
     be trained on."""
     special = (tokenizer.bos_id, tokenizer.eos_id)
     bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
-    chars = dict.fromkeys(paths, 0)
+    chars, unknown = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = {
             name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
@@ -237,6 +268,9 @@ def _write_splits(
             for (name, piece), ids in zip(batch, arrays, strict=True):
                 parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
                 chars[name] += len(piece.text)
+                if n := int((ids == tokenizer.unknown_id).sum()):
+                    unknown[name] += n
+                    near_unknown.update(piece.text)
                 bar.update(len(piece.text))
             for name, part in parts.items():
                 data = files[name].write(part)
@@ -249,6 +283,7 @@ def _write_splits(
                     f"{file.tokens} tokens and needs 2; give more text"
                 )
             meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
+            meta.unknown_share[paths[name].stem] = unknown[name] / file.tokens
             meta.sha256[paths[name].name] = file.sha256.hexdigest()
 
 
@@ -260,16 +295,15 @@ def _encoded(
     assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """Yield the pieces in batches with their ids (N,), encoded in the background, some batches ahead."""
-    waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
-        for batch in _batches(assigned):
-            if len(waiting) == _BATCHES_AHEAD:
-                done, future = waiting.popleft()
-                yield done, future.result()
-            texts = [piece.text for _, piece in batch]
-            waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
-        for done, future in waiting:
-            yield done, future.result()
+    waiting: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+    for batch in _batches(assigned):
+        if len(waiting) == _BATCHES_AHEAD:
+            done, result = waiting.popleft()
+            yield done, result()
+        texts = [piece.text for _, piece in batch]
+        waiting.append((batch, start_aside(partial(tokenizer.encode_batch, texts))))
+    for done, result in waiting:
+        yield done, result()
 
 
 def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:

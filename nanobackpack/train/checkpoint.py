@@ -10,6 +10,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
     model             tensors by parameter name
     model_args        ModelConfig
     tokenizer         the tokenizer's JSON, or None
+    tokenizer_made_as as bpe:8192, "" if it is not known; not in older files
     token_counts      how often each id occurs in the text that it was trained on, None if not known
 and of a run besides:
     config            TrainConfig
@@ -43,15 +44,14 @@ from nanobackpack.model import layouts
 from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
 from nanobackpack.runtime import pick_device
 from nanobackpack.safe import download
-from nanobackpack.safe.files import display_path, plain_name, read_json, replacing
-from nanobackpack.safe.untrusted import load_untrusted
+from nanobackpack.safe.files import display_path, read_json, replacing
+from nanobackpack.safe.untrusted import found_in, load_untrusted
 from nanobackpack.text.data import TokenData
-from nanobackpack.text.meta import read_tokenizer
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.text.tokenizer_files import tokenizer_in, tokenizer_to_use
+from nanobackpack.text.tokenizer_files import CHECKPOINTS, tokenizer_in, tokenizer_of, tokenizer_to_use
 
 FORMAT = "nanobackpack 1"
-LAST, BEST = "ckpt.pt", "best.pt"
+LAST, BEST = CHECKPOINTS
 GO_ON = "go on with the same command and --init_from=resume"
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -65,10 +65,16 @@ def save_checkpoint(path: Path, state: dict[str, Any], before: Callable[[], None
 
 def save_model(model: LanguageModel, path: str | Path) -> None:
     """Write a model alone, with its tokenizer, as a checkpoint that load_model opens."""
-    tokenizer = None if model.tokenizer is None else model.tokenizer.to_json()
     args = dataclasses.asdict(model.config)
-    state = {"model": model.state_dict(), "model_args": args, "tokenizer": tokenizer}
+    state = {"model": model.state_dict(), "model_args": args, **tokenizer_entries(model.tokenizer)}
     save_checkpoint(Path(path), state | {"token_counts": model.token_counts})
+
+
+def tokenizer_entries(tokenizer: Tokenizer | None) -> dict[str, str | None]:
+    """Return what a checkpoint says of a tokenizer; `tokenizer_of` reads it."""
+    if tokenizer is None:
+        return {"tokenizer": None}
+    return {"tokenizer": tokenizer.to_json(), "tokenizer_made_as": tokenizer.made_as}
 
 
 class BackgroundWriter:
@@ -198,7 +204,7 @@ def checkpoint_in(path: Path) -> Path:
         return path
     best, last = path / BEST, path / LAST
     if best.is_file() and last.is_file():
-        return last if _run_settings(path).get("always_save_checkpoint", True) else best
+        return last if run_settings(path).get("always_save_checkpoint", True) else best
     return best if best.is_file() else last
 
 
@@ -222,7 +228,7 @@ def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
 
 def check_run(state: dict[str, Any], file: Path) -> None:
     """Refuse a checkpoint that an earlier run left in a folder where a newer one has not saved yet."""
-    run = _run_settings(file.parent).get("run")
+    run = run_settings(file.parent).get("run")
     if isinstance(run, str) and run != state.get("run"):  # older ones do not say
         raise InputError(
             f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
@@ -230,7 +236,7 @@ def check_run(state: dict[str, Any], file: Path) -> None:
         )
 
 
-def _run_settings(folder: Path) -> dict[str, Any]:
+def run_settings(folder: Path) -> dict[str, Any]:
     """Read the config.json of a run; {} if it cannot be read."""
     try:
         settings = read_json(folder / "config.json")
@@ -261,15 +267,21 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         state = read_checkpoint(file)
         if file != path:  # chosen in a run's folder, not asked for by its name
             check_run(state, file)
-        model = model_from(state, file)
     else:
-        model = _load_hugging_face(_hugging_face_folder(path))
+        state, file = layouts.read_folder(_hugging_face_folder(path))
+    model = model_from(state, file)
     # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
-    if used > model.config.vocab_size:
-        raise InputError(f"{path} has {model.config.vocab_size:,} ids, its tokenizer {used:,}: give another")
-    if used and used < model.config.n_token:
+    # Characters are never padded: where the model has another number of tokens, it was trained with others.
+    # But a model of data without a tokenizer has a padded size, whatever its data were.
+    char = (
+        model.tokenizer and model.tokenizer.kind == "char" and model.config.vocab_size not in layouts.PADDED
+    )
+    if used > model.config.vocab_size or (char and used != model.config.n_token):
+        found = f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}"
+        raise InputError(f"{found}: give the one that it was trained with, --tokenizer_name")
+    if used and used != model.config.n_token:
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
 
@@ -285,7 +297,7 @@ def _hugging_face_folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
+        raise InputError(f"no model in {path}, ckpt.pt or config.json with weights: {found_in(path)}")
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
@@ -300,19 +312,25 @@ def _training_command(name: str) -> str:
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
-    """Build the model in a checkpoint, of ours or of nanoBackpackLM."""
-    # Without a format it is nanoBackpackLM's, whose names and order of numbers differ.
+    """Build the model that was read from a file, of ours or of another program."""
+    # Without a format it is another's, whose names and order of numbers differ.
+    layout, state = None, checkpoint.get("model")
     if "format" not in checkpoint:
-        config, tensors, layout = layouts.read_nano(checkpoint, str(source))
-        return _fill(config, tensors, layout, _tokenizer_of_data(checkpoint.get("config")), str(source))
-    if checkpoint["format"] != FORMAT:
+        config, state, layout = layouts.read_foreign(checkpoint, source)
+        bare = "model_args" not in checkpoint
+        tokenizer = tokenizer_in(source.parent) if bare else tokenizer_of(checkpoint, source)
+    elif checkpoint["format"] != FORMAT:
         found = short_repr(checkpoint["format"])
         raise InputError(f"{source}: format {found} is unknown: this version reads {FORMAT!r}")
-    state, text = checkpoint.get("model"), checkpoint.get("tokenizer")
-    if not isinstance(state, dict) or not isinstance(text, str | None):
-        raise InputError(f"{source}: its model or its tokenizer is missing or damaged")
-    tokenizer = Tokenizer.from_json(text, f"the tokenizer in {source}") if text else None
-    model = _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
+    elif not isinstance(state, dict):
+        raise InputError(f"{source}: its model is missing or damaged")
+    else:
+        config, tokenizer = stored_config(checkpoint, source), tokenizer_of(checkpoint, source)
+    layouts.check_tensors(state, str(source))
+    layouts.check_size(config, state, str(source))
+    model = build_model(config)
+    layouts.import_state(model, state, layout, str(source))
+    model.tokenizer = tokenizer
     counts = checkpoint.get("token_counts")  # older files have none
     if counts is not None and tokenizer:
         if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
@@ -327,37 +345,6 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
     if not isinstance(args, dict):
         raise InputError(f"{source}: model_args are not those of this version")
     return layouts.model_config(args, str(source))
-
-
-def _fill(
-    config: ModelConfig,
-    state: layouts.State,
-    layout: layouts.Layout | None,
-    tokenizer: Tokenizer | None,
-    source: str,
-) -> BackpackLM | GPT:
-    """Build the model of that config with those tensors."""
-    layouts.check_tensors(state, source)
-    layouts.check_size(config, state, source)
-    model = build_model(config)
-    layouts.import_state(model, state, layout, source)
-    model.tokenizer = tokenizer
-    return model
-
-
-def _tokenizer_of_data(config: object) -> Tokenizer | None:
-    """Read the tokenizer of the data a nanoBackpackLM checkpoint was trained on, if it is still here."""
-    name = config.get("dataset") if isinstance(config, dict) else None
-    if not plain_name(name):  # a foreign name must not lead elsewhere
-        return None
-    return read_tokenizer(Path("data") / str(name))
-
-
-def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    """Open a folder with config.json and weights."""
-    settings, state, weights = layouts.read_folder(folder)
-    config, state, layout = layouts.read_hugging_face(settings, state, str(folder))
-    return _fill(config, state, layout, tokenizer_in(folder), str(weights))
 
 
 def check_vocabulary(model: LanguageModel, name: str, data: TokenData) -> None:

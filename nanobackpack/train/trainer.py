@@ -41,7 +41,7 @@ from nanobackpack.safe.files import display_path
 from nanobackpack.safe.run import Stopped, StopSignals, guard_run, report_bad_step
 from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
-from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter
+from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter, tokenizer_entries
 from nanobackpack.train.log import Log, describe_settings, duration
 from nanobackpack.train.optim import learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
@@ -87,7 +87,7 @@ class Trainer:
         self.best_val_loss: float = state["best_val_loss"] if state else math.inf
         self.saved_step = self.step if state else -1  # the step in ckpt.pt (-1: none of this run)
         tokenizer = self.data.tokenizer or self.model.tokenizer
-        self.tokenizer_json = tokenizer.to_json() if tokenizer else None
+        self.tokenizer_entries = tokenizer_entries(tokenizer)
         # The run's id, written into its checkpoints and config.json, so that a checkpoint of an earlier run
         # in the same folder is recognised. A run that goes on keeps its id; an evaluation saves nothing.
         new_id = None if config.eval_only else secrets.token_hex(8)
@@ -342,7 +342,7 @@ class Trainer:
             "model": weights,
             "model_args": dataclasses.asdict(self.model.config),
             "config": dataclasses.asdict(self.config),
-            "tokenizer": self.tokenizer_json,
+            **self.tokenizer_entries,
             "token_counts": self.model.token_counts,
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
@@ -353,6 +353,7 @@ class Trainer:
             "run": self.run_id,
         }
         if self.processes.rank == 0:
+            self.log.check_folder()
             self.writer.save(name, state)
         if name == LAST:
             self.saved_step = self.step

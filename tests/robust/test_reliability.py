@@ -26,7 +26,7 @@ from stress import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings, write_foxes
 
-from nanobackpack import __version__, cli, load_model
+from nanobackpack import __version__, cli, load_model, program
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
@@ -187,9 +187,10 @@ def test_a_new_run_that_never_saved_is_not_mistaken_for_the_one_before(foxes: Pa
 def test_the_best_state_of_a_run_before_goes_with_the_first_save(foxes: Path, tmp_path: Path) -> None:
     train(tiny(foxes, tmp_path / "out", max_iters=2))
     trainer = Trainer(tiny(foxes, tmp_path / "out", max_iters=2, always_save_checkpoint=False))
-    Log(trainer.config, 0, trainer.run_id).close()
+    trainer.log = Log(trainer.config, 0, trainer.run_id)
     trainer.save("ckpt.pt")
     trainer.writer.wait()
+    trainer.log.close()
     assert not (tmp_path / "out" / "best.pt").exists()
     assert checkpoint.checkpoint_in(tmp_path / "out").name == "ckpt.pt"
 
@@ -304,14 +305,18 @@ def test_a_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
 # --- Signals ----------------------------------------------------------------------------------
 
 
-def test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run() -> None:
+def test_the_first_signal_counts_and_a_later_ctrl_c_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with StopSignals(alone=False) as stop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):  # from the terminal, and from torchrun
             signal.raise_signal(number)
         assert stop.received == signal.SIGTERM
+    monkeypatch.setattr(program, "_heard_s", -program.QUICK_S)
     with StopSignals() as stop:
-        signal.raise_signal(signal.SIGINT)
+        for _ in range(5):  # in quick succession they are one
+            signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        monkeypatch.setattr(program, "_heard_s", program._heard_s - program.QUICK_S)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
