@@ -79,9 +79,9 @@ def main(settings: SampleConfig) -> None:
             for start in range(0, len(own), n):
                 samples += grow_samples(model, own[start : start + n], settings, edits, watched and not start)
         samples = processes.gather(samples)
-        for sample in samples[watched:]:
-            print(sample["prompt"] + sample["text"] + "\n" + LINE)
         if processes.rank == 0:
+            for sample in samples[watched:]:
+                print(sample["prompt"] + sample["text"] + "\n" + LINE)
             write_json(settings.json, samples)
 
 

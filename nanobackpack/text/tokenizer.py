@@ -306,10 +306,11 @@ class Tokenizer:
     def _other_form(self, text: str, at: int) -> str:
         """Tell whether an unknown character is known in another form: é as one character, or as two."""
         near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
-        for form in ("NFC", "NFD"):
+        forms: dict[Literal["NFC", "NFD"], str] = {"NFC": "one character", "NFD": "several characters"}
+        for form, what in forms.items():
             other = unicodedata.normalize(form, near)
             if other != near and set(other) <= self._ids.keys():
-                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+                return f", where this letter is {what} ({form}): give --normalize=nfc to prepare and sample"
         return ""
 
     def check_numbers(self, source: str, added: dict[str, Any]) -> None:
