@@ -110,8 +110,9 @@ NANO_GPT = Layout(
 GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
 OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
 
-# Buffers that hold the causal mask. The leading dot matters: `attn.c_attn.bias` is a real parameter.
-BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
+# Buffers that hold the causal mask, or count what was averaged. The leading dot matters: `attn.c_attn.bias` is
+# a real parameter.
+BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n_averaged")
 # What torch puts into names where it compiles, spreads or recomputes a part of a model.
 WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 # What weights may be stored as.
@@ -119,7 +120,7 @@ WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 WTE = "wte.weight"
-CONTAINERS = ("model", "state_dict", "model_state_dict")  # where checkpoints have tensors by name
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints have tensors by name
 MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 

@@ -297,7 +297,8 @@ def _hugging_face_folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise InputError(f"no model in {path}, ckpt.pt or config.json with weights: {found_in(path)}")
+        wanted = "ckpt.pt, or config.json with weights; give another file by its own name"
+        raise InputError(f"no model in {path} ({wanted}): {found_in(path)}")
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
