@@ -110,8 +110,7 @@ NANO_GPT = Layout(
 GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
 OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
 
-# Buffers that hold the causal mask, or count what was averaged. The leading dot matters: `attn.c_attn.bias` is
-# a real parameter.
+# Buffers: causal masks, the count of an average. The leading dot matters: `attn.c_attn.bias` is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n_averaged")
 # What torch puts into names where it compiles, spreads or recomputes a part of a model.
 WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
