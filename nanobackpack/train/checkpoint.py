@@ -231,8 +231,8 @@ def check_run(state: dict[str, Any], file: Path) -> None:
     run = run_settings(file.parent).get("run")
     if isinstance(run, str) and run != state.get("run"):  # older ones do not say
         raise InputError(
-            f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
-            "begin it with --init_from=scratch, or to use the earlier one delete config.json, metrics.jsonl"
+            f"{file} is of an earlier run, or of one elsewhere, not of that which config.json tells of: "
+            "begin this with --init_from=scratch, or to use the file delete config.json and metrics.jsonl"
         )
 
 
@@ -331,7 +331,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     layouts.check_size(config, state, str(source))
     model = build_model(config)
     layouts.import_state(model, state, layout, str(source))
-    model.tokenizer = tokenizer
+    model.tokenizer, model.text = tokenizer, checkpoint.get("data")
     counts = checkpoint.get("token_counts")  # older files have none
     if counts is not None and tokenizer:
         if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
