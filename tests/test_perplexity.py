@@ -175,6 +175,27 @@ def test_perplexity_py(run: Path, capsys: Capture) -> None:
     assert len({len(line) for line in (head, *lines)}) == 1
 
 
+@pytest.mark.parametrize("flag", ["--text", "--dataset"])
+def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str) -> None:
+    """In windows as a data set is, whichever way it is named; its byte order mark is no part of it."""
+    model, file = checkpoint.load_model(run / "out"), run / "quick.txt"
+    text = "the lazy dog jumps over the quick brown fox."  # 44 characters: two windows of 16 and a rest
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    given = [f"{flag}={file}", "--per_token", f"--json={run / 'text.json'}", "--batch_size=1"]
+    out, _ = run_program("perplexity", run / "out", capsys, *given)
+    ids = np.array(model.tokenizer.encode(text))
+    losses = direct(model, ids, 16)
+    result = json.loads((run / "text.json").read_text())
+    (row,) = result["rows"]
+    assert (row["split"], row["tokens"], row["chars_per_token"]) == ("quick.txt", 43, 1)
+    assert row["nats_per_token"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert [(token, i) for token, i, _ in result["tokens"]] == list(zip(text[1:], ids[1:], strict=True))
+    assert [nats for _, _, nats in result["tokens"]] == pytest.approx(losses, abs=1e-5)
+    first = out.splitlines()[3].split()
+    assert first == [f"{losses[0]:.4f}", f"{math.exp(-losses[0]):.4f}", "'h'"]
+    assert len(out.splitlines()) == 3 + 43
+
+
 def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     """--edits measures the model under a file of edits."""
     model, file, data = checkpoint.load_model(run / "out"), run / "edit.safetensors", TokenData(run / "data")
@@ -217,6 +238,11 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
         (["--init_from={gpt}"], "does not tell what it was trained on"),
         (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
         (["--dataset={other}"], "id 19 is "),
+        (["--text=nothing.txt"], "nothing.txt"),
+        (["--text={other}/one.txt"], "has 1 token"),
+        (["--text={other}/new.txt"], "unknown character 'é'"),
+        (["--text={other}/one.txt", "--split=val"], "split is for data sets"),
+        (["--per_token"], "--text=poem.txt"),
         (["--json={data}"], "is a folder"),
     ],
 )
@@ -228,6 +254,8 @@ def test_what_cannot_be_measured_is_one_line(
     ours = Tokenizer.load(run / "data" / "tokenizer.json")
     symbols = ["!" if i == 19 else ours.token(i) for i in range(ours.vocab_size)]
     save_data(places["other"], Tokenizer.from_symbols(symbols), {"train": STREAM, "val": STREAM})
+    (places["other"] / "one.txt").write_text("a")
+    (places["other"] / "new.txt").write_text("the café")
     given = [flag.format(**places) for flag in flags]
     out, err = run_program("perplexity", run / "out", capsys, *given, status=2)
     assert (out, err.count("\n")) == ("", 1)
