@@ -18,7 +18,14 @@ from torch import Tensor
 from nanobackpack.analysis import control
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.perplexity import PerplexityConfig, mean, open_stream, stream_loss, with_bits
+from nanobackpack.evaluate.perplexity import (
+    PerplexityConfig,
+    mean,
+    open_stream,
+    perplexity,
+    stream_loss,
+    with_bits,
+)
 from nanobackpack.model.backpack import LanguageModel, Output
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -202,6 +209,13 @@ def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
     assert nats != pytest.approx(measured(model, data).nats_per_token, abs=1e-4)
     assert result["edits"] == str(file)
+
+
+def test_a_text_that_has_changed_is_told(run: Path) -> None:
+    model = checkpoint.load_model(run / "out")
+    model.text = {"train": "501 tokens", "val": "200 tokens"}
+    with pytest.warns(UserWarning, match="data has changed since the model was trained on it"):
+        perplexity(model, PerplexityConfig(out_dir=str(run / "out")))
 
 
 @pytest.mark.parametrize("key", ["dataset", "huge_pack_dir"])

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -138,6 +139,8 @@ def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexit
             data, split = open_stream(settings)
             source = display_path(data.folder)
             check_vocabulary(model, settings.model_path, data)
+            if not settings.dataset and model.text and model.text != data.fingerprint():
+                warnings.warn(f"{source} has changed since the model was trained on it", stacklevel=2)
             parts = list(data.parts(split)) if settings.per_language else [split]
             rows = [stream_loss(model, data, part, settings) for part in parts]
     if len(rows) > 1:
@@ -257,7 +260,7 @@ def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:
     from nanobackpack.text.meta import HELD_OUT
 
     path = Path(settings.dataset or _trained_on(settings))
-    if path.suffix == ".bin":
+    if settings.dataset.endswith(".bin"):
         return TokenData(path.parent, settings.data_bin_dtype, {path.stem: path}), path.stem
     data = open_dataset(path, settings.data_bin_dtype)
     split = settings.split

@@ -232,16 +232,15 @@ def ending_signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.getsignal(n) for n in numbers}
-    main = threading.current_thread() is threading.main_thread()
-    changed = [n for n in numbers if main and before[n] == signal.SIG_DFL]  # nohup's SIG_IGN stays
-    for number in changed:
-        signal.signal(number, end)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python delivers signals to the main thread only
+    # What nohup told the process to ignore stays ignored.
+    before = {n: signal.signal(n, end) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- Work that hears no signal ----------------------------------------------------------------

@@ -228,8 +228,8 @@ def check_run(state: dict[str, Any], file: Path) -> None:
     run = run_settings(file.parent).get("run")
     if isinstance(run, str) and run != state.get("run"):  # older ones do not say
         raise InputError(
-            f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
-            "begin it with --init_from=scratch, or to use the earlier one delete config.json, metrics.jsonl"
+            f"{file} is of an earlier run, or of one elsewhere, not of that which config.json tells of: "
+            "begin this with --init_from=scratch, or to use the file delete config.json and metrics.jsonl"
         )
 
 
@@ -294,7 +294,8 @@ def _hugging_face_folder(path: Path) -> Path:
     if (path / "config.json").is_file() and "out_dir" not in run_settings(path):  # a run's own is no model's
         return path
     if path.is_dir():
-        raise InputError(f"no model in {path}, ckpt.pt or config.json with weights: {found_in(path)}")
+        wanted = "ckpt.pt, or config.json with weights; give another file by its own name"
+        raise InputError(f"no model in {path} ({wanted}): {found_in(path)}")
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
@@ -327,7 +328,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     layouts.check_size(config, state, str(source))
     model = build_model(config)
     layouts.import_state(model, state, layout, str(source))
-    model.tokenizer = tokenizer
+    model.tokenizer, model.text = tokenizer, checkpoint.get("data")
     counts = checkpoint.get("token_counts")  # older files have none
     if counts is not None and tokenizer:
         if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
