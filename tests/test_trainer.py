@@ -94,8 +94,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
-    """All a checkpoint holds but the settings of the run, and what the run and its data are known by."""
-    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data", "run")}
+    """All a checkpoint holds but its settings, and what is known of the run and its data."""
+    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data", "run", "token_counts")}
 
 
 def finite(state: dict[str, Any]) -> bool:
@@ -869,7 +869,7 @@ def test_padded_ids_are_never_sampled_from_a_trained_model(
         sample(SampleConfig(out_dir=str(tmp_path), device="cpu", start=start, **sampling))
         texts = capsys.readouterr().out.split("\n" + "-" * 15 + "\n")[:-1]
         assert len(texts) == 20
-        assert all(re.match(rf"{start}[ .]" if start.strip() else rf"{start}[^ ]", text) for text in texts)
+        assert all(re.match(rf"{start}[ .]" if start.strip() else "[^ ]", text) for text in texts)
         found = set(" ".join(texts).replace(".", " . ").split())
         assert found <= set(VOCABULARY)
     senses = nb.Senses(model).sense_projection("foxes", k=64)
