@@ -19,14 +19,14 @@ import dataclasses
 import json
 import textwrap
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from nanobackpack.config import AnalysisConfig, LoadConfig
-from nanobackpack.safe.files import check_writable, replacing
+from nanobackpack.errors import escape_controls
+from nanobackpack.safe.files import check_writable, writing
+from nanobackpack.safe.pictures import picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def _results_in(found: Any) -> Iterator[Result]:
 def write_json(path: str, value: Any) -> None:
     """Write results as a JSON file, whole or not at all; an empty path writes nothing."""
     if path:
-        with replacing(Path(path)) as file:
+        with writing(path) as file:
             file.write(json.dumps(to_json_values(value), ensure_ascii=False, indent=1).encode() + b"\n")
 
 
@@ -321,7 +321,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
     There may be no title ("") and no names ([]).
     """
-    lines = [head, *rows] if head else list(rows)
+    lines = [[*map(escape_controls, line)] for line in ([head, *rows] if head else rows)]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     # str.ljust would count characters, not the columns they take.
     padded = [[c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)] for line in lines]
@@ -331,8 +331,10 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 def width(text: str) -> int:
     """Count the columns a text takes on a terminal: 2 for a wide character, 0 for a combining one."""
+    combining = ("Mn", "Me", "Cf")
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+        0 if unicodedata.category(c) in combining else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
     )
 
 
@@ -346,10 +348,6 @@ def _sense_labels(values: Sequence[Any] | Tensor) -> list[str]:
 
 # --- Pictures -----------------------------------------------------------------------------------
 
-# Fonts that have Chinese characters: matplotlib's own has none.
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
-             "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS")  # fmt: skip
-
 
 def heat_map(
     path: str,
@@ -359,21 +357,12 @@ def heat_map(
     title: str,
     cells: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Write a PNG of values (R, N) as colours, blue below 0 and red above, with `cells` written into them.
-
-    Characters that no installed font has become boxes.
-    """
-    import matplotlib  # slow to import, and needed for pictures alone
-    import matplotlib.figure
-    from matplotlib import font_manager
-
+    """Write a PNG of values (R, N) as colours, blue below 0 and red above, with `cells` written into them."""
     columns, shown = list(columns), values.float().cpu()
     limit = shown.abs().max().item() or 1.0  # the same to both sides, so that 0 is white
     size = max(5.0, 2.5 + (1.1 if cells else 0.4) * len(columns)), max(3.0, 1.5 + 0.35 * len(rows))
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
-    with matplotlib.rc_context({"font.family": fonts}), replacing(Path(path)) as file:
-        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    text = "".join([title, *rows, *columns, *(cell for row in cells for cell in row)])
+    with picture(writing(path), size, text) as figure:
         axes = figure.subplots()
         image = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         # parse_math=False: a $ in a token is a $, not the beginning of a formula.
@@ -385,6 +374,3 @@ def heat_map(
                 color = "white" if shown[r, n].abs() > 0.6 * limit else "black"  # legible on dark cells
                 axes.text(n, r, text, ha="center", va="center", fontsize=8, color=color, parse_math=False)
         figure.colorbar(image)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            figure.savefig(file, format="png", dpi=120)

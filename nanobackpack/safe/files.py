@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, first_line
 
 Newlines = Literal["lf", "keep"]
 """Whether all line ends become "\\n", or stay as they are."""
@@ -33,6 +33,7 @@ _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
+_OPEN_FILE = re.compile("/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]+)")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,7 +61,7 @@ class Replacement:
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
         """Open the new file for `path`, to be written before the next one."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = _temporary(path)
         temporary.unlink(missing_ok=True)
         self._temporary[path] = temporary
         try:
@@ -91,6 +92,11 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         with new.open(path) as file:
             yield file
         before()
+
+
+def _temporary(path: Path) -> Path:
+    """Name the place where the new file for `path` is written, in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -125,13 +131,52 @@ def _is_running(process: int) -> bool:
 
 
 def check_writable(path: str) -> None:
-    """Refuse a place where no file can be written, before any work is done; "" asks for no file."""
-    if path and not Path(path).parent.is_dir():
-        raise InputError(
-            f"cannot write {path}: there is no folder {display_path(Path(path).parent)}, make it first"
-        )
-    if path and Path(path).is_dir():
-        raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
+    """Refuse a place where `writing` could not write, before any work is done; "" asks for no file."""
+    if not path:
+        return
+    place = Path(path)
+    try:
+        if place.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
+        if not place.parent.is_dir():
+            folder = display_path(place.parent)
+            raise InputError(f"cannot write {path}: there is no folder {folder}, make it first")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if _is_written_into(place):
+            place.stat()
+        else:
+            temporary = _temporary(_target(place))
+            temporary.touch(exist_ok=False)
+            temporary.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {first_line(error)}") from None
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """Write the file that the user names: whole or not at all, and a link stays, as its target is replaced.
+
+    A device, a pipe, or an open file such as /dev/stdout is written into.
+    """
+    place = Path(path)
+    if not _is_written_into(place):
+        with replacing(_target(place)) as file:
+            yield file
+        return
+    opened = _OPEN_FILE.fullmatch(str(place))
+    number = opened and int(opened[2] or ("stdout", "stderr").index(opened[1]) + 1)
+    with open(place if number is None else os.dup(number), "wb") as file:
+        yield file
+
+
+def _is_written_into(place: Path) -> bool:
+    """Tell whether a place is no file that another could replace."""
+    return bool(_OPEN_FILE.fullmatch(str(place))) or (place.exists() and not place.is_file())
+
+
+def _target(place: Path) -> Path:
+    return Path(os.path.realpath(place))
 
 
 # --- Reading ----------------------------------------------------------------------------------
