@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 from operator import index
 from typing import Any
 
@@ -57,6 +58,12 @@ def short_repr(value: object) -> str:
     except ValueError:  # Python shows no integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def first_few(names: Iterable[object]) -> str:
+    """List the first of many names, found in a file or a folder, in one short line."""
+    first = [f"{name!s:.60}" for name in list(names)[:5]]
+    return ", ".join(first[:4] + ["..."] * (len(first) > 4)) or "nothing"
 
 
 def escape_controls(text: str) -> str:

@@ -68,7 +68,7 @@ def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
 @pytest.mark.parametrize(("text", "longest"), [("a b c\n" * 99, 20), ("a b " * 500, 40), ("中" * 999, 40)])
 def test_pieces_are_short(text: str, longest: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "PIECE_CHARS", 10)
-    monkeypatch.setattr(corpus, "_LINE_CHARS", 30)
+    monkeypatch.setattr(corpus, "_WORD_CHARS", 30)
     pieces = list(document([text]))
     assert max(len(piece.text) for piece in pieces) <= longest
     assert joined(iter(pieces)) == [text]
@@ -262,7 +262,7 @@ def test_bad_bytes_are_counted(errors: str, text: str, name: str, tmp_path: Path
 def test_pieces_can_be_composed(text: str, size: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE_CHARS", size)
-        patch.setattr(corpus, "_LINE_CHARS", size + 2)
+        patch.setattr(corpus, "_WORD_CHARS", size + 2)
         whole = "".join(piece.text for piece in composed(corpus.from_text("x" + text, "")).read())
     assert whole == unicodedata.normalize("NFC", "x" + text)
 

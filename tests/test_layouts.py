@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import pickle
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import BACKPACKS, GPTS, TINY, save_gpt2, tiny_model
@@ -20,6 +25,7 @@ from nanobackpack.model.layouts import (
     GPT2,
     NANO,
     NANO_GPT,
+    OURS,
     PAPER,
     Layout,
     export_state,
@@ -83,23 +89,17 @@ def mask(T: int = 16) -> Tensor:
     return torch.ones(T, T).tril().view(1, 1, T, T)
 
 
-def compiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"_orig_mod." + key: t for key, t in state.items()}
-
-
 def without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: t for key, t in state.items() if key != ALPHA + "bias"}
 
 
 @pytest.mark.parametrize("kind", ["", "_bias"])
-def test_nano_variants(tmp_path: Path, kind: str):
-    """A compiled model's prefix and mask buffers, there or not, change nothing in what is computed."""
+def test_nano_masks(tmp_path: Path, kind: str):
+    """Mask buffers, there or not, change nothing in what is computed."""
     checkpoint = nano(kind)
     state = checkpoint["model"]
-    for weights in (
-        state | {f"{ALPHA}transformer.h.{i}.attn.bias": mask() for i in range(2)},
-        compiled(without_masks(state)),
-    ):
+    more = {f"{ALPHA}transformer.h.{i}.attn.bias": mask() for i in range(2)}
+    for weights in (state | more, without_masks(state)):
         model = load_model(written(tmp_path, checkpoint | {"model": weights}))
         assert golden_error(model, f"nano_checkpoint{kind}") < 1e-5
 
@@ -132,7 +132,7 @@ NORM, SENSE_NORM = BLOCK + "ln_1.weight", "backpack.sense_vector_layer.ln_2.weig
         *(("model", key, torch.zeros(65, 32), f"{key} .*tied") for key in NANO.copies[WTE]),
         ("model", WTE, 3, "tensors"),
         ("model_args", "n_embd", "32", "n_embd='32'"),
-        ("model_args", "block_size", None, "no block_size"),
+        ("model_args", "n_head", None, "no n_head"),
         ("", "model_args", None, "model_args"),
         ("", "model", [1, 2], "model"),
         ("", "format", "nanobackpack 99", "nanobackpack 99"),
@@ -201,8 +201,7 @@ def test_nanogpt(tmp_path: Path):
         state[key] = t.t().contiguous() if conv1d else t
     args = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 61}
     args |= {"bias": True, "dropout": 0.0}
-    for weights in (state, compiled(state)):
-        assert_same_logits(load_model(written(tmp_path, {"model": weights, "model_args": args})), reference)
+    assert_same_logits(load_model(written(tmp_path, {"model": state, "model_args": args})), reference)
 
 
 def test_gpt2_config_refused(tmp_path: Path):
@@ -239,7 +238,7 @@ COPIES = [key for keys in PAPER.copies.values() for key in keys]
 def paper_folder(folder: Path, state: dict[str, Tensor], weights: str, **changes: Any) -> Path:
     settings = json.loads((GOLDEN / "backpack_gpt2" / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | changes))
-    if weights == "model.safetensors":
+    if weights.endswith(".safetensors"):
         save_file({key: t.clone().contiguous() for key, t in state.items()}, folder / weights)
     else:
         torch.save(state, folder / weights)
@@ -299,7 +298,7 @@ def test_padded_vocabularies():
         checkpoint = nano()
         checkpoint["model_args"]["vocab_size"] = vocab_size
         hugging_face = read_hugging_face(settings | {"vocab_size": vocab_size}, paper(), "test")
-        for config, _, _ in (hugging_face, read_nano(checkpoint, "test")):
+        for config, _, _ in (hugging_face, read_nano(checkpoint["model_args"], checkpoint["model"], "test")):
             assert (config.vocab_size, config.n_token) == (vocab_size, n_token)
 
 
@@ -356,6 +355,134 @@ def test_import_then_export_is_exact(name: str):
     assert all(torch.equal(state[key], original[key]) for key in state)
 
 
+# --- In several files, under a wrapper's names, without settings -------------------------------
+
+
+def sharded(folder: Path, single: str = "model.safetensors") -> list[str]:
+    """The paper's model in two files, whose names are returned, and an index."""
+    state, (stem, kind), weight_map = paper(), single.split("."), {}
+    for name, keys in ((f"{stem}-{i + 1}-of-2.{kind}", sorted(state)[i::2]) for i in range(2)):
+        paper_folder(folder, {key: state[key] for key in keys}, name)
+        weight_map |= dict.fromkeys(keys, name)
+    (folder / f"{single}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return sorted({*weight_map.values()})
+
+
+@pytest.mark.parametrize("single", ["model.safetensors", "pytorch_model.bin"])
+def test_sharded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: str):
+    """From a folder, and from the hub, where only the files that the index names are asked for."""
+    shards, asked = sharded(tmp_path, single), []
+    fetch = lambda _, allow_patterns: asked.extend(allow_patterns) or tmp_path  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for source in (tmp_path, "owner/name"):
+        assert golden_error(load_model(source), "backpack_gpt2") < 1e-5
+    assert sorted(asked[-2:]) == shards
+    # One file comes before several of its kind.
+    paper_folder(tmp_path, paper(), single)
+    (tmp_path / shards[0]).unlink()
+    assert golden_error(load_model(tmp_path), "backpack_gpt2") < 1e-5
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "module._orig_mod.", "model.transformer.", "transformer."])
+def test_names_of_wrappers(tmp_path: Path, wrapper: str):
+    """What stands before all names goes, in each layout; what torch put in the middle of some too."""
+
+    def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {wrapper + key.replace(".h.1.", ".h.1._orig_mod."): t for key, t in state.items()}
+
+    gpt = save_gpt2(tmp_path)  # whose names begin with "transformer." anyway, but for the head's
+    headless = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for state in (headless, export_state(gpt, GPT2)):
+        torch.save(wrapped(state), tmp_path / "pytorch_model.bin")
+        assert same_weights(load_model(tmp_path), gpt)
+    paper_folder(tmp_path, wrapped(paper()), "pytorch_model.bin")
+    assert golden_error(load_model(tmp_path), "backpack_gpt2") < 1e-5
+    checkpoint = nano("_bias")
+    checkpoint["model"] = wrapped(checkpoint["model"])
+    assert golden_error(load_model(written(tmp_path, checkpoint)), "nano_checkpoint_bias") < 1e-5
+    checkpoint["model"] |= {f"_orig_mod.{key}": t for key, t in checkpoint["model"].items()}
+    assert "two tensors have the same name" in error_of(written(tmp_path, checkpoint))
+
+
+@pytest.mark.parametrize("layout", [NANO, NANO_GPT, GPT2, OURS], ids=lambda layout: layout.title)
+@pytest.mark.parametrize("bias", [True, False])
+def test_tensors_without_settings(tmp_path: Path, layout: Layout, bias: bool):
+    """Their shapes tell all but the number of heads, which a config.json beside them does."""
+    kind = {} if layout is NANO else {"model_name": "gpt2", "n_sense_vector": 16}
+    model = tiny_model(**{"bias": bias or layout is GPT2, "vocab_used": 0} | kind)
+    state, file = export_state(model, layout), tmp_path / "any.pt"
+    fork = {"model": state, "model_args": {"n_head": 2, "n_layer": 3}}
+    for content in (fork, state, {"state_dict": state, "epoch": 3}, {"model_state_dict": state}):
+        torch.save(content, file)
+        if content is not fork:
+            assert "3 layers and width 16, but no n_head: put {" in error_of(file)
+            (tmp_path / "config.json").write_text('{"n_head": 2}')
+        opened = load_model(file)
+        assert same_weights(opened, model)
+        assert opened.config == dataclasses.replace(model.config, dropout=0.0)
+        (tmp_path / "config.json").unlink(missing_ok=True)
+
+
+# --- What was found instead --------------------------------------------------------------------
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+ST, SHARD, INDEX = "model.safetensors", "model-2-of-2.safetensors", "model.safetensors.index.json"
+FOUND: list[tuple[dict[str, Any], str]] = [
+    ({}, "it holds nothing (0 in all)"),
+    ({f"{c}.txt": b"" for c in "cbafed"}, "it holds a.txt, b.txt, c.txt, d.txt, ... (6 in all)"),
+    ({"adapter_model.safetensors": b""}, "is an adapter (LoRA)"),
+    ({"m.gguf": b"GGUF"}, "m.gguf is for another program"),
+    *(({"config.json": b"{}", name: b""}, f"config.json, {name} (2 in all); {name} is for another program")
+      for name in ("flax_model.msgpack", "model.onnx", "tf_model.h5")),
+    *(({"config.json": b"{}", name: LFS}, f"{name} is a pointer of git-lfs")
+      for name in ("ckpt.pt", "pytorch_model.bin", ST, SHARD)),
+    ({"ckpt.pt": b"<!DOCTYPE html>\n<HTML>"}, "ckpt.pt is a web page"),
+    ({"ckpt.pt": b'{"error": 1}'}, "it begins b'{\"error\": 1}'"),
+    ({"ckpt.pt": b""}, "ckpt.pt is empty"),
+    ({SHARD: lambda old: old[:-9]}, f"{SHARD} cannot be read"),
+    ({SHARD: lambda old: old.replace(b"[72,32]", b"[32,72]")}, "wte.weight has shape (32, 72), it must be"),
+    ({SHARD: None}, f"names {SHARD}: not there, 1 of 2 files"),
+    ({INDEX: {"weight_map": {"x": SHARD}}}, f"{SHARD} has no x, which {INDEX} says"),
+    *(({INDEX: content}, "has no weight_map") for content in ([], {}, {"weight_map": {}})),
+    *(({INDEX: {"weight_map": {"x": name}}}, f"names {name!r}, which is no .safetensors file beside it")
+      for name in (f"../{SHARD}", f"/{SHARD}", "*.safetensors", "a\\b.safetensors", "m.py", "", 3, [SHARD])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "words"), FOUND)
+def test_a_message_says_what_was_found(tmp_path: Path, files: dict[str, Any], words: str):
+    if files.keys() & {SHARD, INDEX}:
+        sharded(tmp_path)
+    for path, content in ((tmp_path / name, content) for name, content in files.items()):
+        if callable(content):
+            content = content(path.read_bytes())
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        if content is None:
+            path.unlink()
+    assert words in error_of(tmp_path)
+
+
+def test_another_model_is_described(tmp_path: Path):
+    net = {"conv1.weight": torch.ones(3), "fc.bias": torch.ones(3)}
+    assert "holds epoch, net (conv1.weight, fc.bias)" in error_of(written(tmp_path, {"epoch": 3, "net": net}))
+    assert "no tensor transformer.wte.weight for a GPT-2 model among conv" in error_of(written(tmp_path, net))
+
+
+def test_objects_can_be_made_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The message has a command that does it, but not where the object may be a program in disguise."""
+    objects = [np.float32(1.5), np.arange(3), Path("a"), torch.float16, torch.device("cpu"), {1}, b"x"]
+    for value in (*objects, argparse.Namespace(lr=1)):
+        text = error_of(written(tmp_path, nano() | {"best_val_loss": value, "more": [None, True, *objects]}))
+        code, *names = shlex.split(text.partition("if you trust its maker, copy it without ")[2])[8:]
+    monkeypatch.setattr(sys, "argv", ["-c", *names])
+    exec(code, {})
+    assert same_weights(load_model(tmp_path / "ckpt_plain.pt"), load_model(GOLDEN / "nano_checkpoint"))
+    plain = torch.load(tmp_path / "ckpt_plain.pt", weights_only=True)
+    assert [plain["best_val_loss"], *plain["more"][:4]] == ["Namespace(lr=1)", None, True, 1.5, [0, 1, 2]]
+    assert "trust" not in error_of(written(tmp_path, nano() | {"x": Harmful(tmp_path / "proof")}))
+
+
 # --- Files that are damaged, or mean harm: tests/robust has many more --------------------------
 
 
@@ -406,8 +533,4 @@ def test_characters_must_be_as_many_as_the_rows(tmp_path: Path, n: int, vocab_us
 
 
 def test_nothing_there(tmp_path: Path):
-    """A path that does not exist, an empty folder, and settings without weights say what is missing."""
     assert "no model at" in error_of(tmp_path / "nowhere")
-    assert "no model in" in error_of(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert "model.safetensors" in error_of(tmp_path)

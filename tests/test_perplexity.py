@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run's own data set is found again."""
+    monkeypatch.chdir(run)
+
+
 def save_data(folder: Path, tokenizer: Tokenizer, splits: dict[str, np.ndarray]) -> None:
     """A data set; its evaluation split has 3 characters a token, the others 1."""
     folder.mkdir()
@@ -173,6 +181,17 @@ def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
     assert nats != pytest.approx(measured(model, data).nats_per_token, abs=1e-4)
     assert result["edits"] == str(file)
+
+
+@pytest.mark.parametrize("key", ["dataset", "huge_pack_dir"])
+def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, key: str) -> None:
+    """The message has the flag with which data elsewhere is opened all the same."""
+    (tmp_path / "config.json").write_text(json.dumps({"dataset": str(run / "data")}))
+    assert open_stream(PerplexityConfig(out_dir=str(tmp_path)))[0].folder == run / "data"
+    for name in (str(tmp_path), f"{run}/../x", "../x", "data/../../x", "..\\x", "/dev/zero", "/a b"):
+        (tmp_path / "config.json").write_text(json.dumps({"dataset": "data", key: name}))
+        with pytest.raises(InputError, match=re.escape(shlex.quote(f"--dataset={name}")) + "$"):
+            open_stream(PerplexityConfig(out_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

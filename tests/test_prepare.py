@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import itertools
 import json
 import lzma
 import os
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,13 +27,13 @@ from nanobackpack import TrainConfig, commands, load_model
 from nanobackpack.commands.prepare import RECIPES
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
-from nanobackpack.safe.files import read_text
+from nanobackpack.safe.files import UNFINISHED, read_text
 from nanobackpack.text import prepare
 from nanobackpack.text.corpus import Corpus, Piece, document, from_files, from_text
 from nanobackpack.text.data import TokenData, open_data, open_dataset
 from nanobackpack.text.meta import KNOWN, Meta
 from nanobackpack.text.prepare import summary, write_dataset, write_tokens
-from nanobackpack.text.splits import fraction, split_random, split_tail
+from nanobackpack.text.splits import deal_shards, fraction, split_random, split_tail
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.text.tokenizer_files import load_tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -246,11 +250,12 @@ def test_documents_separated_by_a_mark(
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text(between.join(DOCS[:30]) + between, newline="")
     Path("b.txt").write_text("another file", newline="")
-    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300")
+    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300", "--split=tail")
     assert f"note: a.txt, b.txt has {MARK} " in err
     assert f"give --separator='{MARK}'" in err
     assert 0 not in read_ids(Path("data/mine"), "train")
-    _, _, err = script.verb("a.txt", "b.txt", "--tokenizer=bpe:300", f"--separator={MARK}", "--val=0.2")
+    args = ("--tokenizer=bpe:300", f"--separator={MARK}", "--val=0.2", "--split=tail")
+    _, _, err = script.verb("a.txt", "b.txt", *args)
     assert "note" not in err
     data = TokenData(Path("data/mine"))
     ids = np.concatenate([data.splits["train"], data.splits["val"]])
@@ -271,8 +276,7 @@ def test_text_that_the_tokenizer_does_not_know_is_counted(tmp_path: Path, chines
         meta, tmp_path
     )
     known = write_dataset(tmp_path / "all", text, Tokenizer.char(text), val_fraction=0.05, source="texts")
-    assert (known.unknown_share["train"], known.unknown_characters) == (0, {})
-    assert "unknown" not in summary(known, tmp_path)
+    assert (known.unknown_share["train"], "unknown" in summary(known, tmp_path)) == (0, False)
 
 
 def test_a_data_set_is_found_by_the_name_it_was_made_with(tmp_path: Path):
@@ -288,11 +292,6 @@ def test_a_data_set_is_found_by_the_name_it_was_made_with(tmp_path: Path):
     assert load_model(tmp_path / "ckpt.pt", "bpe:400").tokenizer.to_json() == data.tokenizer.to_json()
     with pytest.raises(InputError, match="tokenizer_name='bpe:401' is not"):
         load_model(tmp_path / "ckpt.pt", "bpe:401")
-    # An older meta.json says nothing of it.
-    stored = json.loads((tmp_path / "meta.json").read_text())
-    new = ("checksum", "tokenizer_made_as", "unknown_share", "unknown_characters")
-    (tmp_path / "meta.json").write_text(json.dumps({k: v for k, v in stored.items() if k not in new}))
-    assert open_data(TrainConfig(dataset=str(tmp_path))).tokenizer.made_as == ""
 
 
 def test_characters_have_a_line_end_between_documents(tmp_path: Path):
@@ -357,6 +356,114 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     prepare.write_tokens(out, {"": corpus_of(DOCS)}, BPE, split_tail(0.5))
     files = {"train.bin", "val.bin", "counts.bin", "tokenizer.json", "meta.json"}
     assert {p.name for p in out.iterdir()} == files | {running.name, mine.name}
+
+
+def write_set(folder: Path, layout: str, documents: list[str]) -> None:
+    """A data set of one text, or of packs in two languages."""
+    if layout == "text":
+        prepare.write_tokens(folder, {"": corpus_of(documents)}, "char", split_tail(0.5))
+        return
+    corpora = {f"{n}/{n}_": corpus_of(documents) for n in ("de", "fr")}
+    prepare.write_tokens(folder, corpora, "char", deal_shards(3), languages=("de", "fr"))
+
+
+def killing(after: int) -> Callable[[Path, Path], None]:
+    """os.replace, which kills the process when it has renamed so many files."""
+    rename, left = os.replace, iter(range(after))
+
+    def replace(old: Path, new: Path) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(old, new)
+
+    return replace
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("layout", ["text", "packs"])
+def test_a_set_that_is_there_is_replaced_whole_or_not_at_all(tmp_path: Path, layout: str):
+    write_set(tmp_path / "old", layout, DOCS)
+    write_set(tmp_path / "new", layout, DOCS[:99])
+    old, new = (open_dataset(tmp_path / name).meta for name in ("old", "new"))
+    for n in itertools.count():  # renames until the process is killed
+        folder = tmp_path / f"{n}"
+        shutil.copytree(tmp_path / "old", folder)
+        if (child := os.fork()) == 0:
+            try:
+                with mock.patch("os.replace", killing(n)):
+                    write_set(folder, layout, DOCS[:99])
+            finally:
+                os._exit(0)
+        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+        data = open_dataset(folder)
+        assert data.verify_files() == []
+        assert data.meta == (new if n else old)
+        write_set(folder, layout, DOCS[:99])
+        assert {p.relative_to(folder) for p in folder.rglob("*")} == {
+            p.relative_to(tmp_path / "new") for p in (tmp_path / "new").rglob("*")
+        }
+        if not killed:
+            break
+    assert n == 1 + sum(p.is_file() for p in (tmp_path / "new").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[], 3, {}, [1], ["train.bin"], ["../.a.bin.1.tmp"], ["x/../../.a.bin.1.tmp"], ["link/.a.bin.1.tmp"]],
+)
+def test_a_list_of_new_files_from_elsewhere_touches_nothing_outside(tmp_path: Path, names: object):
+    folder, outside = tmp_path / "data", tmp_path / ".a.bin.1.tmp"
+    write_set(folder, "text", DOCS)
+    outside.touch()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / UNFINISHED).write_text(json.dumps(names))
+    with pytest.raises(InputError, match=f"{UNFINISHED} is damaged: remove it"):
+        open_dataset(folder)
+    assert outside.exists()
+    (folder / UNFINISHED).unlink()
+    assert open_dataset(folder).verify_files() == []
+
+
+def test_what_an_older_set_left_is_not_taken_for_the_new_one(tmp_path: Path):
+    three = split_random(evaluation=fraction(0.1), val=fraction(0.1))
+    prepare.write_tokens(tmp_path / "a", {"": corpus_of(DOCS)}, BPE, three)
+    assert set(open_dataset(tmp_path / "a").splits) == {"train", "val", "evaluation"}
+    prepare.write_tokens(tmp_path / "a", {"": corpus_of(DOCS)}, "char", split_tail(0.1))
+    assert set(open_dataset(tmp_path / "a").splits) == {"train", "val"}
+    for languages, n in (["de", "fr"], 9), (["de"], 3):
+        corpora = {f"{name}/{name}_": corpus_of(DOCS) for name in languages}
+        prepare.write_tokens(tmp_path / "b", corpora, BPE, deal_shards(n), languages=languages)
+        data = open_dataset(tmp_path / "b")
+        assert data.meta is not None
+        assert data.n_tokens("train") == sum(
+            v for k, v in data.meta.tokens.items() if not k.endswith(f"_{n - 1}")
+        )
+
+
+INTERRUPTED = """
+import os, sys
+from nanobackpack import commands
+from nanobackpack.text import prepare
+encoded = prepare._encoded
+def interrupted(*args):
+    number = int(sys.argv.pop())
+    for batch in encoded(*args):
+        yield batch
+        os.kill(os.getpid(), number)
+prepare._encoded = interrupted
+commands.main(["prepare", "a.txt", "--tokenizer=char", *sys.argv[1:-1]])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_leave_no_temporary_files(tmp_path: Path, name: str):
+    (tmp_path / "a.txt").write_text("To be, or not to be.\n" * 99)
+    number = getattr(signal, name)
+    command = [sys.executable, "-c", INTERRUPTED, str(int(number))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+    assert set(tmp_path.rglob("*")) == {tmp_path / "a.txt", tmp_path / "data"}
 
 
 # --- The scripts -------------------------------------------------------------------------------
@@ -565,14 +672,27 @@ def test_common_crawl(script: Script, tmp_path: Path, chinese: Path):
 
 
 def test_textfiles(script: Script, tmp_path: Path):
-    (tmp_path / "b.md").write_text("second " * 10)
-    (tmp_path / "a.txt").write_text("first " * 10)
+    (tmp_path / "b.md").write_text("second " * 30)
+    (tmp_path / "a.txt").write_text("first " * 30)
     made = tmp_path / "made"
-    out = script("textfiles", tmp_path, "--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
+    args = (
+        "textfiles",
+        tmp_path / "a.txt",
+        tmp_path / "b.md",
+        "--tokenizer=char",
+        "--name=mine",
+        "--val=0.2",
+        "--out",
+        made,
+    )
+    assert "of the text, 2 blocks of about 39 characters from 2 of 2 long documents" in script(*args)
+    assert {"first", "second"} <= set(text_of(made)[-70:].split())  # a part of each file
+    out = script(*args, "--split=tail")
+    assert "held out: 20.2% of the text, its end" in out
     assert f"nanobackpack train shakespeare_char --dataset={made.as_posix()} --out_dir=out-mine" in out
     data = open_dataset(made)
-    assert [data.n_tokens(split) for split in ("train", "val")] == [104, 27]
-    assert text_of(made) == "first " * 10 + "\n" + "second " * 10
+    assert [data.n_tokens(split) for split in ("train", "val")] == [312, 79]
+    assert text_of(made) == "first " * 30 + "\n" + "second " * 30
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import json
 import os
 import pkgutil
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,35 @@ import torch
 import nanobackpack
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import autocast, generator, pick_compile, pick_device, pick_dtype, seed_of
+from nanobackpack.safe.run import start_aside
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 no_gpu = pytest.mark.skipif(
     torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU"
 )
+
+
+# --- Work in a library ------------------------------------------------------------------------
+
+
+def test_work_aside_gives_its_result_or_its_error() -> None:
+    assert start_aside(lambda: 3)() == 3
+    with pytest.raises(ZeroDivisionError):
+        start_aside(lambda: 1 // 0)(limit=9)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_work_aside_is_left_at_ctrl_c_and_at_its_limit() -> None:
+    released = threading.Event()
+    result = start_aside(released.wait)  # hears no signal
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        result()
+    with pytest.raises(TimeoutError):
+        result(limit=-1)
+    released.set()
+    assert result() is True
 
 
 # --- Device, type, compilation ----------------------------------------------------------------

@@ -8,6 +8,7 @@ import pickle
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers as hf
@@ -307,86 +308,70 @@ def test_byte_level_bpe_in_two_files(tmp_path: Path, names: tuple[str, str]):
         load_tokenizer(str(tmp_path))
 
 
-def write_json(path: Path, **files: object) -> Path:
-    """Write files of JSON into a folder; __ in a name stands for its dot."""
-    path.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (path / name.replace("__", ".")).write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def write_layout(folder: Path, kind: str) -> int:
-    """A tokenizer of several files in a folder; return the first id that is free."""
+def write_layout(folder: Path, kind: str, **beside: object) -> None:
+    """A tokenizer of several files in a folder, with more of JSON beside them."""
     folder.mkdir()
-    if kind == "bert":
-        (folder / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
-        return len(PIECES)
     model = json.loads(BPE.to_json())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])), encoding="utf-8")
-    return BPE.vocab_size
+    bpe = {"vocab.json": json.dumps(model["vocab"]), "merges.txt": "\n".join(map(" ".join, model["merges"]))}
+    files = {"vocab.txt": "\n".join(PIECES)} if kind == "bert" else bpe
+    for name, content in (files | {f"{name}.json": json.dumps(c) for name, c in beside.items()}).items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["bert", "bpe"])
+@pytest.mark.parametrize(("kind", "n"), [("bert", len(PIECES)), ("bpe", BPE.vocab_size)])
 @pytest.mark.parametrize("in_one_file", [True, False])
-def test_added_tokens_have_their_ids(tmp_path: Path, kind: str, in_one_file: bool):
+def test_added_tokens_have_their_ids(tmp_path: Path, kind: str, n: int, in_one_file: bool):
     """Those of texts are found in texts, those with a role never; both ways of naming them mean the same."""
-    n = write_layout(tmp_path / "t", kind)
     names = ["<call>", "<|im_end|>", "covid", "[PADDING]"]
     roles = {"eos_token": "<|im_end|>", "pad_token": {"content": "[PADDING]"}, "unk_token": None}
     if in_one_file:
         added = {n + i: {"content": name, "special": name in str(roles)} for i, name in enumerate(names)}
-        write_json(tmp_path / "t", tokenizer_config__json={"added_tokens_decoder": added})
+        write_layout(tmp_path / "t", kind, tokenizer_config={"added_tokens_decoder": added})
     else:
-        added_ids = {name: n + i for i, name in enumerate(names)}
-        write_json(tmp_path / "t", added_tokens__json=added_ids, special_tokens_map__json=roles)
+        ids = {name: n + i for i, name in enumerate(names)}
+        write_layout(tmp_path / "t", kind, added_tokens=ids, special_tokens_map=roles)
     tokenizer = load_tokenizer(str(tmp_path / "t"))
-    assert [tokenizer.id(name) for name in names] == [n, n + 1, n + 2, n + 3]
-    assert tokenizer.vocab_size == n + 4
-    ids = tokenizer.encode("hello<call> covid <|im_end|> [PADDING]")
-    assert [i for i in ids if i >= n] == [n, n + 2]
-    assert n + 1 in tokenizer.special.values()
-    assert n + 3 in tokenizer.unsampled_ids
-    assert n + 1 not in tokenizer.unsampled_ids
-    again = Tokenizer.from_json(tokenizer.to_json())
-    assert (again.encode("a<call>b"), again.special) == (tokenizer.encode("a<call>b"), tokenizer.special)
+    for found in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
+        assert [found.id(name) for name in names] == [n, n + 1, n + 2, n + 3]
+        text = found.encode("hello<call> covid <|im_end|> [PADDING]")
+        assert [i for i in text if i >= n] == [n, n + 2]
+        assert {n + 1, n + 3} == {i for i in found.special.values() if i >= n}
+        assert [i for i in found.unsampled_ids if i >= n] == [n + 3]
+
+
+@pytest.mark.parametrize("added", [{"x y": 3}, {"x y": 900}, {"x y": -1}, {"x y": "300"}, {"[PAD]": 299}])
+def test_added_tokens_that_cannot_be(tmp_path: Path, added: dict[str, Any]):
+    """Neither beside a vocabulary nor in a tokenizer.json, to which the library gives other ids."""
+    write_layout(tmp_path / "t", "bert", added_tokens=added)
+    stored = json.loads(BPE.to_json())
+    stored["added_tokens"] += [stored["added_tokens"][0] | {"content": t, "id": i} for t, i in added.items()]
+    (tmp_path / "t.json").write_text(json.dumps(stored))
+    for name in ("t", "t.json"):
+        with pytest.raises(
+            InputError, match=rf"{name}.*(cannot have the id|are no tokenizer|is not a token)"
+        ):
+            load_tokenizer(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
-    "added", [{"x y": 3}, {"x y": 900}, {"x y": -1}, {"x y": "300"}, {"[PAD]": 299}, [1]]
+    ("name", "content", "reason"),
+    [
+        ("spiece.model", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", "a SentencePiece model.* `python -c"),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "of tiktoken.* `python -c"),  # as that of Llama 3
+        ("cl100k.tiktoken", b"IQ== 0\nIg== 1\n", "of tiktoken.*--tokenizer=gpt2"),
+        ("model.gguf", b"GGUF\3\0\0\0", "a model in GGUF: take the tokenizer.json"),
+        ("tok.pkl", pickle.dumps({"a": 0}), "is refused"),
+        ("code.pkl", pickle.dumps(Path), "is refused"),
+        ("stoi.json", b'{"a": 0}', "is not a tokenizer.json: it has no entry 'model'"),
+        ("list.json", b"[1]", "is not a tokenizer.json: it has no entry 'model'"),
+        ("spm.vocab", b"<unk>\t0\n<s>\t0\n", "no line .UNK"),
+    ],
 )
-def test_added_tokens_that_cannot_be(tmp_path: Path, added: object):
-    write_layout(tmp_path / "t", "bert")
-    write_json(tmp_path / "t", added_tokens__json=added)
-    with pytest.raises(InputError, match=r"cannot have the id|are no tokenizer|not a JSON object"):
-        load_tokenizer(str(tmp_path / "t"))
-    if isinstance(added, dict):  # in a tokenizer.json, which the library takes with other ids
-        stored = json.loads(BPE.to_json())
-        stored["added_tokens"] += [
-            stored["added_tokens"][0] | {"content": t, "id": i} for t, i in added.items()
-        ]
-        with pytest.raises(InputError, match=r"t\.json.*(cannot have the id|is not a tokenizer)"):
-            Tokenizer.from_json(json.dumps(stored), "t.json")
-
-
-OTHER_KINDS = {
-    "spiece.model": (b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", "a SentencePiece model.* `python -c"),
-    "tokenizer.model": (b"IQ== 0\nIg== 1\n", "of tiktoken.* `python -c"),  # as that of Llama 3
-    "cl100k.tiktoken": (b"IQ== 0\nIg== 1\n", "of tiktoken.*--tokenizer=gpt2"),
-    "model.gguf": (b"GGUF\3\0\0\0", "a model in GGUF: take the tokenizer.json"),
-    "tok.pkl": (pickle.dumps({"a": 0}), "is refused"),
-    "code.pkl": (pickle.dumps(Path), "is refused"),
-    "stoi.json": (b'{"a": 0}', "is not a tokenizer.json: it has no entry 'model'"),
-    "list.json": (b"[1]", "is not a tokenizer.json: it has no entry 'model'"),
-    "spm.vocab": (b"<unk>\t0\n<s>\t0\n", "no line .UNK"),
-}
-
-
-@pytest.mark.parametrize("name", OTHER_KINDS)
-def test_files_of_other_kinds_are_refused_by_their_kind(tmp_path: Path, name: str):
-    content, reason = OTHER_KINDS[name]
+def test_files_of_other_kinds_are_refused_by_their_kind(
+    tmp_path: Path, name: str, content: bytes, reason: str
+):
     (tmp_path / name).write_bytes(content)
-    alone = [tmp_path] if name.endswith((".model", ".tiktoken")) else []
+    alone = [tmp_path] * name.endswith((".model", ".tiktoken"))
     for path in (tmp_path / name, *alone):
         with pytest.raises(InputError, match=f"{name} .*{reason}"):
             load_tokenizer(str(path))
@@ -394,27 +379,17 @@ def test_files_of_other_kinds_are_refused_by_their_kind(tmp_path: Path, name: st
 
 def test_runs_checkpoints_and_data_sets_are_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "out", "abcd")
-    (tmp_path / "data" / "old").mkdir(parents=True)
-    (tmp_path / "data" / "old" / "meta.pkl").write_bytes(
-        pickle.dumps({"vocab_size": 4, "itos": dict(enumerate("abcd")), "stoi": {}})
-    )
-    write_dataset(tmp_path / "data" / "new", "abcd" * 9, Tokenizer.char("abcd"), val_fraction=0.1, source="x")
     char = Tokenizer.char("abcd")
-    for name in (
-        "out",
-        "out/ckpt.pt",
-        "data/old",
-        "data/old/meta.pkl",
-        "data/new",
-        "data/new/meta.json",
-        "old",
-    ):
+    save_tiny(tmp_path / "out", "abcd")
+    torch.save({"model": {}, "model_args": {}}, "none.pt")
+    write_dataset(tmp_path / "data" / "new", "abcd" * 9, char, val_fraction=0.1, source="x")
+    (tmp_path / "data" / "old").mkdir()
+    Path("data/old/meta.pkl").write_bytes(pickle.dumps({"vocab_size": 4, "itos": dict(enumerate("abcd"))}))
+    for name in ("out", "out/ckpt.pt", "data/old", "data/old/meta.pkl", "data/new", "data/new/meta.json"):
         assert load_tokenizer(name).encode("bad") == [1, 0, 3]
         assert tokenizer_to_use(name, char, "data") is char
         with pytest.raises(InputError, match="is not the tokenizer of"):
             tokenizer_to_use(name, Tokenizer.char("abce"), "data")
-    torch.save({"model": {}, "model_args": {}}, tmp_path / "none.pt")
     with pytest.raises(InputError, match=r"none\.pt holds no tokenizer"):
         load_tokenizer("none.pt")
 
@@ -489,6 +464,69 @@ def test_parts_of_well_known_tokenizers_are_let_through(name: str):
 
 
 NO_UNKNOWN = hf.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")).to_str()
+
+
+LETTERS, MARKS = r"\p{L}", r"[^\s\p{L}\p{N}]"
+SPLITS = {  # what some well-known tokenizers split text by
+    "GPT-2": rf"'(?:[sdmt]|ll|ve|re)| ?{LETTERS}+| ?\p{{N}}+| ?{MARKS}+|\s+(?!\S)|\s+",
+    "GPT-4": rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+{LETTERS}+|\p{{N}}{{1,3}}| ?{MARKS}++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+",
+    "Llama 3, Qwen": rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?{LETTERS}+|\p{{N}}{{1,3}}"
+    rf"| ?{MARKS}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "GPT-4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lo}\p{M}]*[\p{Ll}\p{Lo}\p{M}]+(?i:'s|'t)?|\p{N}{1,3}|\s+",
+}
+# The library itself gives up on the first of these; the second takes seconds here, for a real text hours.
+ENDLESS = {"exponential": (r"(\w+)+!|\w+", "a" * 99), "cubic": (r"\w*\w*\w*!|\w+", "a" * 370)}
+
+
+def with_parts(**parts: object) -> Tokenizer:
+    return Tokenizer.from_json(json.dumps(json.loads(BPE.to_json()) | parts))
+
+
+def split_by(pattern: str) -> dict[str, object]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return chain("pretokenizers", split, BYTE_LEVEL | {"use_regex": False, "add_prefix_space": False})
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_patterns_of_well_known_tokenizers_are_let_through(name: str):
+    tokenizer = with_parts(pre_tokenizer=split_by(SPLITS[name]))
+    for text in (ENGLISH, "a" * 20_000, " " * 20_000, "能" * 5_000, "-_" * 5_000):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode_batch([text])[0].tolist() == tokenizer.encode(text)
+    if name == "GPT-2":
+        assert tokenizer.encode(ENGLISH) == BPE.encode(ENGLISH)
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_pattern_without_end_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch):
+    pattern, word = ENDLESS[name]
+    text = (word + " ") * 20
+    monkeypatch.setattr("nanobackpack.text.tokenizer._PATIENCE_S", 0.2)
+    monkeypatch.setattr("nanobackpack.text.tokenizer._CHARS_A_SECOND", 1e9)
+    splits, replaces = with_parts(pre_tokenizer=split_by(pattern)), replace("x", Regex=pattern)
+    decodes = with_parts(decoder=chain("decoders", BYTE_LEVEL, replaces))
+    for work in (
+        lambda: splits.encode(text),
+        lambda: splits.encode_batch(["fine", text]),
+        lambda: with_parts(normalizer=replaces).encode(text),
+        lambda: decodes.decode(decodes.encode(text)),
+    ):
+        with pytest.raises(InputError, match=r"cannot (en|de)code .* without end: take another tokenizer"):
+            work()
+
+
+@pytest.mark.parametrize("text", ["".join(map(str, range(99))), "能" * 500, "-" * 500, "a b\n" + "_" * 500])
+def test_long_runs_are_cut_for_training_alone(text: str, monkeypatch: pytest.MonkeyPatch):
+    whole = make_tokenizer("bpe:400", [text])
+    monkeypatch.setattr("nanobackpack.text.tokenizer._RUN_CHARS", 7)
+    monkeypatch.setattr("nanobackpack.text.tokenizer._LONG_RUN", re.compile(r"\w{8,}|[^\w ]{8,}"))
+    with pytest.warns(UserWarning, match=r"runs of more than 7 letters .* \(1 of them\) were cut"):
+        tokenizer = make_tokenizer("bpe:400", [text])
+    longest = [max(len(t.decode([i])) for i in range(257, t.vocab_size)) for t in (whole, tokenizer)]
+    assert longest[0] > 7 >= longest[1]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert make_tokenizer("bpe:300", [ENGLISH]).to_json() == BPE.to_json()  # which has none
 
 
 @pytest.mark.parametrize(

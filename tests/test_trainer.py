@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -607,6 +608,47 @@ def test_a_checkpoint_of_an_earlier_run_is_not_called_ours(data: Path, tmp_path:
         PoisonedFirst(tiny(data, tmp_path / "used", eval_interval=100)).run()
     assert "holds step 0" not in str(error.value)  # it holds step 3 of the earlier run
     assert saved(tmp_path / "used")["iter_num"] == 3
+
+
+def before_step_3(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, lr: (self.step == 3 and do(), step(self, lr))[1])
+
+
+@pytest.mark.parametrize("left", ["", "run.lock", "config.json"])
+def test_a_run_ends_when_its_folder_is_moved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """It writes nothing more where that was, whatever is there now, and can go on from where it is."""
+    out, moved = tmp_path / "out", tmp_path / "moved"
+
+    def move() -> None:
+        out.rename(moved)
+        if left:
+            out.mkdir()
+            (out / left).write_text('{"run": "another"}')
+
+    before_step_3(monkeypatch, move)
+    with pytest.raises(InputError, match="out was moved, removed or taken by another run"):
+        train(tiny(data, out, log_interval=99 if left else 1))
+    assert [p.read_text() for p in out.glob("*")] == ['{"run": "another"}'] * bool(left)
+    monkeypatch.undo()
+    assert train(tiny(data, moved, init_from="resume")) == 0
+    assert [r["step"] for r in records(moved) if "val_loss" in r] == [0, 2, 4, 5]
+
+
+def test_a_log_that_is_removed_is_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, and when the run is resumed: the curve has not all steps."""
+    before_step_3(monkeypatch, (tmp_path / "metrics.jsonl").unlink)
+    train(tiny(data, tmp_path))
+    assert (
+        capsys.readouterr().out.count("metrics.jsonl was removed or replaced: the run adds to what is") == 1
+    )
+    assert [r["step"] for r in records(tmp_path)] == [4, 4, 5, 5, 5]
+    train(tiny(data, tmp_path, init_from="resume", max_iters=6))
+    assert "steps before 5 are missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rate", [1e30, 1e39])

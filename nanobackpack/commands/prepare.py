@@ -35,6 +35,7 @@ from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
+from nanobackpack.safe.run import ending_signals
 from nanobackpack.text.corpus import (
     Corpus,
     Segments,
@@ -46,7 +47,7 @@ from nanobackpack.text.corpus import (
     separated,
 )
 from nanobackpack.text.prepare import summary, write_tokens
-from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_tail
+from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_spread, split_tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,9 @@ class PrepareConfig(Settings):
     separator: str = ""
     """Of your own texts: the mark between documents, as <|endoftext|>; empty: each file is one document."""
     val: float = 0.05
-    """Of your own texts: part held out for validation, its end."""
+    """Of your own texts: part held out for validation."""
+    split: Literal["spread", "tail"] = "spread"
+    """Of your own texts: what is held out: documents or blocks of text drawn from all over, or the end."""
     field: str = "text"
     """Of your own texts: the field of a record, or column, with the text; meta.text is inside meta."""
     strict: bool = False
@@ -204,7 +207,7 @@ def textfiles(settings: PrepareConfig, folder: Path) -> Plan:
     corpus = from_files(settings.input, Segments((settings.field,)), **settings.reading)
     if settings.separator:
         corpus = separated(corpus, settings.separator)
-    return {"": corpus}, split_tail(settings.val), {}
+    return {"": corpus}, (split_tail if settings.split == "tail" else split_spread)(settings.val), {}
 
 
 # name: (what makes it, the tokenizer unless the settings name another)
@@ -218,7 +221,7 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "clue_small": (clue_small, "chinese-character-bert"),
     "common_crawl": (common_crawl, "xlm-250k"),
 }
-ONLY_FOR = dict.fromkeys(("name", "separator", "val", "field"), "textfiles")
+ONLY_FOR = dict.fromkeys(("name", "separator", "val", "split", "field"), "textfiles")
 ONLY_FOR |= dict.fromkeys(("languages", "shards"), "common_crawl")
 
 # --- The program -------------------------------------------------------------------------------
@@ -236,10 +239,11 @@ def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
     folder = data / (settings.name if recipe == "textfiles" else recipe)
     out = Path(settings.out or folder)
     plan, usual_tokenizer = RECIPES[recipe]
-    corpora, split, options = plan(settings, folder)
     tokenizer = settings.tokenizer or usual_tokenizer
-    options |= {"threads": settings.num_proc, "normalize": settings.normalize}
-    meta = write_tokens(out, corpora, tokenizer, split, **options)
+    with ending_signals():
+        corpora, split, options = plan(settings, folder)
+        options |= {"threads": settings.num_proc, "normalize": settings.normalize}
+        meta = write_tokens(out, corpora, tokenizer, split, **options)
     print(summary(meta, out))
     if recipe == "textfiles":
         dataset = display_path(out) if settings.out else settings.name

@@ -16,8 +16,9 @@ block_size; longer ones give each token more to go on, so compare models of the 
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
@@ -202,9 +203,14 @@ def _trained_on(settings: PerplexityConfig) -> str:
     folder = path.parent if path.is_file() else path
     try:
         stored = read_json(folder / "config.json")
-        return Path(stored.get("huge_pack_dir") or stored["dataset"]).as_posix()
+        name = str(stored.get("huge_pack_dir") or stored["dataset"])
     except (OSError, InputError, KeyError, AttributeError, TypeError):
         raise InputError(
             f"{settings.model_path} does not tell what it was trained on: name a folder or a .bin file with "
             "--dataset"
         ) from None
+    # The folder may come from a stranger, so what it names must lie below the current one.
+    if ".." in PureWindowsPath(name).parts or not (Path.cwd() / name).is_relative_to(Path.cwd()):
+        flag = shlex.quote(f"--dataset={name:.999}")
+        raise InputError(f"{display_path(folder)} names data elsewhere: if it is yours, give {flag}")
+    return name

@@ -4,6 +4,9 @@
     backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model
     GPT-2            a folder in Hugging Face's layout
 
+The tensors may also stand alone in a file, or under names to which a wrapper put its own. What settings they
+do not tell by their shapes then come from a config.json beside them.
+
 The numbers are those of our models, under other names and partly in another order. Take the layer that ends
 the sense network, whose output is K senses of D numbers:
 
@@ -30,10 +33,11 @@ import torch
 from torch import Tensor
 
 from nanobackpack.config import ModelConfig
-from nanobackpack.errors import InputError, first_line, short_repr
+from nanobackpack.errors import InputError, first_few, short_repr
 from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.safe import download
 from nanobackpack.safe.files import read_json
-from nanobackpack.safe.untrusted import load_untrusted
+from nanobackpack.safe.untrusted import found_in, load_untrusted, read_index
 
 State = dict[str, Tensor]
 
@@ -104,20 +108,43 @@ NANO_GPT = Layout(
     copies={"wte.weight": ("lm_head.weight",)},
 )
 GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
+OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
 
 # Buffers that hold the causal mask. The leading dot matters: `attn.c_attn.bias` is a real parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
+# What torch puts into names where it compiles, spreads or recomputes a part of a model.
+WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 # What weights may be stored as.
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
+WTE = "wte.weight"
+CONTAINERS = ("model", "state_dict", "model_state_dict")  # where checkpoints have tensors by name
 MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
-def check_tensors(state: dict[Any, Any], source: str) -> None:
-    """Refuse what does not map names to tensors."""
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{source}: these are no weights, which would map names to tensors")
+def check_tensors(state: object, source: str) -> None:
+    """Refuse what does not map names to tensors, and say what it is instead."""
+    parts = state if isinstance(state, dict) else {type(state).__name__: state}
+    if not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in parts.items()):
+        found = (f"{k} ({first_few(part)})" if isinstance(part, dict) else k for k, part in parts.items())
+        raise InputError(
+            f"{source} holds {first_few(found)}: no weights, which map names to tensors, alone or as `model`"
+        )
+
+
+def unwrap(state: State, source: str) -> State:
+    """The tensors without masks, under the names they had before a wrapper such as DDP put its own to all."""
+    named = [(WRAPPED.sub("", key), t) for key, t in state.items() if not key.endswith(BUFFERS)]
+    if len(weights := dict(named)) < len(named):
+        raise InputError(f"{source}: two tensors have the same name, but for a wrapper such as _orig_mod.")
+    # A tensor that a layout has tells what stands before all names.
+    for known in (NANO.key("senses.ff_2.c_proj.weight"), PAPER.key(WTE), NANO_GPT.key(WTE), WTE):
+        found = next((key for key in weights if f".{key}".endswith(f".{known}")), "")
+        prefix = found.removesuffix(known)
+        if found and all(key.startswith(prefix) for key in weights):
+            return {key.removeprefix(prefix): t for key, t in weights.items()}
+    return weights
 
 
 def check_size(config: ModelConfig, state: State, source: str) -> None:
@@ -140,8 +167,7 @@ def import_state(model: LanguageModel, state: State, layout: Layout | None, sour
     An error names the tensor that is missing, left over, misshapen, of the wrong type, not finite, or
     different from the one that it is tied to.
     """
-    # torch.compile puts a prefix before every name; masks are no weights.
-    weights = {k.removeprefix("_orig_mod."): t for k, t in state.items() if not k.endswith(BUFFERS)}
+    weights = unwrap(state, source)
     for key, t in weights.items():
         if t.dtype not in WEIGHT_TYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
@@ -193,40 +219,89 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
     return state
 
 
-def read_nano(checkpoint: dict[str, Any], source: str) -> tuple[ModelConfig, State, Layout]:
-    """A ckpt.pt of nanoBackpackLM or nanoGPT, as loaded: its settings, its tensors, and which it is."""
-    state, args = checkpoint.get("model"), checkpoint.get("model_args")
-    if not isinstance(state, dict) or not isinstance(args, dict):
-        raise InputError(
-            f"{source}: no checkpoint of nanobackpack or nanoBackpackLM: model, model_args are missing"
-        )
+def read_foreign(content: dict[str, Any], file: Path) -> tuple[ModelConfig, State, Layout]:
+    """The model in what was read from a file of another program: its settings, its tensors, and which it is.
+
+    The settings stand in the file or in a config.json beside it.
+    """
+    source, beside = str(file), file.with_name("config.json")
+    state = next((content[name] for name in CONTAINERS if name in content), content)
     check_tensors(state, source)
-    backpack = any("sense_vector_layer." in k for k in state)
-    needed = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
-    needed += ["n_sense_vector"] * backpack
-    if missing := [name for name in needed if name not in args]:
-        raise InputError(f"{source}: model_args has no {missing[0]}")
-    settings = {"model_name": "backpack-lm" if backpack else "gpt2"} | {name: args[name] for name in needed}
-    return _with_padding(model_config(settings, source)), state, NANO if backpack else NANO_GPT
-
-
-def read_folder(folder: Path) -> tuple[dict[str, Any], State, Path]:
-    """Read a folder in Hugging Face's layout: its config.json, its tensors, and the file that holds these."""
-    settings = read_json(folder / "config.json")
+    settings = content.get("model_args", content.get("config"))  # the second is build-nanogpt's name
+    if isinstance(settings, dict):
+        return read_nano(settings, state, source)
+    settings = read_json(beside) if beside.is_file() else {}
     if not isinstance(settings, dict):
-        raise InputError(f"{folder / 'config.json'} must hold an object of settings")
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        from safetensors.torch import load_file
+        raise InputError(f"{beside} must hold an object of settings")
+    if settings.keys() & {"model_type", "n_positions"} or any("gpt2_model." in key for key in state):
+        return read_hugging_face(settings, state, source)
+    return read_nano(settings, state, source)
 
-        try:
-            return settings, load_file(weights), weights
-        except Exception as error:  # a damaged file can raise nearly anything
-            raise InputError(f"{weights} cannot be read: {first_line(error)}") from error
-    weights = folder / "pytorch_model.bin"
-    if weights.is_file():
-        return settings, load_untrusted(weights), weights
-    raise InputError(f"{folder} has a config.json but neither model.safetensors nor pytorch_model.bin")
+
+def read_nano(settings: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
+    """The model_args and tensors of nanoBackpackLM or nanoGPT, as read_foreign gives them.
+
+    Older ones lack some settings: the shapes of the tensors tell all but n_head and dropout.
+    """
+    state = unwrap(state, source)
+    backpack = any(key.startswith("senses.") or "sense_vector_layer." in key for key in state)
+    layout = OURS if "context.wpe.weight" in state else NANO if backpack else None
+    if not layout:
+        state, layout = _as_gpt(state)
+    try:
+        known: dict[str, Any] = {"model_name": "gpt2", "dropout": 0.0}
+        known["vocab_size"], known["n_embd"] = state[layout.key(WTE)].shape
+        known["block_size"] = len(state[layout.key("context.wpe.weight")])
+        if backpack:  # K·D rows
+            K = len(state[layout.key("senses.ff_2.c_proj.weight")]) // known["n_embd"]
+            known |= {"model_name": "backpack-lm", "n_sense_vector": K}
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        what = f"no tensor {error.args[0]}" if isinstance(error, KeyError) else "odd tensors"
+        raise InputError(f"{source}: {what} for a {layout.title} model among {first_few(state)}") from None
+    blocks = {m[1] for key in state if (m := re.search(r"\.h\.(\d+)\.", key))}
+    known["n_layer"] = len(blocks) + backpack  # the sense network counts
+    known["bias"] = any(key.endswith(".bias") for key in state)
+    known |= {name: settings[name] for name in (*known, "n_head") if name in settings}
+    if "n_head" not in known:
+        what = (
+            f"a {layout.title} model of {known['n_layer']} layers and width {known['n_embd']}, but no n_head"
+        )
+        raise InputError(f'{source}: {what}: put {{"n_head": NUMBER}} into a config.json beside it')
+    return _with_padding(model_config(known, source)), state, layout
+
+
+def _as_gpt(state: State) -> tuple[State, Layout]:
+    """The tensors of a GPT under their full names, and in whose order they are."""
+    if "wte.weight" in state:  # saved from what lies below the head
+        state = {"transformer." + key: t for key, t in state.items()}
+    shapes = [t.shape for key, t in state.items() if key.endswith(".c_attn.weight") and t.dim() == 2]
+    return state, NANO_GPT if any(n > m for n, m in shapes) else GPT2  # (3·D, D), or GPT-2's (D, 3·D)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Read the weights of a folder in Hugging Face's layout; return them, and their file or index."""
+    for file in (folder / name for name in download.WEIGHTS):
+        if file.is_file():
+            return _read_shards(file) if file.suffix == ".json" else load_untrusted(file), file
+    raise InputError(
+        f"{folder} has config.json but neither model.safetensors nor pytorch_model.bin: {found_in(folder)}"
+    )
+
+
+def _read_shards(index: Path) -> State:
+    """Read the tensors in all files that an index names."""
+    shards = {index.with_name(name): tensors for name, tensors in read_index(index).items()}
+    if missing := [file.name for file in shards if not file.is_file()]:
+        raise InputError(
+            f"{index} names {first_few(missing)}: not there, {len(missing)} of {len(shards)} files"
+        )
+    state: State = {}
+    for file, tensors in shards.items():
+        part = load_untrusted(file)
+        if missing := [name for name in tensors if name not in part]:
+            raise InputError(f"{file} has no {first_few(missing)}, which {index.name} says: fetch both again")
+        state |= {name: part[name] for name in tensors}
+    return state
 
 
 def read_hugging_face(
@@ -236,7 +311,7 @@ def read_hugging_face(
 
     It holds backpack-gpt2, or GPT-2 with its head or without; other settings than we compute are refused.
     """
-    check_tensors(state, source)
+    state = unwrap(state, source)
     backpack = any(k.startswith("backpack.") for k in state)
     if not backpack and settings.get("model_type") != "gpt2":
         raise InputError(
@@ -270,9 +345,8 @@ def read_hugging_face(
     }
     if backpack:
         ours |= {"sense_network": "paper", "n_sense_vector": settings["num_senses"]}
-    elif not any(k.startswith("transformer.") for k in state):  # saved from GPT2Model: no prefix, no head
-        state = {"transformer." + k: t for k, t in state.items()}
-    return _with_padding(model_config(ours, source)), state, PAPER if backpack else GPT2
+    state, layout = (state, PAPER) if backpack else _as_gpt(state)
+    return _with_padding(model_config(ours, source)), state, layout
 
 
 def model_config(settings: dict[str, Any], source: str) -> ModelConfig:

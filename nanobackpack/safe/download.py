@@ -16,10 +16,13 @@ from pathlib import Path
 
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.files import display_path, replacing, sha256
+from nanobackpack.safe.untrusted import read_index
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-MODEL_FILES = ("config.json", "model.safetensors", "*token*.json", "vocab.json", "merges.txt", "vocab.txt")
-OLD_WEIGHTS = "pytorch_model.bin"  # where there is no model.safetensors; read without unpickling code
+MODEL_FILES = ("config.json", "*token*.json", "vocab.json", "merges.txt", "vocab.txt")
+# Where a folder has its weights, in one file or in several that an index names: the first there is counts, as
+# in the transformers library. pytorch_model.bin is read without unpickling code.
+WEIGHTS = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 _TIMEOUT_S = 10
 
 
@@ -52,9 +55,12 @@ def is_id(name: str) -> bool:
 def fetch_model(name: str) -> Path:
     """Return the folder with config.json, weights and tokenizer files of a model of the hub."""
     instead = "name a local folder with config.json and weights"
-    folder = fetch_hub(name, MODEL_FILES, instead)
-    if not (folder / "model.safetensors").is_file():
-        folder = fetch_hub(name, [OLD_WEIGHTS], instead)
+    folder = fetch_hub(name, [*MODEL_FILES, *WEIGHTS[:2]], instead)
+    if not any((folder / weights).is_file() for weights in WEIGHTS[:2]):
+        folder = fetch_hub(name, WEIGHTS[2:], instead)
+    weights = next((folder / weights for weights in WEIGHTS if (folder / weights).is_file()), folder)
+    if weights.suffix == ".json":
+        folder = fetch_hub(name, list(read_index(weights)), instead)
     if not (folder / "config.json").is_file():
         raise _unfetched(name, "it has no config.json", instead)
     return folder

@@ -33,7 +33,9 @@ _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
-_OPEN_FILE = re.compile("/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]+)")
+_OPEN_FILE = re.compile("/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]+)")  # names of files that are open
+UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
+_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,11 +53,15 @@ class Replacement:
     """New files that take the places of others at the end of a `with`, in order, or after an error never.
 
     All are on the disk before the first gets its name: a power cut leaves no half file, a full disk not some
-    of several.
+    of several. A `folder` is given where several below it belong together: a list there names them until all
+    have their places, and whoever opens the folder calls `finish_replacing`, should the process be killed.
     """
 
-    def __enter__(self) -> Replacement:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._temporary: dict[Path, Path] = {}  # the place of each → where it is written
+
+    def __enter__(self) -> Replacement:
         return self
 
     @contextmanager
@@ -75,14 +81,48 @@ class Replacement:
             raise
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        folders = {path.parent for path in self._temporary}
         try:
-            for path, temporary in self._temporary.items() if kind is None else ():
-                os.replace(temporary, path)
-            for folder in {path.parent for path in self._temporary} if kind is None else ():
-                _sync_folder(folder)
+            if kind is None and self._folder:
+                names = [path.relative_to(self._folder).as_posix() for path in self._temporary.values()]
+                _sync_folders(folders)
+                with replacing(self._folder / UNFINISHED) as file:
+                    file.write(json.dumps(names).encode())
+                self._temporary.clear()  # from here on the new files count
+                try:
+                    finish_replacing(self._folder)
+                finally:  # a signal may have come in between
+                    finish_replacing(self._folder)
+            elif kind is None:
+                for path, temporary in self._temporary.items():
+                    os.replace(temporary, path)
+                _sync_folders(folders)
         finally:
             for temporary in self._temporary.values():
                 temporary.unlink(missing_ok=True)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Give the new files below `folder` their places, if a process was killed as it did that."""
+    unfinished = folder / UNFINISHED
+    if not unfinished.is_file():
+        return
+    names = read_json(unfinished)
+    paths = [folder / str(name) for name in names] if isinstance(names, list) else []
+    # The folder may come from elsewhere: nothing outside of it is touched.
+    places = {
+        path: path.with_name(name[1])
+        for path in paths
+        if (name := _TEMPORARY.fullmatch(path.name))
+        and path.parent.resolve().is_relative_to(folder.resolve())
+    }
+    if not places or len(places) < len(paths):
+        raise InputError(f"{display_path(unfinished)} is damaged: remove it, and make the folder anew")
+    for path, place in places.items():
+        with suppress(FileNotFoundError):  # it has its place already
+            os.replace(path, place)
+    _sync_folders({path.parent for path in places})
+    unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -99,9 +139,9 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == "posix":
+def _sync_folders(folders: Iterable[Path]) -> None:
+    """Bring the names in folders to the disk."""
+    for folder in folders if os.name == "posix" else ():
         handle = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # not every file system can
             os.fsync(handle)
@@ -113,8 +153,8 @@ def remove_stale(folder: Path) -> None:
     # What a live process writes stays: preparing data holds no lock, and although a run does, other programs
     # may write into its folder (--json=out/senses.json).
     for path in folder.glob(".*.tmp"):
-        ours = re.fullmatch(r"\..+\.(?:bin|json|jsonl|png|pt)\.(\d+)\.tmp", path.name)
-        if ours and not _is_running(int(ours[1])):
+        ours = _TEMPORARY.fullmatch(path.name)
+        if ours and not _is_running(int(ours[2])):
             path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
     with guard_run(config), StopSignals() as stop:
         while not stop.received:
             train_step()  # which no signal cuts short
+    start_aside(work)()  # which Ctrl-C leaves behind
 
 A run that fails says what to change: less memory, or where the step that went wrong is written down.
 """
@@ -19,11 +20,12 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from nanobackpack.config import changed_settings
 from nanobackpack.errors import InputError, is_out_of_memory
@@ -33,6 +35,7 @@ from nanobackpack.safe.files import display_path, replacing
 if TYPE_CHECKING:
     from nanobackpack.config import TrainConfig
 
+T = TypeVar("T")
 LOCK = "run.lock"
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's warning before the time is up
 
@@ -69,7 +72,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     finally:
         # Remove the file while it is still ours, then the folders that were made for nothing.
         with suppress(OSError):
-            path.unlink()
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # the folder may have been moved
+                path.unlink()
         file.close()
         with suppress(OSError):
             for empty in made:
@@ -181,6 +185,55 @@ class StopSignals:
         if self.received and is_new and self.alone:
             raise KeyboardInterrupt
         self.received = self.received or number
+
+
+@contextmanager
+def ending_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a program as Ctrl-C does, so that its temporary files are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.getsignal(n) for n in numbers}
+    main = threading.current_thread() is threading.main_thread()
+    changed = [n for n in numbers if main and before[n] == signal.SIG_DFL]  # nohup's SIG_IGN stays
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])
+
+
+# --- Work that hears no signal ----------------------------------------------------------------
+
+
+def start_aside(work: Callable[[], T]) -> Callable[..., T]:
+    """Start work that hears no signal, as that of a library in Rust, in a thread of its own.
+
+    Returns a function that waits for its result. Ctrl-C while it waits leaves the work behind, to end with
+    the process at the latest; so does TimeoutError after `limit` seconds of time and of the processor's time.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # a panic of Rust is no Exception
+            outcome.set_exception(error)
+
+    def result(limit: float = float("inf")) -> T:
+        # A process that is suspended, or one of many, uses little of the processor's time.
+        begin = time.monotonic(), time.process_time()
+        while not wait([outcome], timeout=0.2).done:
+            if min(time.monotonic() - begin[0], time.process_time() - begin[1]) > limit:
+                raise TimeoutError(f"no end after {limit:.0f} seconds")
+        return outcome.result()
+
+    threading.Thread(target=run, daemon=True).start()  # a daemon: the process ends without it
+    return result
 
 
 # --- Out of memory ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Untrusted files: looked at before a library opens them, and after.
 
-    load_untrusted("ckpt.pt")             a file of torch.save: tensors and plain values
+    load_untrusted("ckpt.pt")             a file of torch.save or safetensors: tensors and plain values
+    read_index("x.index.json")            which files hold which tensors of a model in several
     check_parts(state, kinds, "ckpt.pt")  what was read from it: each part of its kind
     load_plain_pickle("meta.pkl", limit)  a pickle of plain values
     check_tokenizer(text, "its name")     a tokenizer.json, before the tokenizers library reads it
@@ -20,13 +21,14 @@ import lzma
 import pickle
 import pickletools
 import re
+import shlex
 import unicodedata
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nanobackpack.errors import InputError, first_line
-from nanobackpack.safe.files import display_path, parse_json, read_bytes
+from nanobackpack.errors import InputError, first_few, first_line, short_repr
+from nanobackpack.safe.files import display_path, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,34 +54,86 @@ _TORCH = re.compile(
     r"|torch [A-Z]\w*Storage"
 )
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
+# Objects that users save beside tensors, and what they may run on such a file of theirs; we never do.
+_DATA = (
+    r" (numpy|omegaconf|argparse|collections|datetime|pathlib|_codecs|__builtin__.set|torch.(\w*\d|device))"
+)
+_MAKE_PLAIN = """import sys, torch; from torch.utils._pytree import tree_map; torch.save(tree_map(lambda v:
+v if torch.is_tensor(v) or v is None else v.tolist() if hasattr(v, "tolist") else v if isinstance(v, (int,
+float, str)) else str(v), torch.load(sys.argv[1], weights_only=False)), sys.argv[2])""".replace("\n", " ")
+# What else lies in folders of models, by its name and its beginning.
+_OTHERS = {
+    rb"https://git-lfs": "a pointer of git-lfs: get the file with `git lfs pull`",
+    rb"(?i)<html": "a web page: download the file again",
+    rb"^adapter_": "an adapter (LoRA), not a model: merge it into its model and save that",
+    rb"\.(gguf|h5|msgpack|onnx)\n": "for another program: get the model's safetensors",
+}
 
 
 # --- Reading ----------------------------------------------------------------------------------
 
 
 def load_untrusted(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save that holds a dict of tensors and plain values; anything else is refused."""
+    """Read a file of torch.save or safetensors with a dict of tensors and plain values; refuse any other."""
+    import safetensors.torch
     import torch
 
     if not path.is_file():  # opening a pipe would wait forever
         raise InputError(f"{path} is not a file")
+    with open(path, "rb") as file:
+        head = file.read(512)
+    is_zip = head.startswith(b"PK\3\4")  # as since torch 1.6
+    is_safetensors = head[8:9] == b"{"  # after the length of its header
+    if not (is_zip or is_safetensors or head.startswith(b"\x80")):
+        kind = _kind_of_file(path.name, head) or f"no file of weights: it begins {short_repr(head[:30])}"
+        raise InputError(f"{path} is {kind if head else 'empty'}")
     try:
+        if is_safetensors:
+            return dict(safetensors.torch.load_file(path))
         # Look before anything is built; torch's own weights_only is a second check.
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\3\4"  # as since torch 1.6
         (check_zip if is_zip else check_legacy)(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         content = copy_plain_values(loaded)
     except (pickle.UnpicklingError, InputError) as error:
+        copy = shlex.join(["python", "-c", _MAKE_PLAIN, str(path), str(path.with_stem(path.stem + "_plain"))])
+        advice = f"; if you trust its maker, copy it without (this runs what is in it): {copy}"
         raise InputError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged "
-            f"({_first_sentence(error)})"
+            f"({_first_sentence(error)}){advice if re.search(_DATA, str(error)) else ''}"
         ) from error
     except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"{path} cannot be read as a checkpoint: {_first_sentence(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, a checkpoint is a dict")
     return content
+
+
+def read_index(path: Path) -> dict[str, list[str]]:
+    """Read the index of weights in several files: each file, which lies beside it, and its tensors."""
+    index, suffix = read_json(path), Path(path.name.removesuffix(".index.json")).suffix
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path} has no weight_map, which says what file holds what tensor")
+    files: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        # No other characters: the name must not lead elsewhere, nor stand for several on a hub.
+        if not re.fullmatch(rf"[\w.-]{{1,200}}\{suffix}", str(name)):
+            raise InputError(f"{path} names {short_repr(name)}, which is no {suffix} file beside it")
+        files.setdefault(name, []).append(tensor)
+    return files
+
+
+def found_in(folder: Path) -> str:
+    """Tell what is in a folder where no model is found."""
+    names = sorted(path.name for path in folder.iterdir())
+    kinds = [f"; {name:.60} is {kind}" for name in names if (kind := _kind_of_file(name))]
+    return f"it holds {first_few(names)} ({len(names)} in all)" + "".join(kinds[:1])
+
+
+def _kind_of_file(name: str, head: bytes = b"") -> str:
+    """Tell what a file is that has no weights for us; "" if that is unknown."""
+    text = name.encode(errors="replace") + b"\n" + head
+    return next((kind for pattern, kind in _OTHERS.items() if re.search(pattern, text)), "")
 
 
 def check_parts(content: dict[str, Any], kinds: dict[str, Any], source: Path) -> None:

@@ -36,15 +36,15 @@ from nanobackpack.safe.files import BAD_BYTE, Newlines, bad_text, display_path, 
 from nanobackpack.safe.untrusted import count_values, unpack_xz
 
 PIECE_CHARS = 1 << 16
-_LINE_CHARS = 1 << 20  # a line this long is cut at a space, or where there is none between letters
+_WORD_CHARS = 1 << 18  # a text this long without a space is cut between letters
 _MAX_LINE_CHARS = 1 << 25  # of a line or a record that must be read whole
 _MAX_VALUES = 1 << 19  # in a record, since each may take a hundred times its length
 _PART_CHARS = 1 << 19  # of JSON that is looked at together, unless a record is longer
 _PATIENCE = 10_000  # records that are read if none of them has a text
 _NAMED = 3  # kinds of files that a note names
 _MAX_XZ_BYTES = 1 << 27  # of memory to unpack .xz with; xz -9 asks for half of it
-_LINE_END = re.compile(r".*\S(?=[\r\n])", re.DOTALL)  # up to the last line end
-_WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
+_WORD_END = re.compile(r"\S(?=\s)")
+_LAST_END = re.compile(r".*\S(?=[\r\n])|.*\S(?=\s)", re.DOTALL)  # of a line, else of a word
 _LETTER_END = re.compile(r".+(?=[^\W\u1160-\u11ff])", re.DOTALL)  # neither accents nor parts of Korean follow
 _BETWEEN_JSON = re.compile("[ \t\r\n,\ufeff]*")
 
@@ -202,22 +202,22 @@ def cut(parts: Iterable[str], opens: bool = True) -> Iterator[Piece]:
     """Cut a text that comes in parts into pieces of PIECE_CHARS or a little less.
 
     A cut is made before a line end that follows something else than space: there GPT-2's pattern, BERT's
-    and XLM-R's cut too.
+    and XLM-R's cut too. So do they before a space, where a line is longer than a piece.
     """
-    held = ""  # read, and not yet yielded
+    held, searched = "", 0  # read and not yet yielded; how much of it has no space
     for part in parts:
         held += part
         while len(held) > PIECE_CHARS:
-            # At the last line end; in a very long line at its last space, in one without a space at a letter.
-            end = _LINE_END.match(held)
-            if not end and len(held) >= _LINE_CHARS:
-                end = _WORD_END.match(held)
-                end = end or _LETTER_END.match(held, 0, _LINE_CHARS + 1)
-            if not end and len(held) < _LINE_CHARS:
-                break  # let the piece grow: the line may end soon
-            at = end.end() if end else _LINE_CHARS
+            # At the last line end; in a long line at its last space; where there is neither let the piece
+            # grow, and cut at a letter in the end.
+            end = _WORD_END.search(held, searched) and _LAST_END.match(held)
+            if not end and len(held) < _WORD_CHARS:
+                searched = len(held) - 1
+                break
+            end = end or _LETTER_END.match(held, 0, _WORD_CHARS + 1)
+            at = end.end() if end else _WORD_CHARS
             yield Piece(held[:at], opens, False)
-            held, opens = held[at:], False
+            held, opens, searched = held[at:], False, 0
     yield Piece(held, opens, True)
 
 

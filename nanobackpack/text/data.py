@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import display_path, verify
+from nanobackpack.safe.files import display_path, finish_replacing, verify
 from nanobackpack.text.meta import (
     COUNTS,
     DTYPES,
@@ -84,6 +84,7 @@ def open_data(config: TrainConfig) -> TokenData:
 
 def languages_in(folder: Path) -> list[str]:
     """List the languages that a folder has token files for, in alphabetical order."""
+    finish_replacing(folder)
     files = [m[1] for p in folder.glob("*_train.bin") if (m := re.fullmatch(r"(.+)_train\.bin", p.name))]
     packs = [p.parent.name for p in folder.glob("*/*_0.bin") if p.name == f"{p.parent.name}_0.bin"]
     return sorted({*files, *packs})
@@ -112,9 +113,9 @@ class TokenData:
         self._orders: dict[str, tuple[object, np.ndarray]] = {}  # the last one of each split, see _order
 
         # Read what the folder says of itself; it, the tokenizer and the caller must agree.
+        self.tokenizer = read_tokenizer(self.folder)
         meta_path = self.folder / "meta.json"
         self.meta = Meta.load(meta_path) if meta_path.exists() else None
-        self.tokenizer = read_tokenizer(self.folder)
         self._check_folder(dtype)
         self.dtype = self.meta.dtype if self.meta else self.usual_dtype if dtype == "auto" else dtype
 
@@ -135,9 +136,13 @@ class TokenData:
 
     def _split_files(self, prefix: str) -> dict[str, Path]:
         """Return where the splits are whose names begin with a prefix; the one held out if there is one."""
-        held_out = [HELD_OUT] if (self.folder / f"{prefix}{HELD_OUT}.bin").exists() else []
+        held_out = [HELD_OUT] if self._has(self.folder / f"{prefix}{HELD_OUT}.bin") else []
         names = [f"{prefix}{split}" for split in (*SPLITS, *held_out)]
         return {name: self.folder / f"{name}.bin" for name in names}
+
+    def _has(self, path: Path) -> bool:
+        """Tell whether a file is there and of this data set, not left by another that was here before."""
+        return path.exists() and (self.meta is None or path.stem in self.meta.tokens)
 
     def _open(self, path: Path, split: str) -> np.ndarray:
         """Map a file into memory: ids (N,)."""
@@ -344,7 +349,8 @@ class Mixture(TokenData):
         self._earlier: dict[int, list[np.ndarray]] = {}  # see _draw
 
     def _open_splits(self, files: Mapping[str, Path] | None) -> None:
-        self.languages = languages_in(self.folder)
+        known = self.meta.languages if self.meta else []
+        self.languages = [name for name in languages_in(self.folder) if name in known or not known]
         if not self.languages:
             raise InputError(
                 f"{display_path(self.folder)} has neither LANGUAGE_train.bin nor LANGUAGE/LANGUAGE_0.bin: "
@@ -358,7 +364,7 @@ class Mixture(TokenData):
                 super()._open_splits(self._split_files(f"{language}_"))
 
     def _open_packs(self, language: str, packs: Path) -> None:
-        n = len(list(packs.glob(f"{language}_*.bin")))
+        n = sum(map(self._has, packs.glob(f"{language}_*.bin")))
         if n < 2:
             raise InputError(
                 f"{display_path(packs)} has only {n} .bin file: at least 2 are needed, one to hold out"

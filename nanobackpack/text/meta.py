@@ -20,7 +20,7 @@ import numpy as np
 
 from nanobackpack.config import matches_type
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.safe.files import MEGABYTE, display_path, plain_name, read_json, verify
+from nanobackpack.safe.files import MEGABYTE, display_path, finish_replacing, plain_name, read_json, verify
 from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -47,6 +47,8 @@ class Meta:
     sha256: dict[str, str]  # of each .bin file and of the tokenizer, in hex
     languages: list[str] = dataclasses.field(default_factory=list)
     """Of a data set in several: its splits are LANGUAGE_train, LANGUAGE_val, ... or shards LANGUAGE_0, ..."""
+    held_out: str = ""
+    """What is held out for validation, for people."""
     tokenizer_made_as: str = ""
     """As bpe:8192, even if it got fewer ids; empty: not made from these texts."""
     unknown_share: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -90,6 +92,7 @@ def _problem(values: Any) -> str:
     types = get_type_hints(Meta)
     values = {
         "languages": [],
+        "held_out": "",
         "tokenizer_made_as": "",
         "unknown_share": {},
         "unknown_characters": {},
@@ -121,6 +124,7 @@ def _checksum(values: dict[str, Any]) -> str:
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Open the tokenizer of a data set, None if the folder is not there or does not have one."""
+    finish_replacing(folder)
     if (folder / "meta.json").exists():
         meta = Meta.load(folder / "meta.json")
         path = folder / meta.tokenizer

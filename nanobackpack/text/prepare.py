@@ -14,10 +14,11 @@ import itertools
 import os
 import re
 import warnings
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,7 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import Replacement, display_path, remove_stale
+from nanobackpack.safe.files import Replacement, display_path, finish_replacing, remove_stale
+from nanobackpack.safe.run import start_aside
 from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
 from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
 from nanobackpack.text.splits import Counts, Split, split_tail
@@ -85,6 +87,7 @@ def write_tokens(
         source=_titles(corpora.values()),
         sha256={},
         languages=list(languages),
+        held_out="; ".join(filter(None, map(split.held_out, counts.values()))),
         tokenizer_made_as=tokenizer.made_as,
     )
 
@@ -92,7 +95,8 @@ def write_tokens(
     # data set as it was. What a killed run left unfinished is removed.
     counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
     near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
-    with _folder_for(folder), Replacement() as new:
+    with _folder_for(folder), Replacement(folder) as new:
+        finish_replacing(folder)
         remove_stale(folder)
         for prefix, corpus in corpora.items():
             paths = {name: folder / f"{prefix}{name}.bin" for name in split.names}
@@ -105,17 +109,15 @@ def write_tokens(
                 _write_splits(
                     new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
                 )
-        unknown = (
-            (c, n) for c, n in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c)
-        )
-        meta.unknown_characters.update(itertools.islice(unknown, _CHARACTERS))
+        unknown = (c for c, _ in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c))
+        meta.unknown_characters.update((c, near_unknown[c]) for c in itertools.islice(unknown, _CHARACTERS))
         with new.open(folder / COUNTS) as file:
             file.write(counts_of_ids.astype("<i8").data)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
             file.write(content)
-        with new.open(folder / "meta.json") as file:  # last, since it lists what the others hold
+        with new.open(folder / "meta.json") as file:
             file.write(meta.to_json())
     return meta
 
@@ -135,6 +137,9 @@ def summary(meta: Meta, folder: Path) -> str:
     rows += [(file, n, f"tokens ({meta.dtype})") for file, n in files.items()]
     width = max(len(file) for file, _, _ in rows)
     lines = [f"  {file:<{width}} {count:>13,} {what}" for file, count, what in rows]
+    if meta.held_out:
+        share = meta.chars["val"] / sum(meta.chars.values())
+        lines.append(f"  held out: {share:.1%} of the text, {meta.held_out}")
     # Say what may surprise: fewer symbols than were asked for, and text that is lost.
     if meta.tokenizer_made_as not in ("", "char", f"bpe:{meta.vocab_size}"):
         lines.append(f"  {meta.tokenizer_made_as} has no more: each word that it was made from is one symbol")
@@ -163,18 +168,19 @@ def _joined(corpus: Corpus) -> Callable[..., Iterator[Piece]]:
 
 
 def _count(corpus: Corpus) -> Counts:
-    documents = chars = marks = 0
+    lengths, marks = array("q"), 0  # (documents,)
     with tqdm(desc="reading", total=corpus.n_bytes or None, unit="B", unit_scale=True, disable=None) as bar:
         for piece in corpus.read(bar.update):
-            documents += piece.opens
-            chars += len(piece.text)
+            if piece.opens:
+                lengths.append(0)
+            lengths[-1] += len(piece.text)
             marks += piece.text.count(END_OF_TEXT)
-    if not chars:
+    if not any(lengths):
         raise InputError(f"{corpus.title} is empty: give files with text")
-    if marks > documents:
+    if marks > len(lengths):
         what = f"{corpus.title} has {END_OF_TEXT} {marks:,} times, which is read as ordinary text"
         warnings.warn(f"{what}: if it separates documents, give --separator='{END_OF_TEXT}'", stacklevel=1)
-    return Counts(documents, chars)
+    return Counts(lengths)
 
 
 # --- A tokenizer for these texts ---------------------------------------------------------------
@@ -212,7 +218,7 @@ def _sample(corpora: Iterable[Corpus], share: float) -> list[str]:
 
 def _add_words(text: str, words: set[int]) -> int:
     """Add the words of a text to `words`, as their hashes; return how many bytes the new ones have."""
-    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+", text)}
+    found = {hash(word): len(word.encode()) for word in re.findall(r"\w+|[^\w\s]+", text)}
     n_bytes = sum(n for word, n in found.items() if word not in words)
     words.update(found)
     return n_bytes
@@ -289,16 +295,15 @@ def _encoded(
     assigned: Iterator[tuple[str, Piece]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """Yield the pieces in batches with their ids (N,), encoded in the background, some batches ahead."""
-    waiting: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
-        for batch in _batches(assigned):
-            if len(waiting) == _BATCHES_AHEAD:
-                done, future = waiting.popleft()
-                yield done, future.result()
-            texts = [piece.text for _, piece in batch]
-            waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
-        for done, future in waiting:
-            yield done, future.result()
+    waiting: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+    for batch in _batches(assigned):
+        if len(waiting) == _BATCHES_AHEAD:
+            done, result = waiting.popleft()
+            yield done, result()
+        texts = [piece.text for _, piece in batch]
+        waiting.append((batch, start_aside(partial(tokenizer.encode_batch, texts))))
+    for done, result in waiting:
+        yield done, result()
 
 
 def _batches(assigned: Iterator[tuple[str, Piece]]) -> Iterator[Batch]:

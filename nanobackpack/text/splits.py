@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,23 @@ from nanobackpack.errors import InputError
 from nanobackpack.text.corpus import Piece
 
 SEED = 2357  # of the documents held out, as in nanoBackpackLM and nanoGPT
+_BLOCK_CHARS = 4096  # of a long document are held out in one place, more or less
+_FEW_CHARS = 256  # documents that are due fewer are put together, as long as that leaves eight blocks,
+_LEAST_CHARS = 16  # and in any case where they are due fewer than these, which may be a single token
 
 
 class Counts(NamedTuple):
     """The size of a corpus."""
 
-    documents: int
-    chars: int
+    lengths: Sequence[int]  # of each document, in characters
+
+    @property
+    def documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def chars(self) -> int:
+        return sum(self.lengths)
 
 
 class Split(NamedTuple):
@@ -28,12 +38,99 @@ class Split(NamedTuple):
     names: tuple[str, ...]  # of the splits
     assign: Callable[[Iterable[Piece], Counts], Iterator[tuple[str, Piece]]]
     """Gives each piece the name of its split; refuses too few documents."""
+    held_out: Callable[[Counts], str] = lambda counts: ""
+    """Tells people what is held out for validation."""
+
+
+def split_spread(val: float) -> Split:
+    """Hold out `val` of the text, drawn from all over it, the same each time.
+
+    Of short documents one in so many is held out whole. A long one, of more than a quarter of all that is to
+    be held out, is taken for a text: blocks of a few pages are cut out of it, from line end to line end.
+    Where a block was, its neighbours meet as lines of one text do. No token that ends a document stands
+    there, since none ends: a model would learn to stop in the middle of a text.
+    """
+    _check_share(val)
+
+    def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
+        whole, blocks = _draw(counts.lengths, val)
+        number, begin = -1, 0  # of the document, and where in it the piece begins
+        for piece in pieces:
+            if piece.opens:
+                number, begin = number + 1, 0
+                name, other = ("val", "train") if number in whole else ("train", "val")
+                # The place of each cut, and how far the line end after it may be.
+                cuts = [(at, (e - s) // 2) for s, e in blocks.get(number, []) for at in (s, e)]
+            text, start = piece.text, 0
+            while cuts and cuts[0][0] - begin < len(text):
+                at, reach = cuts.pop(0)
+                end = max(start, _line_end(text, at - begin, reach))
+                if begin + end == counts.lengths[number]:
+                    break  # nothing follows but the token that ends the document
+                if end > start:
+                    part = text[start:end]
+                    yield name, piece._replace(text=part, opens=piece.opens and not start, closes=False)
+                name, other, start = other, name, end
+            yield name, piece._replace(text=text[start:], opens=piece.opens and not start)
+            begin += len(text)
+
+    def held_out(counts: Counts) -> str:
+        whole, blocks = _draw(counts.lengths, val)
+        n_long = sum(_are_long(counts.lengths, val))
+        sizes = [end - start for document in blocks.values() for start, end in document]
+        parts = [f"{len(whole):,} of {counts.documents - n_long:,} documents"] if whole else []
+        if sizes:
+            n, size = len(sizes), sum(sizes) // len(sizes)
+            what = f"{n:,} block{'s' * (n > 1)} of about {size:,} characters"
+            parts.append(f"{what} from {len(blocks):,} of {n_long:,} long documents")
+        return " and ".join(parts)
+
+    return Split(("train", "val"), assign, held_out)
+
+
+def _are_long(lengths: Sequence[int], val: float) -> np.ndarray:
+    n = np.asarray(lengths, np.int64)  # (documents,)
+    return n > n.sum() * val / 4
+
+
+def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[tuple[int, int]]]]:
+    """Draw what is held out: the numbers of whole documents, and of long ones {number: [(start, end)]}."""
+    n, random = np.asarray(lengths, np.int64), np.random.default_rng(SEED)  # (documents,)
+    is_long = _are_long(lengths, val)
+
+    # Documents: one of each stretch of 1 / val that follow one another.
+    short = np.flatnonzero(~is_long)
+    k = round(len(short) * val)
+    edges = np.linspace(0, len(short), k + 1).astype(np.int64)
+    whole = short[edges[:-1] + (random.random(k) * np.diff(edges)).astype(np.int64)]  # (k,)
+
+    # Blocks: one anywhere in each stretch of a long document, all stretches alike. What is due from one that
+    # is too short for a block is taken from the next.
+    least = max(_LEAST_CHARS, min(_FEW_CHARS, n.sum() * val / 8))
+    blocks, due = {}, 0.0
+    for i in np.flatnonzero(is_long).tolist():
+        due += n[i] * val
+        if due < least and is_long[i + 1 :].any():
+            continue
+        due = min(max(due, min(_LEAST_CHARS, n.sum() / 2)), n[i])  # a very short text gives up to a half
+        k = max(1, round(due / _BLOCK_CHARS))
+        starts = (np.arange(k) + random.random(k) * (1 - due / n[i])) * n[i] / k  # (k,)
+        blocks[i] = [(int(start), int(start + due / k)) for start in starts]
+        due = 0.0
+    return set(whole.tolist()), blocks
+
+
+def _line_end(text: str, at: int, reach: int) -> int:
+    """Return where the line at `at` ends; if that is beyond reach where the word does, or `at` itself."""
+    for mark, length in (("\n", 1), (" ", 0)):  # a space belongs to the word after it
+        if (found := text.find(mark, at, at + reach)) >= 0:
+            return found + length
+    return at
 
 
 def split_tail(val: float) -> Split:
     """Hold out the last `val` of the characters for validation."""
-    if not 0 < val < 1:
-        raise InputError(f"val={val} is out of range: it must lie between 0 and 1, as 0.1")
+    _check_share(val)
 
     def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
         left = int(counts.chars * (1 - val))  # characters still to go to train
@@ -48,7 +145,12 @@ def split_tail(val: float) -> Split:
                 yield "val", piece
             left -= n
 
-    return Split(("train", "val"), assign)
+    return Split(("train", "val"), assign, lambda counts: "its end")
+
+
+def _check_share(val: float) -> None:
+    if not 0 < val < 1:
+        raise InputError(f"val={val} is out of range: it must lie between 0 and 1, as 0.1")
 
 
 def fraction(share: float, least: int = 0, most: float = 1.0) -> Callable[[int], int]:

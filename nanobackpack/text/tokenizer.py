@@ -13,6 +13,7 @@ The last part of the file finds words: which ids a word has, and where it stands
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
 from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, writing
+from nanobackpack.safe.run import start_aside
 from nanobackpack.safe.untrusted import check_tokenizer
 
 TextOrIds = str | Sequence[int]
@@ -44,6 +46,10 @@ MARKS = (*BOS, *EOS, "[PAD]", "<pad>")  # these stand around texts, never in the
 SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
+_PATIENCE_S = 5.0  # that a library may work on a text, and a second more for each
+_CHARS_A_SECOND = 100_000  # characters, which slow tokenizers encode ten times over
+_RUN_CHARS = 1024  # the longest word that BPE is trained on
+_LONG_RUN = re.compile(rf"(?:\A|\b)(?:\w{{{_RUN_CHARS + 1},}}|\W{{{_RUN_CHARS + 1},}})")
 # Special tokens that stand for no text at all, in the spellings that there are: [UNK], <pad>, <|mask|>.
 _NO_TEXT = re.compile(r"[<\[]\|?(unk|unknown|pad|padding|mask|unused\d*)\|?[>\]]", re.IGNORECASE)
 
@@ -66,6 +72,7 @@ class Tokenizer:
             inner.model.dropout = None
         inner.encode_special_tokens = True  # that is: as ordinary text
         self._inner = inner
+        self._has_pattern = False  # made by a stranger, which may never end on a text
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
         self._composes = isinstance(inner.normalizer, normalizers.NFC)
@@ -119,11 +126,12 @@ class Tokenizer:
         parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
+            tokenizer._has_pattern = '"Regex"' in text
             added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
             tokenizer.check_numbers(source, added)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
             if tokenizer.kind != "char":
-                tokenizer._inner.encode("Can it encode? 能")
+                tokenizer._encode(["Can it encode? 能"], tokenizer._inner)
         return tokenizer
 
     def to_json(self) -> str:
@@ -145,7 +153,9 @@ class Tokenizer:
         inner = hf.Tokenizer.from_str(self.to_json())
         nfc, others = normalizers.NFC(), inner.normalizer
         inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
-        return Tokenizer(inner)
+        composing = Tokenizer(inner, self.made_as)
+        composing._has_pattern = self._has_pattern
+        return composing
 
     def difference(self, other: Tokenizer) -> str:
         """Name the first id that does not mean the same token in both; "" if all do."""
@@ -178,8 +188,11 @@ class Tokenizer:
         if self.kind == "char":
             return self._look_up(text).tolist()
         named = special and any(name in text for name in self.special)
+        inner = self._reading_names if named else self._inner
         with report_library_errors("this tokenizer cannot encode the text", [text]):
-            return (self._reading_names if named else self._inner).encode(text, add_special_tokens=False).ids
+            if self._has_pattern:
+                return self._encode([text], inner)[0].ids
+            return inner.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _reading_names(self) -> hf.Tokenizer:
@@ -191,8 +204,13 @@ class Tokenizer:
         if self.kind == "char":
             return [self._look_up(text) for text in texts]
         with report_library_errors("this tokenizer cannot encode the text", texts):
-            encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._encode(texts, self._inner)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def _encode(self, texts: Sequence[str], inner: hf.Tokenizer) -> list[hf.Encoding]:
+        """Encode texts by all threads of the library, within a time that is generous."""
+        result = start_aside(lambda: inner.encode_batch_fast(texts, add_special_tokens=False))
+        return result(_PATIENCE_S + sum(map(len, texts)) / _CHARS_A_SECOND)
 
     def prompt_ids(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a prompt: as a document begins, without eos_id at its end.
@@ -218,9 +236,9 @@ class Tokenizer:
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         """Return what `ids` add to the text of `before`: the space between two words too, unlike `decode`.
 
-        What the first ids add never depends on those that follow, so that a text can be shown as it grows.
+        What the first ids add does not depend on those that follow, so that a text can be shown as it grows.
+        It does on what is before: a quotation mark there may be open.
         """
-        # An open quotation mark in what was before decides about spaces, so one token before is not enough.
         last = [i for i in before[-_TOKENS_BEFORE:] if i not in (self.bos_id, self.eos_id)]
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
@@ -260,7 +278,10 @@ class Tokenizer:
 
     def _text(self, ids: list[int]) -> str:
         with report_library_errors("this tokenizer cannot decode the ids"):
-            return self._inner.decode(ids, skip_special_tokens=False)
+            if not self._has_pattern:
+                return self._inner.decode(ids, skip_special_tokens=False)
+            result = start_aside(lambda: self._inner.decode_batch([ids], skip_special_tokens=False))
+            return result(_PATIENCE_S + len(ids) / _CHARS_A_SECOND)[0]
 
     def _symbol(self, index: int) -> str:
         if index not in self._symbols:
@@ -372,7 +393,10 @@ def report_library_errors(problem: str, texts: Iterable[str] = ()) -> Iterator[N
             if "\ud800" <= c <= "\udfff":
                 problem = f"unknown character {c!r} (U+{ord(c):04X}) at position {at}"
                 raise InputError(f"{problem}: it is not Unicode text") from None
-        raise InputError(f"{problem} ({first_line(error)})") from None
+        reason = first_line(error)
+        if isinstance(error, TimeoutError) or "retry-limit" in reason:
+            reason = "a pattern in it tries possibilities without end: take another tokenizer"
+        raise InputError(f"{problem} ({reason})") from None
 
 
 def read_file(path: Path) -> str:
@@ -400,6 +424,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     """Make char or bpe:N from texts.
 
     bpe:N is byte-level BPE with at most N ids: <|endoftext|>, the 256 bytes, and the most frequent merges.
+    Where a text has no spaces, its runs of letters are cut to learn these, but never when it is encoded.
     """
     if not is_made(name):
         raise ValueError(f"{name} is not made from texts")
@@ -413,10 +438,30 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         vocab_size=int(name.removeprefix("bpe:")),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
-    inner.train_from_iterator(texts, trainer)
+    start_aside(lambda: inner.train_from_iterator(_without_long_runs(texts), trainer))()
     return Tokenizer(inner, made_as=name)
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Cut the runs of letters, or of anything else, that training would take hours for: each of its merges
+    goes through every word that has it."""
+    n_cut = 0
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            n_cut += 1
+            for at in range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS):
+                yield text[start:at]
+                start = at
+        yield text[start:]
+    if n_cut:
+        warnings.warn(
+            f"runs of more than {_RUN_CHARS:,} letters without a space ({n_cut:,} of them) were cut to make "
+            "the tokenizer, and for that alone: the text is encoded as it is",
+            stacklevel=2,
+        )
 
 
 def byte_level(model: models.BPE) -> hf.Tokenizer:

@@ -1,7 +1,7 @@
-"""Tokenizers that exist already: files in the layouts of others, and names on the hub.
+"""Tokenizers that exist already: of data sets, runs and checkpoints, in files of others, and on the hub.
 
 tokenizer = load_tokenizer("gpt2")             a short name, or a name on the hub
-tokenizer = load_tokenizer("data/mine")        a file or folder that holds one
+tokenizer = load_tokenizer("data/mine")        a file or folder that holds one, of any of these kinds
 """
 
 from __future__ import annotations
@@ -51,13 +51,8 @@ FOREIGN = {
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Open the tokenizer that `name` names: in a file or folder, in NAMES, of a data set, or on the hub.
-
-    A folder is that of a model in any layout, of a run, or of a data set.
-    """
+    """Open the tokenizer that `name` names: a file or folder of any kind, a name in NAMES, or on the hub."""
     path = Path(name)
-    if name not in NAMES and not path.exists() and (Path("data") / name).is_dir():
-        path = Path("data") / name
     if path.is_file():
         return _from_file(path)
     if not path.is_dir():
@@ -69,10 +64,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         path = fetch_hub(hub_name, wanted, instead)
     if tokenizer := tokenizer_in(path):
         return tokenizer
-    # The others are refused by their kind.
-    others = (path / file for file in CHECKPOINTS)
-    for file in (*others, path / "meta.pkl", *sorted(path.glob("*.model")), *sorted(path.glob("*.tiktoken"))):
-        if file.is_file():
+    # It may be the folder of a run or of old data. Other kinds are refused by name.
+    for pattern in (*CHECKPOINTS, "meta.pkl", "*.model", "*.tiktoken"):
+        for file in sorted(path.glob(pattern)):
             return _from_file(file)
     raise InputError(f"{display_path(path)} holds no tokenizer: it needs {LAYOUTS}")
 
@@ -130,24 +124,21 @@ def _from_file(path: Path) -> Tokenizer:
     for vocabulary, merges in BPE_FILES.items():
         if path.name in (vocabulary, merges):
             return _from_merges(path.with_name(vocabulary), path.with_name(merges))
-    try:
-        with open(path, "rb") as file:
-            start = file.read(200)
-    except OSError as error:
-        raise InputError(f"cannot read {display_path(path)} ({error.strerror})") from None
+    with open(path, "rb") as file:
+        start = file.read(200)
     for pattern, kind in FOREIGN.items():
         if re.match(pattern, start, re.DOTALL):
             raise InputError(f"{display_path(path)} cannot be read here, for it is {kind}")
-    tokenizer: Tokenizer | None
+    found: Tokenizer | None
     if path.name in ("meta.json", "meta.pkl"):
-        tokenizer = read_tokenizer(path.parent)
+        found = read_tokenizer(path.parent)
     elif start.startswith((b"PK\3\4", b"\x80")):  # a file of torch.save
-        tokenizer = tokenizer_of(load_untrusted(path), path)
+        found = tokenizer_of(load_untrusted(path), path)
     else:
-        return Tokenizer.load(path) if path.suffix == ".json" else _from_word_pieces(path)
-    if tokenizer is None:
+        found = Tokenizer.load(path) if path.suffix == ".json" else _from_word_pieces(path)
+    if found is None:
         raise InputError(f"{display_path(path)} holds no tokenizer: give a file or folder with {LAYOUTS}")
-    return tokenizer
+    return found
 
 
 def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:

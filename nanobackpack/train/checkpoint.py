@@ -45,7 +45,7 @@ from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
 from nanobackpack.runtime import pick_device
 from nanobackpack.safe import download
 from nanobackpack.safe.files import display_path, read_json, replacing
-from nanobackpack.safe.untrusted import load_untrusted
+from nanobackpack.safe.untrusted import found_in, load_untrusted
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.tokenizer_files import CHECKPOINTS, tokenizer_in, tokenizer_of, tokenizer_to_use
@@ -204,7 +204,7 @@ def checkpoint_in(path: Path) -> Path:
         return path
     best, last = path / BEST, path / LAST
     if best.is_file() and last.is_file():
-        return last if _run_settings(path).get("always_save_checkpoint", True) else best
+        return last if run_settings(path).get("always_save_checkpoint", True) else best
     return best if best.is_file() else last
 
 
@@ -228,7 +228,7 @@ def last_good_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, str]:
 
 def check_run(state: dict[str, Any], file: Path) -> None:
     """Refuse a checkpoint that an earlier run left in a folder where a newer one has not saved yet."""
-    run = _run_settings(file.parent).get("run")
+    run = run_settings(file.parent).get("run")
     if isinstance(run, str) and run != state.get("run"):  # older ones do not say
         raise InputError(
             f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
@@ -236,7 +236,7 @@ def check_run(state: dict[str, Any], file: Path) -> None:
         )
 
 
-def _run_settings(folder: Path) -> dict[str, Any]:
+def run_settings(folder: Path) -> dict[str, Any]:
     """Read the config.json of a run; {} if it cannot be read."""
     try:
         settings = read_json(folder / "config.json")
@@ -267,9 +267,9 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         state = read_checkpoint(file)
         if file != path:  # chosen in a run's folder, not asked for by its name
             check_run(state, file)
-        model = model_from(state, file)
     else:
-        model = _load_hugging_face(_hugging_face_folder(path))
+        state, file = layouts.read_folder(_hugging_face_folder(path))
+    model = model_from(state, file)
     # The tokenizer knows how many of the ids are tokens: the rest is padding.
     model.tokenizer = tokenizer_to_use(tokenizer_name, model.tokenizer, str(path))
     used = model.tokenizer.vocab_size if model.tokenizer else 0
@@ -279,10 +279,8 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
         model.tokenizer and model.tokenizer.kind == "char" and model.config.vocab_size not in layouts.PADDED
     )
     if used > model.config.vocab_size or (char and used != model.config.n_token):
-        raise InputError(
-            f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}: give the one that it was "
-            "trained with, --tokenizer_name"
-        )
+        found = f"{path} has {model.config.n_token:,} tokens, its tokenizer {used:,}"
+        raise InputError(f"{found}: give the one that it was trained with, --tokenizer_name")
     if used and used != model.config.n_token:
         model.config = dataclasses.replace(model.config, vocab_used=used)
     return model.eval()
@@ -299,7 +297,7 @@ def _hugging_face_folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise InputError(f"no model in {path}: expected ckpt.pt, best.pt, or config.json with weights")
+        raise InputError(f"no model in {path}, ckpt.pt or config.json with weights: {found_in(path)}")
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
@@ -314,18 +312,25 @@ def _training_command(name: str) -> str:
 
 
 def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
-    """Build the model in a checkpoint, of ours or of nanoBackpackLM."""
-    # Without a format it is nanoBackpackLM's, whose names and order of numbers differ.
+    """Build the model that was read from a file, of ours or of another program."""
+    # Without a format it is another's, whose names and order of numbers differ.
+    layout, state = None, checkpoint.get("model")
     if "format" not in checkpoint:
-        config, tensors, layout = layouts.read_nano(checkpoint, str(source))
-        return _fill(config, tensors, layout, tokenizer_of(checkpoint, source), str(source))
-    if checkpoint["format"] != FORMAT:
+        config, state, layout = layouts.read_foreign(checkpoint, source)
+        bare = "model_args" not in checkpoint
+        tokenizer = tokenizer_in(source.parent) if bare else tokenizer_of(checkpoint, source)
+    elif checkpoint["format"] != FORMAT:
         found = short_repr(checkpoint["format"])
         raise InputError(f"{source}: format {found} is unknown: this version reads {FORMAT!r}")
-    state, tokenizer = checkpoint.get("model"), tokenizer_of(checkpoint, source)
-    if not isinstance(state, dict):
+    elif not isinstance(state, dict):
         raise InputError(f"{source}: its model is missing or damaged")
-    model = _fill(stored_config(checkpoint, source), state, None, tokenizer, str(source))
+    else:
+        config, tokenizer = stored_config(checkpoint, source), tokenizer_of(checkpoint, source)
+    layouts.check_tensors(state, str(source))
+    layouts.check_size(config, state, str(source))
+    model = build_model(config)
+    layouts.import_state(model, state, layout, str(source))
+    model.tokenizer = tokenizer
     counts = checkpoint.get("token_counts")  # older files have none
     if counts is not None and tokenizer:
         if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):
@@ -340,29 +345,6 @@ def stored_config(checkpoint: dict[str, Any], source: str | Path) -> ModelConfig
     if not isinstance(args, dict):
         raise InputError(f"{source}: model_args are not those of this version")
     return layouts.model_config(args, str(source))
-
-
-def _fill(
-    config: ModelConfig,
-    state: layouts.State,
-    layout: layouts.Layout | None,
-    tokenizer: Tokenizer | None,
-    source: str,
-) -> BackpackLM | GPT:
-    """Build the model of that config with those tensors."""
-    layouts.check_tensors(state, source)
-    layouts.check_size(config, state, source)
-    model = build_model(config)
-    layouts.import_state(model, state, layout, source)
-    model.tokenizer = tokenizer
-    return model
-
-
-def _load_hugging_face(folder: Path) -> BackpackLM | GPT:
-    """Open a folder with config.json and weights."""
-    settings, state, weights = layouts.read_folder(folder)
-    config, state, layout = layouts.read_hugging_face(settings, state, str(folder))
-    return _fill(config, state, layout, tokenizer_in(folder), str(weights))
 
 
 def check_vocabulary(model: LanguageModel, name: str, data: TokenData) -> None:

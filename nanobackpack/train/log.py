@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from nanobackpack.errors import InputError, first_line
 from nanobackpack.program import ignore_closed_stdout
 from nanobackpack.safe.files import remove_stale, replacing
 from nanobackpack.safe.pictures import picture
-from nanobackpack.train.checkpoint import GO_ON
+from nanobackpack.train.checkpoint import GO_ON, run_settings
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -35,7 +37,7 @@ class Log:
     def __init__(
         self, config: TrainConfig, step: int, run_id: str | None = None, enabled: bool = True
     ) -> None:
-        self.config, self.step, self.enabled = config, step, enabled
+        self.config, self.step, self.run_id, self.enabled = config, step, run_id, enabled
         if not enabled:
             return
         # The folder, without what a killed run left half-written; wandb first, as it may refuse.
@@ -58,11 +60,14 @@ class Log:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         watched = sys.stderr.isatty()
         self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not watched)
+        if step and (not kept or kept[0]["step"] > 1):
+            self.say(f"note: {self.path} was removed or replaced: steps before {step} are missing")
 
     def record(self, **values: Any) -> None:
         """Append one JSON line; its numbers go to wandb as well."""
         if not self.enabled:
             return
+        self.check_folder()
         try:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
@@ -73,6 +78,20 @@ class Log:
         if self._wandb:
             numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
             self._wandb.log(numbers, step=values["step"])
+
+    def check_folder(self) -> None:
+        """End a run whose folder is not there any more; begin a metrics.jsonl that is not there anew."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name)):
+                return
+        if run_settings(self.path.parent).get("run") != self.run_id or not self.path.parent.is_dir():
+            raise InputError(
+                f"{self.path.parent} was moved, removed or taken by another run while this one trained: "
+                f"move it back, or give its new place as --out_dir, and {GO_ON}"
+            )
+        self._file.close()
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self.say(f"note: {self.path} was removed or replaced: the run adds to what is there now")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -96,7 +115,8 @@ class Log:
         drawn = self.path.with_name("loss.png")
         try:
             self._file.close()
-            plot_losses(self.path, drawn)
+            if self.path.is_file():
+                plot_losses(self.path, drawn)
         except Exception as error:  # a picture must not end a run, nor hide the error that ended it
             self.say(f"note: {drawn} is not drawn ({first_line(error)})")
         if self._wandb:

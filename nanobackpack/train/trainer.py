@@ -353,6 +353,7 @@ class Trainer:
             "run": self.run_id,
         }
         if self.processes.rank == 0:
+            self.log.check_folder()
             self.writer.save(name, state)
         if name == LAST:
             self.saved_step = self.step

@@ -187,9 +187,10 @@ def test_a_new_run_that_never_saved_is_not_mistaken_for_the_one_before(foxes: Pa
 def test_the_best_state_of_a_run_before_goes_with_the_first_save(foxes: Path, tmp_path: Path) -> None:
     train(tiny(foxes, tmp_path / "out", max_iters=2))
     trainer = Trainer(tiny(foxes, tmp_path / "out", max_iters=2, always_save_checkpoint=False))
-    Log(trainer.config, 0, trainer.run_id).close()
+    trainer.log = Log(trainer.config, 0, trainer.run_id)
     trainer.save("ckpt.pt")
     trainer.writer.wait()
+    trainer.log.close()
     assert not (tmp_path / "out" / "best.pt").exists()
     assert checkpoint.checkpoint_in(tmp_path / "out").name == "ckpt.pt"
 
