@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from nanobackpack.config import describe_type
+from nanobackpack.config import describe_type, out_of_range
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.program import STDOUT, guard, protect_terminal
 
@@ -171,6 +171,8 @@ def _value(name: str, texts: list[str], kind: Any) -> Any:
         return rule.instance_from_str(texts)
     except ValueError:
         text = short_repr(" ".join(texts))
+        if kind is int and all(text.lstrip("+-").isdecimal() for text in texts):
+            raise out_of_range(name, text, "a number below 9.2e18") from None
         raise InputError(f"{name}={text} has the wrong type: it must be {describe_type(kind)}") from None
 
 

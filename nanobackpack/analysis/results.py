@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from nanobackpack.config import AnalysisConfig, LoadConfig
-from nanobackpack.errors import escape_controls
+from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.safe.files import check_writable, writing
 from nanobackpack.safe.pictures import picture
 
@@ -37,6 +38,8 @@ class Result:
     """Base of all results. Some also have `plot(path)`, which writes a PNG."""
 
     title: str
+    may_be_nan: ClassVar[tuple[str, ...]] = ()
+    """Fields in which NaN says that a number is not defined."""
 
     def table(self) -> str:
         """Show the result as text."""
@@ -73,6 +76,7 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
     dtype = torch.float32 if isinstance(settings, AnalysisConfig) else pick_dtype(settings.dtype, device)
     with autocast(device, dtype):
         found = measure(model)
+    check_finite(found)
     results = list(_results_in(found))
     for result in results:
         print(result.table(), flush=True)
@@ -80,6 +84,24 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
         results[0].plot(plot)  # type: ignore[attr-defined]
     write_json(getattr(settings, "json", ""), found)
     return found
+
+
+def check_finite(found: Any, name: str = "") -> None:
+    """Refuse results in which a number is infinite or none, but where that may be."""
+    if dataclasses.is_dataclass(found):
+        for field in dataclasses.fields(found):
+            if field.name not in getattr(found, "may_be_nan", ()):
+                check_finite(getattr(found, field.name), field.name)
+    elif isinstance(found, (dict, list, tuple)):
+        for part in found.values() if isinstance(found, dict) else found:
+            check_finite(part, name)
+    elif (hasattr(found, "isfinite") and not found.isfinite().all()) or (
+        isinstance(found, float) and not math.isfinite(found)
+    ):
+        raise InputError(
+            f"{name} is not a finite number: the weights of this model, or of an edit, are too large to "
+            "compute with"
+        )
 
 
 def _results_in(found: Any) -> Iterator[Result]:
