@@ -123,15 +123,13 @@ def test_tokens_without_text_are_never_sampled(temperature: float):
     inner.add_special_tokens(symbols[:6])
     model = tiny_model()
     prompt = torch.randint(19, (8, 3), generator=torch.Generator().manual_seed(0))
-    free = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
+    assert {0, 1, 4, 5} & set(model.generate(prompt, 40, temperature)[:, 3:].flatten().tolist())
     model.tokenizer = Tokenizer(inner)
     ours = model.generate(prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
     plain = plain_generate(model, prompt, 40, temperature, generator=torch.Generator().manual_seed(2))
     assert torch.equal(ours, plain)
-    assert {0, 1, 4, 5} & set(free[:, 3:].flatten().tolist())
-    new = set(ours[:, 3:].flatten().tolist())
-    assert new <= {2, 3, *range(6, 19)}
-    assert temperature < 100 or new == {2, 3, *range(6, 19)}
+    assert not {0, 1, 4, 5} & set(ours[:, 3:].flatten().tolist())
+    assert temperature == 0 or {2, 3} <= set(ours[:, 3:].flatten().tolist())
 
 
 def test_stream_yields_one_step_at_a_time():

@@ -87,7 +87,7 @@ def read_prompt(settings: SampleConfig, model: LanguageModel) -> tuple[str, list
         return "" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids
     prompt, special = settings.start, settings.special != "plain"
     if prompt.startswith("FILE:"):
-        prompt, special = read_text(Path(prompt.removeprefix("FILE:")), "keep"), settings.special == "allow"
+        prompt, special = read_text(Path(prompt.removeprefix("FILE:"))), settings.special == "allow"
     prompt = prompt.removeprefix("\ufeff")
     if settings.newlines == "lf":
         prompt = with_lf(prompt)

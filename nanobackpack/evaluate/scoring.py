@@ -135,7 +135,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     # Not splitlines: it also splits at characters that JSON strings may hold.
     for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if line.strip():
-            yield number, line
+            yield number, line.rstrip("\r")
 
 
 def read_json_lines(

@@ -218,11 +218,8 @@ def _stream(
 def with_text(model: Decodable, logits: Tensor) -> Tensor:
     """Leave of logits (B, V) those that may be sampled: no padded ids, no tokens without text, as [UNK]."""
     logits = logits[:, : model.config.n_token]
-    without = model.tokenizer.unsampled_ids if model.tokenizer else []
-    without = [i for i in without if i < logits.size(1)]
-    return (
-        logits.index_fill(1, torch.tensor(without, device=logits.device), -torch.inf) if without else logits
-    )
+    never = [i for i in model.tokenizer.unsampled_ids if i < logits.size(1)] if model.tokenizer else []
+    return logits.index_fill(1, torch.tensor(never, device=logits.device), -torch.inf) if never else logits
 
 
 def choose(

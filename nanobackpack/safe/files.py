@@ -22,12 +22,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from nanobackpack.errors import InputError, first_line
 
-Newlines = Literal["lf", "keep"]
-"""Whether all line ends become "\\n", or stay as they are."""
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
@@ -261,8 +259,8 @@ def parse_json(text: bytes | str, source: str) -> Any:
         raise InputError(f"{source} is not JSON ({error})") from None
 
 
-def read_text(path: Path, newlines: Newlines = "lf") -> str:
-    """Read a text whole; an empty one is an InputError."""
+def read_text(path: Path) -> str:
+    """Read a text whole, its line ends untouched; an empty one is an InputError."""
     if path.is_dir():
         raise InputError(f"{display_path(path)} is a folder: give a text file")
     try:
@@ -271,11 +269,11 @@ def read_text(path: Path, newlines: Newlines = "lf") -> str:
         raise InputError(f"cannot read {display_path(path)}: {error.strerror}") from None
     if not text:
         raise InputError(f"{display_path(path)} is empty: give a file with text")
-    return text if newlines == "keep" else with_lf(text)
+    return text
 
 
 def with_lf(text: str) -> str:
-    """Make all line ends of a text "\\n": those of Windows are "\\r\\n", those of old Macs "\\r"."""
+    """Turn the line ends of Windows, "\\r\\n", and of old Macs, "\\r", into "\\n"."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from nanobackpack.errors import InputError, first_line, short_repr
-from nanobackpack.safe.files import BAD_BYTE, Newlines, bad_text, display_path, text_encoding, with_lf
+from nanobackpack.safe.files import BAD_BYTE, bad_text, display_path, text_encoding, with_lf
 from nanobackpack.safe.untrusted import count_values, unpack_xz
 
 PIECE_CHARS = 1 << 16
@@ -54,8 +54,6 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")  # what is looked fo
 
 Progress = Callable[[int], object]
 """Is told how many more bytes of a file have been read."""
-OnError = Literal["strict", "replace", "skip"]
-"""What becomes of a byte that is no UTF-8, or a NUL: an error, "\ufffd", or nothing."""
 
 
 class Segments(NamedTuple):
@@ -277,8 +275,8 @@ class Reading:
     segments: Segments
     progress: Progress = lambda n: None
     strict: bool = False  # a record without text is an error; else it is skipped
-    errors: OnError = "strict"
-    newlines: Newlines = "lf"
+    errors: Literal["strict", "replace", "skip"] = "strict"  # of bytes that are no UTF-8, and NULs
+    newlines: Literal["lf", "keep"] = "lf"
 
     source: str = ""  # the file that is read now, as messages name it
     records: int = 0
@@ -371,21 +369,18 @@ class Reading:
             return f"has no text in {' and '.join(map(repr, self.segments.fields))}"
         name, value = wrong[0], found.get(wrong[0])
         has = f"has no field {name!r}" if value is None else f"has {short_repr(value)} in {name!r}, no text"
-        texts = sorted((n for n, v in found.items() if isinstance(v, str)), key=lambda n: -len(found[n]))
-        rest = [n for n in found if n not in texts]
-        for other in rest:
-            first = found[other][0] if isinstance(found[other], list) and found[other] else None
+        for other, value in found.items():
+            first = value[0] if isinstance(value, list) and value else None
             # A conversation is [{"role": ..., "content": ...}, ...] or [{"from": ..., "value": ...}, ...].
             if isinstance(first, dict) and first.keys() & {"role", "from"}:
                 path = f".{other[:40]}[].{'value' if 'value' in first else 'content'}"
                 how = f"""as `jq -c '{{text: [{path}] | join("\\n")}}'` does with JSON"""
                 return f"{has}: {short_repr(other)} is a list of messages, make them one text first, {how}"
-            if isinstance(first, dict) and not texts:
-                how = f"take them out with `jq -c '.{other[:40]}[]'`"
-                return f"{has}: {short_repr(other)} is a list of records, {how}"
-        if not texts:
-            return f"{has}, and no other text"
-        return f"{has}: it has {short_repr(texts + rest).strip('[]')}, and --field=NAME takes another"
+            if isinstance(first, dict) and len(found) == 1:
+                return f"{has}: {short_repr(other)} is a list, take it out: jq -c '.{other[:40]}[]'"
+        # The longest text comes first, and what is no text last.
+        names = sorted(found, key=lambda name: -len(found[name]) if isinstance(found[name], str) else 1)
+        return f"{has}: it has {short_repr(names).strip('[]') or 'none'}, and --field=NAME takes another"
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
