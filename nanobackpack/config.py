@@ -4,7 +4,8 @@
     config.model_config(vocab_size=65).n_block               # 5
 
 Dataclasses with a line of help per field; `cli.py` turns them into flags and `--help`. Names and defaults are
-nanoBackpackLM's, except where its default fails on a plain machine: device, dtype and compile are "auto".
+nanoBackpackLM's, except where its default fails on a plain machine (device, dtype and compile are "auto") or
+is of another run (its names for wandb).
 Nothing here knows about files, devices or the command line.
 """
 
@@ -104,6 +105,8 @@ class TrainConfig(Architecture):
     init_from: str = "scratch"
     """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped; or the weights of gpt2,
     gpt2-medium, gpt2-large, gpt2-xl, of a run's folder, a checkpoint, a model folder, or a hub's name."""
+    overwrite: bool = False
+    """Replace the run that is in out_dir; False: a new run moves it to out_dir/older-1, older-2, ..."""
     eval_interval: int = 2000
     """Evaluate and save every so many steps."""
     eval_iters: int = 200
@@ -180,10 +183,10 @@ class TrainConfig(Architecture):
 
     wandb_log: bool = False
     """Log to Weights & Biases too (pip install 'nanobackpack[wandb]')."""
-    wandb_project: str = "owt"
+    wandb_project: str = "nanobackpack"
     """Project name there."""
-    wandb_run_name: str = "gpt2"
-    """Run name there."""
+    wandb_run_name: str = "auto"
+    """Run name there; auto: those of the data set and the model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

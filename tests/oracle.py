@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import GPT
-from nanobackpack.analysis.control import AmplifyInWord, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.analysis.control import AmplifyInWord, ReplaceSenses, ScaleSense, ScaleWord, TopicControl
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.model.edits import Edit
 
@@ -73,28 +73,37 @@ def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]
                 if isinstance(edit, ReplaceSenses) and x in edit.tokens:
                     c[:, j] = edit.table[edit.tokens.index(x)]
                 if isinstance(edit, ScaleSense) and x in edit.tokens:
-                    for sense in range(len(c)):
-                        if isinstance(edit.factor, tuple):
-                            c[sense, j] *= edit.factor[sense]
-                        elif edit.sense in (None, sense):
-                            c[sense, j] *= edit.factor
+                    plain_scale(edit, c[:, j])
         for edit in edits:
             if isinstance(edit, TopicControl):
                 for j, x in enumerate(text):
                     A = (E[text] @ c[:, j].T).clamp(min=0).sum(dim=0)  # (K)
                     B = torch.sigmoid(-edit.f * A + 6) * (1 + j / 100)
                     a[:, j] *= B * edit.delta[x] + (1 - B)
-            if isinstance(edit, AmplifyInWord):
-                j, n, m = 0, len(edit.word), torch.tensor(edit.factors)
+            if isinstance(edit, (AmplifyInWord, ScaleWord)):
+                j, n = 0, len(edit.edited_tokens)
                 while j + n <= len(text):
-                    if tuple(text[j : j + n]) != edit.word:
+                    if tuple(text[j : j + n]) != edit.edited_tokens:
                         j += 1
                         continue
                     part = a[:, j : j + n]  # (K, n)
-                    a[:, j : j + n] = m * part / (m * part).sum(1, True) * part.sum(1, True)
+                    if isinstance(edit, AmplifyInWord):
+                        more = torch.tensor(edit.factors) * part
+                        a[:, j : j + n] = more / more.sum(1, True) * part.sum(1, True)
+                    else:
+                        plain_scale(edit, part)
                     j += n
         rows.append((a[:, None] @ c).sum(dim=0)[0] @ E.T)
     return torch.stack(rows)
+
+
+def plain_scale(edit: ScaleSense | ScaleWord, senses: Tensor) -> None:
+    """Multiply each of the senses (K, *) by its factor, in place."""
+    for sense in range(len(senses)):
+        if isinstance(edit.factor, tuple):
+            senses[sense] *= edit.factor[sense]
+        elif edit.sense in (None, sense):
+            senses[sense] *= edit.factor
 
 
 def plain_loss(model: LanguageModel, ids: Tensor, targets: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def parse(name: str, *flags: str) -> TrainConfig:
 
 SMALL = [
     "--device=cpu", "--compile=False", "--tokenizer_name=auto", "--eval_iters=2", "--batch_size=2",
-    "--wandb_log=False", "--wandb_project=owt", "--wandb_run_name=gpt2", "--warmup_iters=1",
+    "--wandb_log=False", "--warmup_iters=1",
 ]  # fmt: skip
 SIZES = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=8", "--max_iters=2", "--warmup_iters=0"]
 TEXT = "abcdefghijklmnopqrs" * 20

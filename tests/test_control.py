@@ -25,12 +25,19 @@ from torch.nn.functional import cross_entropy
 import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, SampleConfig
 from nanobackpack.analysis import control
-from nanobackpack.analysis.control import AmplifyInWord, GPTNullspace, ReplaceSenses, ScaleSense, TopicControl
+from nanobackpack.analysis.control import (
+    AmplifyInWord,
+    GPTNullspace,
+    ReplaceSenses,
+    ScaleSense,
+    ScaleWord,
+    TopicControl,
+)
 from nanobackpack.commands import sample
 from nanobackpack.model.edits import Edit, TextSoFar
 from nanobackpack.model.layouts import NANO, export_state
 from nanobackpack.runtime import seed_of
-from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import save_model
 
 EVERY = tuple(range(23))
@@ -54,6 +61,8 @@ EDITS: dict[str, Callable[[BackpackLM], tuple[Edit, ...]]] = {
     "topic-own": lambda m: (TopicControl(1 + draw(23, m.config.n_sense_vector) / 2, f=0.05),),
     "amplify": lambda m: (AmplifyInWord((1, 4, 2), (0.02, 1.0, 50.0)), AmplifyInWord((2, 2), (9.0, 1.0)),
                           AmplifyInWord((2, 7), (40.0, 1.0)), AmplifyInWord((2, 5), (1.0, 30.0))),
+    "word": lambda m: (ScaleWord((1, 4, 2), SCALES[: m.config.n_sense_vector]), ScaleWord((2, 2), 3.0),
+                       ScaleWord((2, 7), 0.0, sense=0), ScaleWord((2, 5), -1.0)),
 }  # fmt: skip
 EDITS["all"] = lambda m: tuple(e for name in list(EDITS)[:-1] for e in EDITS[name](m))
 # A prompt of (2, T) in which the words to amplify occur, overlapping, and twice.
@@ -257,6 +266,34 @@ def test_loss_and_training_forward_see_edits():
     assert not torch.equal(dropping(ids, edits=topic).logits, dropping(ids, edits=topic).logits)
 
 
+# --- Words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["bac", "ca\nb", "ab", "cab", "fabcab", "abba"])
+def test_a_word_is_scaled_where_all_of_it_stands(speller: BackpackLM, text: str):
+    """From the end of the word "ab" on the logits are others, before it and without it those of the model;
+    everywhere=True scales its tokens in all words."""
+    ids = torch.tensor([speller.tokenizer.encode(text)])
+    word, tokens = (control.scale(speller, "ab", 0.0, 1, everywhere=where) for where in (False, True))
+    assert (word, tokens) == ([ScaleWord((1, 2), 0.0, 1)], [ScaleSense((1, 2), 0.0, 1)])
+    with torch.no_grad():
+        plain, whole, all_over = (speller(ids, edits=edits).logits[0] for edits in ((), word, tokens))
+    seen = text.index("ab") + 1 if "ab" in text else len(text)
+    assert torch.allclose(whole[:seen], plain[:seen], atol=1e-5)
+    assert ((whole[seen:] - plain[seen:]).abs().amax(dim=1) > 1e-3).all()
+    # Where no letter of it stands elsewhere, the two are the same.
+    other = text.replace("ab", "")
+    assert torch.allclose(whole[-1], all_over[-1], atol=1e-5) == ("a" not in other and "b" not in other)
+
+
+def test_words_of_one_token_or_two_forms(speller: BackpackLM):
+    """One token is scaled everywhere; a word that is other tokens where a text begins, in both forms."""
+    assert control.scale(speller, "b", 0.5) == [ScaleSense((2,), 0.5)]
+    speller.tokenizer = make_tokenizer("bpe:258", ["a ta tb tc td"])
+    shown = [list(map(speller.tokenizer.token, edit.tokens)) for edit in control.scale(speller, "tab", 0.0)]
+    assert shown == [[" t", "a", "b"], ["t<#84>", "a", "b"]]
+
+
 # --- Invariants ---------------------------------------------------------------------------------
 
 
@@ -266,6 +303,8 @@ def inert_edits(model: BackpackLM) -> list[Edit]:
         ScaleSense((1, 2), 1.0, sense=0),
         ScaleSense((1, 2), (1.0,) * K),
         ScaleSense((), 0.0),
+        ScaleWord((4, 2), 1.0, sense=0),
+        ScaleWord((), 0.0),
         ReplaceSenses((), torch.empty(0, K, D)),
         control.topic(model, [3], 0),
         AmplifyInWord((4, 2), (1.0, 1.0)),
@@ -371,6 +410,8 @@ def test_edits_must_fit_the_model(ids: Tensor):
         (model, ReplaceSenses((1,), torch.zeros(1, 4, 15)), r"\(1, 4, 15\)"),
         (model, TopicControl(torch.ones(22, 4), 1.0), r"\(22, 4\)"),
         (model, AmplifyInWord((99,), (1.0,)), "token 99"),
+        (model, ScaleWord((99, 1), 0.0), "token 99"),
+        (model, ScaleWord((1, 2), 0.0, sense=4), "senses 0 to 3"),
         (model, "edits.safetensors", "not an edit"),
         (model, 3, "not an edit"),
     ):
@@ -574,6 +615,7 @@ def test_what_cannot_be_baked_or_exported():
     model = tiny_model()
     for name, message in (
         ("topic", "TopicControl depends on the text"),
+        ("word", "ScaleWord.* depends on the text.*everywhere=True"),
         ("amplify", "AmplifyInWord depends"),
     ):
         with pytest.raises(InputError, match=message):

@@ -28,6 +28,7 @@ from nanobackpack.evaluate.topic import TopicConfig
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import seed_of
 from nanobackpack.text.tokenizer import Tokenizer, first_ids
+from nanobackpack.train.checkpoint import save_model
 
 WORDS = ["[UNK]", "he", "she", "nurse", "developer", "CEO", "My", "The", "said", "that", "was", "with", "car"]
 Capture = pytest.CaptureFixture[str]
@@ -311,9 +312,17 @@ EDITS: list[tuple[str, list[str], str, Callable[[Any, Callable[[str], int]], con
     ("knowledge_edit", ["--word=a", "--copy=b", "--senses", "1", "3", "--prompt=cde"],
      "'cde' has none of the edited tokens ('a'), so nothing changes before one comes",
      lambda model, i: control.copy_senses(model, i("a"), i("b"), [1, 3])),
-    ("knowledge_edit", ["--word=Brady", "--prompt=Brady"],  # a case of the paper: its name is enough
-     "'Brady' is 5 tokens: its first, 'B', stands for it",
+    ("knowledge_edit", ["--word=Brady", "--prompt=Brady", "--tokens", "B"],  # the paper's: needs no more
+     "'Patriots' is 8 tokens: its first, 'P', stands for it",
      lambda model, i: control.knowledge_edit(model, i("B"), i("P"), i("C"))),
+    ("knowledge_edit", ["--word=bab", "--remove=e", "--add=d", "--everywhere"], "",
+     lambda model, i: [control.knowledge_edit(model, i(token), i("e"), i("d")) for token in "ba"]),
+    ("steer", ["--word=ba", "--factor=3"], "", lambda _, i: control.ScaleWord((i("b"), i("a")), 3.0)),
+    ("steer", ["--word=ab", "--prompt=cdeab", "--factor=3", "--sense=1", "--everywhere"], "",
+     lambda _, i: ScaleSense((i("a"), i("b")), 3.0, 1)),
+    ("steer", ["--word=ac", "--prompt=cdea"],
+     "'cdea' has none of the edited tokens ('ac'), so nothing changes before one comes",
+     lambda _, i: control.ScaleWord((i("a"), i("c")), 0.0)),
     ("steer", ["--word=a", "--sense=2", "--factor=-3", "--tokens", "e", "f"], "",
      lambda _, i: ScaleSense((i("a"),), -3.0, 2)),
     ("steer", ["--word=ba", "--amplify", "8", "1"], "",
@@ -337,10 +346,33 @@ def test_editing_commands(
     (result,) = found if isinstance(found, list) else [found]
     assert len(result["samples_after"]) == {"knowledge_edit": 3, "steer": 2}[name]
     before, after = re.findall(r"^  (?:before|after) +(.*)", out, re.MULTILINE)
-    assert (before == after) == ("cde" in note)
+    assert (before == after) == ("none of" in note)
     for token, (p, q) in zip(result["tested"], result["probabilities"], strict=True):
         assert f"{token!r} {p:.3g} {q:.3g} {q / p:.3f}" in " ".join(out.split())
-    assert len(result["tested"]) == 2 * ("--tokens" in arguments)
+    assert len(result["tested"]) == 2 * ("f" in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--word=ab"], "'ab' is the tokens 'a' (2 other places in the prompt, 7 in training), 'b' (1 other"),
+        (["--word=ab", "--copy=c"], "name some of them, as --tokens 'a', or take all with --everywhere"),
+        (["--word=ab", "--tokens", "b", "c"], "name some of them"),
+        (["--word=a", "--tokens", "b"], "name some of them"),
+    ],
+)
+def test_a_table_of_senses_cannot_hold_for_a_word(
+    tmp_path: Path, capsys: Capture, arguments: list[str], message: str
+):
+    """What edits the senses of tokens says where else these stand, and asks which of them are meant."""
+    folder = save_tiny(tmp_path / "run", "abcdef\n")
+    model = load_model(folder)
+    model.token_counts = torch.arange(7) + 6
+    save_model(model, folder / "ckpt.pt")
+    given = ["--remove=d", "--add=e", "--prompt=abbaa", *arguments]
+    _, err = run_program("knowledge_edit", folder, capsys, *given, status=2)
+    assert message in err
+    assert len(err.splitlines()) == 1
 
 
 def test_steer_with_the_shipped_prompts(tmp_path: Path, capsys: Capture):

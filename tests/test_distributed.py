@@ -5,6 +5,7 @@ torchrun runs train.py, sample.py, or this very file: `failing` below is a train
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import (
     ROOT,
+    TEXT,
     finite,
     identical,
     learned,
@@ -41,7 +43,7 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
-from nanobackpack.train import resume
+from nanobackpack.train import checkpoint, resume
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.trainer import Trainer, train
 
@@ -401,15 +403,23 @@ def test_several_processes_without_torchrun_are_one_line(monkeypatch: pytest.Mon
         pass
 
 
+SECOND = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORLD_SIZE", "two"), ("RANK", ""), ("LOCAL_RANK", "-1"), ("RANK", "2 "), ("WORLD_SIZE", "9" * 5000)],
+    [
+        *(("WORLD_SIZE", value) for value in ("two", "0", "9" * 5000)),
+        *(("RANK", value) for value in ("", "2 ", "2")),
+        ("LOCAL_RANK", "-1"),
+        *(("MASTER_PORT", value) for value in ("http", "70000", "0", "")),
+        *(("MASTER_ADDR", value) for value in ("", "300.1.1.1", "127.0.0.1:1", "a" * 300, "a\x1b[2J")),
+    ],
 )
-def test_an_environment_that_is_no_number_is_one_line(
+def test_an_environment_that_cannot_be_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
-    numbers = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
-    for variable, number in (numbers | {name: value}).items():
+    for variable, number in (SECOND | {name: value}).items():
         monkeypatch.setenv(variable, number)
     with pytest.raises(SystemExit) as stop:
         cli.guard(lambda: joined("cpu").__enter__() and None)
@@ -417,6 +427,61 @@ def test_an_environment_that_is_no_number_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {name}=")
     assert len(line) < 300
+
+
+def test_an_address_where_nobody_answers_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for variable, number in SECOND.items():
+        monkeypatch.setenv(variable, number)
+    with pytest.raises(InputError, match=r"process 1 of 2 cannot reach .*127\.0\.0\.1"):
+        joined("cpu", timeout_s=1).__enter__()
+    assert capfd.readouterr().err == ""  # nothing of torch's C++
+
+
+# --- What they must agree on ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"seed": 7}, r"seed 1337 → 7\)"),
+        ({"learning_rate": 0.5, "optimizer": "muon"}, r"optimizer adamw → muon, learning_rate 0.01 → 0.5\)"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 → 2"),
+        ({"n_layer": 3, "dropout": 0.1, "n_embd": 32}, "n_layer 2 → 3, n_embd 16 → 32, dropout 0.0 → 0.1"),
+        ({"dataset": "backwards"}, r"train.bin sha256 \w+ → sha256 \w+, val.bin .*, text \d+ → \d+"),
+        ({"dataset": "other letters"}, "tokenizer.json sha256 "),
+        ({"dataset": "backwards without sums"}, r"text \d+ → \d+\)"),
+        ({"init_from": "model"}, r"init_from scratch → other weights, weights 0 → \d+"),
+        ({"dtype": "bfloat16"}, "dtype torch.float32 → torch.bfloat16"),
+        ({"version": "9.9"}, r"nanobackpack .* → 9.9\)"),
+        ({"dataset": "copied", "out_dir": "x", "overwrite": True, "device": "auto", "wandb_log": True}, ""),
+    ],
+)
+def test_a_process_that_differs_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], differs: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("copied", TEXT), ("backwards", TEXT[::-1]), ("other letters", TEXT.upper())):
+        write_foxes(tmp_path / name, text)
+        shutil.copytree(tmp_path / name, tmp_path / f"{name} without sums")
+        (tmp_path / f"{name} without sums" / "meta.json").unlink()
+    model = tiny(data, tmp_path).model_config(len(set(TEXT)))
+    checkpoint.save_model(checkpoint.build_model(model), tmp_path / "model")
+    told: list[Any] = []  # of three processes the one in the middle differs from the first call on
+    monkeypatch.setattr(Processes, "gather", lambda self, v: told.extend(v) or [told[0], *v, told[0]])
+
+    def start(**changes: Any) -> None:
+        monkeypatch.setattr(resume, "__version__", changes.pop("version", "0"))
+        trainer = Trainer(tiny(data, tmp_path, **changes))
+        initial = resume.initial_model(trainer.config, trainer.data)
+        resume.check_agreement(Processes(CPU, 1, 3), initial, trainer.data, trainer.dtype)
+
+    bare = {"dataset": "copied without sums"} if "without" in changes.get("dataset", "") else {}
+    start(**bare)
+    words = rf"RANK 1 differs from the others \(theirs → its own: {differs}"
+    with pytest.raises(InputError, match=words) if differs else contextlib.nullcontext():
+        start(**changes)
 
 
 def test_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:

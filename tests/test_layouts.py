@@ -10,6 +10,7 @@ import pickle
 import re
 import shlex
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +389,8 @@ def test_names_of_wrappers(tmp_path: Path, wrapper: str):
     """What stands before all names goes, in each layout; what torch put in the middle of some too."""
 
     def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {wrapper + key.replace(".h.1.", ".h.1._orig_mod."): t for key, t in state.items()}
+        named = {wrapper + key.replace(".h.1.", ".h.1._orig_mod."): t for key, t in state.items()}
+        return named | {"n_averaged": torch.tensor(3)}
 
     gpt = save_gpt2(tmp_path)  # whose names begin with "transformer." anyway, but for the head's
     headless = load_file(tmp_path / "model.safetensors")
@@ -472,7 +474,7 @@ def test_another_model_is_described(tmp_path: Path):
 def test_objects_can_be_made_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The message has a command that does it, but not where the object may be a program in disguise."""
     objects = [np.float32(1.5), np.arange(3), Path("a"), torch.float16, torch.device("cpu"), {1}, b"x"]
-    for value in (*objects, argparse.Namespace(lr=1)):
+    for value in (*objects, defaultdict(int), argparse.Namespace(lr=1)):
         text = error_of(written(tmp_path, nano() | {"best_val_loss": value, "more": [None, True, *objects]}))
         code, *names = shlex.split(text.partition("if you trust its maker, copy it without ")[2])[8:]
     monkeypatch.setattr(sys, "argv", ["-c", *names])

@@ -18,7 +18,14 @@ from torch import Tensor
 from nanobackpack.analysis import control
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate.perplexity import PerplexityConfig, mean, open_stream, stream_loss, with_bits
+from nanobackpack.evaluate.perplexity import (
+    PerplexityConfig,
+    mean,
+    open_stream,
+    perplexity,
+    stream_loss,
+    with_bits,
+)
 from nanobackpack.model.backpack import LanguageModel, Output
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -168,6 +175,27 @@ def test_perplexity_py(run: Path, capsys: Capture) -> None:
     assert len({len(line) for line in (head, *lines)}) == 1
 
 
+@pytest.mark.parametrize("flag", ["--text", "--dataset"])
+def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str) -> None:
+    """In windows as a data set is, whichever way it is named; its byte order mark is no part of it."""
+    model, file = checkpoint.load_model(run / "out"), run / "quick.txt"
+    text = "the lazy dog jumps over the quick brown fox."  # 44 characters: two windows of 16 and a rest
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    given = [f"{flag}={file}", "--per_token", f"--json={run / 'text.json'}", "--batch_size=1"]
+    out, _ = run_program("perplexity", run / "out", capsys, *given)
+    ids = np.array(model.tokenizer.encode(text))
+    losses = direct(model, ids, 16)
+    result = json.loads((run / "text.json").read_text())
+    (row,) = result["rows"]
+    assert (row["split"], row["tokens"], row["chars_per_token"]) == ("quick.txt", 43, 1)
+    assert row["nats_per_token"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert [(token, i) for token, i, _ in result["tokens"]] == list(zip(text[1:], ids[1:], strict=True))
+    assert [nats for _, _, nats in result["tokens"]] == pytest.approx(losses, abs=1e-5)
+    first = out.splitlines()[3].split()
+    assert first == [f"{losses[0]:.4f}", f"{math.exp(-losses[0]):.4f}", "'h'"]
+    assert len(out.splitlines()) == 3 + 43
+
+
 def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     """--edits measures the model under a file of edits."""
     model, file, data = checkpoint.load_model(run / "out"), run / "edit.safetensors", TokenData(run / "data")
@@ -181,6 +209,13 @@ def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
     assert result["rows"][0]["nats_per_token"] == pytest.approx(nats, abs=1e-6)
     assert nats != pytest.approx(measured(model, data).nats_per_token, abs=1e-4)
     assert result["edits"] == str(file)
+
+
+def test_a_text_that_has_changed_is_told(run: Path) -> None:
+    model = checkpoint.load_model(run / "out")
+    model.text = {"train": "501 tokens", "val": "200 tokens"}
+    with pytest.warns(UserWarning, match="data has changed since the model was trained on it"):
+        perplexity(model, PerplexityConfig(out_dir=str(run / "out")))
 
 
 @pytest.mark.parametrize("key", ["dataset", "huge_pack_dir"])
@@ -203,6 +238,11 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
         (["--init_from={gpt}"], "does not tell what it was trained on"),
         (["--init_from={gpt}", "--dataset={data}"], "23 tokens, "),
         (["--dataset={other}"], "id 19 is "),
+        (["--text=nothing.txt"], "nothing.txt"),
+        (["--text={other}/one.txt"], "has 1 token"),
+        (["--text={other}/new.txt"], "unknown character 'é'"),
+        (["--text={other}/one.txt", "--split=val"], "split is for data sets"),
+        (["--per_token"], "--text=poem.txt"),
         (["--json={data}"], "is a folder"),
     ],
 )
@@ -214,6 +254,8 @@ def test_what_cannot_be_measured_is_one_line(
     ours = Tokenizer.load(run / "data" / "tokenizer.json")
     symbols = ["!" if i == 19 else ours.token(i) for i in range(ours.vocab_size)]
     save_data(places["other"], Tokenizer.from_symbols(symbols), {"train": STREAM, "val": STREAM})
+    (places["other"] / "one.txt").write_text("a")
+    (places["other"] / "new.txt").write_text("the café")
     given = [flag.format(**places) for flag in flags]
     out, err = run_program("perplexity", run / "out", capsys, *given, status=2)
     assert (out, err.count("\n")) == ("", 1)

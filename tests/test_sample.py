@@ -140,7 +140,7 @@ def test_prompts_are_read_as_texts_are(verb: Verb) -> None:
     assert verb(*sample)[1] == ""
     # Texts that are composed already make a tokenizer that says how prompts are.
     trained(verb, text, "--tokenizer=char", "--newlines=keep")
-    assert "form NFC: --normalize=nfc makes" in verb(*sample, status=2)[1]
+    assert "this letter is one character (NFC): give --normalize=nfc" in verb(*sample, status=2)[1]
     assert verb(*sample, "--normalize=nfc", "--newlines=keep")[1] == ""
     assert "the prompt ends in" not in verb(*sample, "--normalize=nfc")[1]
 

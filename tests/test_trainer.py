@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -488,6 +489,33 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path, uni
     assert_same_run(tmp_path / "out", uninterrupted)
 
 
+STAYS = "the learning rate stays at min_lr=0.001 from step "
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_iters": 9, "lr_decay_iters": 6}, f"{STAYS}6 on: --lr_decay_iters=9 would let it fall"),
+        ({"max_iters": 9, "lr_decay_iters": 3}, f"{STAYS}4 on: --lr_decay_iters=9 would let it fall"),
+        ({"max_iters": 9, "lr_decay_iters": 9}, "the learning rate rises from 0.00775 to 0.00831, as its"),
+        ({"max_iters": 9, "decay_lr": False}, "the learning rate rises from 0.00775 to 0.01"),
+        ({"max_iters": 9, "lr_decay_iters": 9, "learning_rate": 5e-3}, ""),
+        ({"max_iters": 4}, "no step is left: the run is at step 4, max_iters=4; raise it, and"),
+        ({"max_iters": 3}, "no step is left: the run is at step 4, max_iters=3; raise it, and"),
+        ({"max_iters": 3, "eval_only": True}, ""),
+        ({"max_iters": 5}, ""),
+    ],
+)
+def test_going_on_says_what_the_learning_rate_will_be(
+    data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """After 4 steps of 5, the last of them at a rate of 0.00775."""
+    train(tiny(data, tmp_path, max_iters=4, lr_decay_iters=5, eval_interval=9))
+    config = tiny(data, tmp_path, **{"lr_decay_iters": 5} | changes, init_from="resume")
+    notes = [note for note in Trainer(config).notes if note and not note.startswith("settings that are new")]
+    assert [note.startswith(said) for note in notes] == [True] * bool(said)
+
+
 def test_a_run_in_a_thread_needs_no_signals(data: Path, tmp_path: Path) -> None:
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(train(tiny(data, tmp_path, max_iters=2))))
@@ -606,8 +634,8 @@ def test_a_checkpoint_of_an_earlier_run_is_not_called_ours(data: Path, tmp_path:
     train(tiny(data, tmp_path / "used", max_iters=3))
     with pytest.raises(InputError, match="step 0 ") as error:
         PoisonedFirst(tiny(data, tmp_path / "used", eval_interval=100)).run()
-    assert "holds step 0" not in str(error.value)  # it holds step 3 of the earlier run
-    assert saved(tmp_path / "used")["iter_num"] == 3
+    assert "holds step 0" not in str(error.value)
+    assert saved(tmp_path / "used" / "older-1")["iter_num"] == 3
 
 
 def before_step_3(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
@@ -766,6 +794,36 @@ def test_wandb_gets_the_same_numbers(data: Path, tmp_path: Path, monkeypatch: py
     assert {"train_loss", "val_loss", "val_loss_full"} <= names
     for name in [*names, "foxes", "first", "n_sense_vector"]:
         assert name.encode() in content, name
+
+
+def test_wandb_continues_its_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", wandb := mock.MagicMock())
+    out, moved, settings = tmp_path / "out", tmp_path / "out" / "older-1", {"wandb_log": True}
+    train(tiny(data, out, max_iters=2, **settings))
+    first = saved(out)["run"]
+    train(tiny(data, out, max_iters=3, **settings, init_from="resume"))
+    train(tiny(data, out, max_iters=2, **settings, wandb_project="p", wandb_run_name="n"))
+    train(tiny(data, moved, max_iters=4, **settings, init_from="resume"))
+    train(tiny(data, moved, **settings, init_from="resume", eval_only=True))
+    monkeypatch.setenv("WANDB_RUN_ID", "a fork")
+    train(tiny(data, moved, max_iters=5, **settings, init_from="resume"))
+    second, named = saved(out)["run"], ("nanobackpack", "foxes backpack-lm")
+    told = [call.kwargs for call in wandb.init.call_args_list]
+    assert [(k["project"], k["name"]) for k in told] == [named, named, ("p", "n"), named, named, named]
+    assert [k["id"] for k in told] == [first, first, second, first, None, "a fork"]
+    assert [k["resume"] for k in told] == ["allow"] * 4 + [None, "allow"]
+
+
+def test_a_run_goes_on_when_wandb_fails(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", wandb := mock.MagicMock())
+    log = wandb.init.return_value.log
+    log.side_effect = [None, None, BrokenPipeError("the service\nis gone")]  # in step 2
+    assert train(tiny(data, tmp_path, wandb_log=True, eval_interval=9)) == 0
+    assert [call.kwargs["step"] for call in log.call_args_list] == [0, 1, 2]
+    assert capsys.readouterr().out.count("note: wandb fails (the service): from here on only ") == 1
+    assert [r["step"] for r in records(tmp_path) if "lr" in r] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

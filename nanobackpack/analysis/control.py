@@ -4,6 +4,7 @@ Steering leaves the weights as they are. An edit (model/edits.py has the kinds) 
 in force for a while and then taken away:
 
     >>> edit = nb.control.ScaleSense(tokens=(464,), factor=0.0, sense=10)     # token 464 loses its sense 10
+    >>> edit = nb.control.scale(model, "nurse", 0.0, sense=10)                # a word, of several tokens too
     >>> model.generate(ids, 100, edits=edit)
     >>> with nb.control.applied(model, edit):                                 # analysis and evaluation too
     ...     nb.Senses(model).next_tokens("The")
@@ -47,15 +48,16 @@ from nanobackpack.model.edits import (
     GPTNullspace,
     ReplaceSenses,
     ScaleSense,
+    ScaleWord,
     TopicControl,
     flatten_edits,
 )
 from nanobackpack.safe.files import display_path, parse_json, writing
-from nanobackpack.text.tokenizer import MARKS
+from nanobackpack.text.tokenizer import MARKS, TextOrIds, needs_tokenizer, word_ids
 
-__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "TopicControl", "applied", "bake",
-           "copy_senses", "knowledge_edit", "load", "nullspace", "save", "sense_peaks", "topic",
-           "topic_scores"]  # fmt: skip
+__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "TopicControl",
+           "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save", "scale",
+           "sense_peaks", "topic", "topic_scores"]  # fmt: skip
 
 # --- Steering and baking ------------------------------------------------------------------------
 
@@ -95,7 +97,8 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
     if active.on_alpha:
         names = ", ".join(type(edit).__name__ for edit in active.on_alpha)
         raise InputError(
-            f"{names} depends on the text and cannot be baked into a table: save it as an edit file"
+            f"{names} depends on the text and cannot be baked into a table: save it as an edit file (or bake "
+            "what control.scale makes of a word with everywhere=True)"
         )
     with applied(model, edits):
         table = model.sense_vectors()  # (V, K, D)
@@ -108,6 +111,28 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
 
 
 # --- Making edits -------------------------------------------------------------------------------
+
+
+def scale(
+    model: LanguageModel,
+    word: TextOrIds,
+    factor: float | tuple[float, ...],
+    sense: int | None = None,
+    *,
+    everywhere: bool = False,
+) -> list[Edit]:
+    """Multiply one sense of a word, or all, by a factor: 0 removes, 1 changes nothing.
+
+    A word of several tokens is edited where all of it stands, inside a longer word too, such as "the" in
+    "other" where tokens are characters. With `everywhere` each of its tokens is, wherever it stands.
+    """
+    tokenizer = needs_tokenizer(model.tokenizer)
+    ids = tuple(word_ids(tokenizer, word))
+    if everywhere or len(ids) == 1:
+        return [ScaleSense(ids, factor, sense)]
+    # As it stands inside a text, and if that is different as a text begins with it.
+    forms = [ids, tuple(tokenizer.encode(word))] if isinstance(word, str) else [ids]
+    return [ScaleWord(form, factor, sense) for form in dict.fromkeys(forms)]
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor
 from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, table
 from nanobackpack.analysis.senses import Senses
-from nanobackpack.model.edits import EditLike, flatten_edits
-from nanobackpack.text.tokenizer import TextOrIds, token_id
+from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
+from nanobackpack.text.tokenizer import TextOrIds, find_word, token_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,14 @@ def effect(
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
     tokens = [token_id(tokenizer, word) for word in tested]
 
-    edited = {i for edit in flatten_edits(edits) for i in edit.edited_tokens}
-    if edited and not edited & set(ids[0].tolist()):
-        names = ", ".join(repr(tokenizer.token(i)) for i in sorted(edited)[:5])
+    # What the edits look for in a text: some for each of their tokens, some for all of them together.
+    edited = {
+        part
+        for edit in flatten_edits(edits)
+        for part in ([edit.edited_tokens] if isinstance(edit, IN_WORD) else zip(edit.edited_tokens))
+    }
+    if edited and not any(find_word(tokenizer, ids[0].tolist(), part) for part in edited):
+        names = ", ".join(repr("".join(map(tokenizer.token, part))) for part in sorted(edited)[:5])
         warnings.warn(
             f"{prompt!r} has none of the edited tokens ({names}), so nothing changes before one comes",
             stacklevel=2,

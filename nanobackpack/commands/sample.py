@@ -73,7 +73,8 @@ def main(settings: SampleConfig) -> None:
         watched = processes.rank == 0 and sys.stdout.isatty()
         with autocast(device, dtype):
             texts = grow(model.tokenizer, prompt, ids, steps if own else (), len(own), watched)
-        for text in processes.gather(texts)[watched:]:
+        texts = processes.gather(texts)
+        for text in texts[watched:] if processes.rank == 0 else ():
             print(text + "\n" + LINE)
 
 

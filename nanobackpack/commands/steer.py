@@ -5,10 +5,11 @@
     nanobackpack steer --out_dir=out-zh --word 沙滩 --amplify 4 1
 
 The first two multiply one sense of the word, or all, wherever it stands: 0 removes, 1 changes nothing
-(Backpack paper, section 6.2). `--amplify`, for a word of several tokens, has a factor for each: the word
-counts as much as before, but for other parts of itself; without a prompt nanoBackpackLM's own are taken, with
-its test tokens. `--tokens` lists how likely these are before and after; `--save` keeps the edit for
-`nanobackpack sample --edits=FILE`.
+(Backpack paper, section 6.2). A word of several tokens is edited where all of it stands, inside a longer word
+too ("the" in "other" where tokens are characters); with `--everywhere` each of its tokens is, in every word.
+`--amplify`, for a word of several tokens, has a factor for each: the word counts as much as before, but for
+other parts of itself; without a prompt nanoBackpackLM's own are taken, with its test tokens. `--tokens` lists
+how likely these are before and after; `--save` keeps the edit for `nanobackpack sample --edits=FILE`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from nanobackpack.analysis.effect import Effect
     from nanobackpack.analysis.senses import Senses
     from nanobackpack.model.backpack import LanguageModel
-    from nanobackpack.model.edits import Edit
+    from nanobackpack.model.edits import EditLike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class SteerConfig(EffectConfig):
     """The word whose senses are scaled."""
     sense: int = -1
     """Only this sense, counted from 0 (-1: all)."""
+    everywhere: bool = False
+    """Scale each token of the word wherever it stands, in other words too, not only where all of it does."""
     factor: float = 0.0
     """What the sense is multiplied by: 0 removes it."""
     amplify: tuple[float, ...] = ()
@@ -69,6 +72,8 @@ class SteerConfig(EffectConfig):
 
 
 def main(settings: SteerConfig) -> None:
+    if settings.amplify and settings.everywhere:
+        raise InputError("everywhere and amplify contradict each other: amplify acts inside the word alone")
     prompts, tokens = [settings.prompt], settings.tokens
     if not settings.prompt:
         shipped = control_sets()["amplification"]
@@ -81,20 +86,20 @@ def main(settings: SteerConfig) -> None:
     report(settings, lambda model: effects(model, settings, scaling, prompts, tokens))
 
 
-def scaling(senses: Senses, settings: SteerConfig) -> Edit:
+def scaling(senses: Senses, settings: SteerConfig) -> EditLike:
     """Make the edit that the settings ask for."""
-    from nanobackpack.analysis.control import AmplifyInWord, ScaleSense
+    from nanobackpack.analysis.control import AmplifyInWord, scale
 
-    ids = tuple(word_ids(senses.tokenizer, settings.word))
     if settings.amplify:
-        return AmplifyInWord(ids, settings.amplify)
-    return ScaleSense(ids, settings.factor, None if settings.sense < 0 else settings.sense)
+        return AmplifyInWord(tuple(word_ids(senses.tokenizer, settings.word)), settings.amplify)
+    sense = None if settings.sense < 0 else settings.sense
+    return scale(senses.model, settings.word, settings.factor, sense, everywhere=settings.everywhere)
 
 
 def effects(
     model: LanguageModel,
     settings: AnyConfig,
-    make_edit: Callable[[Senses, AnyConfig], Edit],
+    make_edit: Callable[[Senses, AnyConfig], EditLike],
     prompts: Sequence[str],
     tokens: Sequence[str] = (),
 ) -> list[Effect]:

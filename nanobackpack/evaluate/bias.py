@@ -29,7 +29,7 @@ from nanobackpack.text.tokenizer import Tokenizer, bos_ids, needs_tokenizer, tok
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
-    from nanobackpack.model.edits import Edit, EditLike
+    from nanobackpack.model.edits import EditLike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +196,10 @@ def _pronoun(tokenizer: Tokenizer, word: str) -> int:
         ) from None
 
 
-def _remedy(model: LanguageModel, he: int, she: int) -> Callable[[list[int], float, int | None], Edit]:
+def _remedy(model: LanguageModel, he: int, she: int) -> Callable[[list[int], float, int | None], EditLike]:
     """Make the edits of nouns, given as tokens, by a factor: 1 changes nothing, 0 removes all."""
-    from nanobackpack.analysis.control import ScaleSense, nullspace
+    from nanobackpack.analysis.control import nullspace, scale
 
     if model.config.model_name == "gpt2":
         return lambda ids, factor, _: nullspace(model, ids, she, he, factor)  # type: ignore[arg-type]
-    return lambda ids, factor, sense: ScaleSense(tuple(ids), factor, sense)
+    return lambda ids, factor, sense: scale(model, ids, factor, sense)

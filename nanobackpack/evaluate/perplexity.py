@@ -1,6 +1,7 @@
-"""The perplexity of a model on a held-out stream, each token predicted once.
+"""The perplexity of a model on a held-out stream or a text, each token predicted once.
 
     nanobackpack perplexity --out_dir=out-shakespeare-char
+    nanobackpack perplexity --out_dir=out-shakespeare-char --text=poem.txt --per_token
     nanobackpack perplexity --init_from=gpt2 --dataset=openwebtext --json=gpt2.json
     nanobackpack perplexity --out_dir=clue_small --dataset=data/clue_small/evaluation.bin
     nanobackpack perplexity --out_dir=backpack_xlm --per_language
@@ -15,18 +16,21 @@ block_size; longer ones give each token more to go on, so compare models of the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from nanobackpack.analysis.results import Result, report, width
-from nanobackpack.config import LoadConfig
+from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, escape_controls
-from nanobackpack.safe.files import display_path, read_json
+from nanobackpack.safe.files import display_path, read_json, read_text, with_lf
+from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
@@ -38,7 +42,11 @@ class PerplexityConfig(LoadConfig):
     """The perplexity of a model."""
 
     dataset: str = ""
-    """Folder under data/, the path of one, or a .bin file; by default what the model was trained on."""
+    """Folder under data/, the path of one, a .bin file, or a text; by default what it was trained on."""
+    text: str = ""
+    """A text file to measure instead, read with the model's own tokenizer."""
+    per_token: bool = False
+    """List each token of the text with its loss, too."""
     data_bin_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Type of the ids in the .bin files; auto: what meta.json says, else uint16, of languages uint32."""
     split: str = "auto"
@@ -71,9 +79,17 @@ class StreamLoss:
     """Comparable between tokenizers."""
 
 
+class TokenLoss(NamedTuple):
+    """How well one token of a text was predicted."""
+
+    token: str
+    id: int
+    nats: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Result):
-    """A model on one split, or on each language of it and on all."""
+    """A model on one split, or on each language of it and on all, or on a text."""
 
     model: str
     data: str
@@ -82,6 +98,8 @@ class Perplexity(Result):
     """0: the whole of each split."""
     edits: str | None
     rows: list[StreamLoss]
+    tokens: list[TokenLoss] | None = None
+    """Those of a text that were predicted, in order, where they are wanted."""
 
     def table(self) -> str:
         cells = [["split", "tokens", "nats/token", "perplexity", "bits/char"]]
@@ -95,6 +113,8 @@ class Perplexity(Result):
         for name, *rest in cells:
             numbers = [cell.rjust(w) for cell, w in zip(rest, widths, strict=True)]
             lines.append("  " + "  ".join([name + " " * (first - width(name)), *numbers]))
+        for loss in self.tokens or ():
+            lines.append(f"  {loss.nats:8.4f}  {math.exp(-loss.nats):6.4f}  {loss.token!r}")
         return "\n".join(lines)
 
 
@@ -110,27 +130,36 @@ def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexit
     from nanobackpack.analysis import control
     from nanobackpack.train.checkpoint import check_vocabulary
 
-    data, split = open_stream(settings)
-    check_vocabulary(model, settings.model_path, data)
-    parts = list(data.parts(split)) if settings.per_language else [split]
+    tokens = None
     with control.applied(model, control.load(settings.edits, model) if settings.edits else ()):
-        rows = [stream_loss(model, data, part, settings) for part in parts]
+        if text := _text_file(settings):
+            row, losses = text_loss(model, Path(text), settings.batch_size)
+            rows, source, tokens = [row], display_path(text), losses if settings.per_token else None
+        else:
+            data, split = open_stream(settings)
+            source = display_path(data.folder)
+            check_vocabulary(model, settings.model_path, data)
+            if not settings.dataset and model.text and model.text != data.fingerprint():
+                warnings.warn(f"{source} has changed since the model was trained on it", stacklevel=2)
+            parts = list(data.parts(split)) if settings.per_language else [split]
+            rows = [stream_loss(model, data, part, settings) for part in parts]
     if len(rows) > 1:
         rows.append(mean("all", rows))
 
     kind = "Backpack" if model.config.model_name == "backpack-lm" else "GPT"
     what = f"{settings.batches} random batches" if settings.batches else "all"
-    folder, size = display_path(data.folder), model.config.block_size
+    size = model.config.block_size
     under = f", under {settings.edits}" if settings.edits else ""
     return Perplexity(
-        title=f"{settings.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of {folder} "
+        title=f"{settings.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of {source} "
         f"in windows of {size}{under}",
         model=settings.model_path,
-        data=folder,
+        data=source,
         block_size=size,
         random_batches=settings.batches,
         edits=settings.edits or None,
         rows=rows,
+        tokens=tokens,
     )
 
 
@@ -156,6 +185,53 @@ def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: Per
             n += y.numel()
             bar.update(y.numel())
     return with_bits(split, n, total / n, data.chars_per_token(split))
+
+
+def _text_file(settings: PerplexityConfig) -> str:
+    """Return the text to measure, "" if it is a data set."""
+    dataset = Path(settings.dataset)
+    if not settings.text and dataset.is_file() and dataset.suffix != ".bin":
+        settings = dataclasses.replace(settings, text=settings.dataset, dataset="")
+    if settings.per_token and not settings.text:
+        raise InputError("per_token lists the tokens of a text: name it, as in --text=poem.txt")
+    # Settings that say which part of a data set to take would change nothing here.
+    for name in ("dataset", "split", "per_language", "batches"):
+        if settings.text and name in changed_settings(settings):
+            raise InputError(f"{name} is for data sets, but --text names a text: leave one of them out")
+    return settings.text
+
+
+def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[StreamLoss, list[TokenLoss]]:
+    """Measure a text as one document, in windows of block_size as a data set is; and each of its tokens."""
+    import torch
+    from torch.nn import functional as F
+
+    from nanobackpack.runtime import eval_mode
+
+    tokenizer, T = needs_tokenizer(model.tokenizer), model.config.block_size
+    text = with_lf(read_text(path))
+    ids = torch.tensor(tokenizer.prompt_ids(text), device=model.wte.weight.device)  # (N)
+    if len(ids) < 2:
+        raise InputError(
+            f"{display_path(path)} has {len(ids)} token: the first has nothing before it, give more"
+        )
+    # All whole windows, some at a time, then what is left.
+    x, y = ids[:-1], ids[1:]
+    whole = len(x) // T * T
+    windows = zip(
+        x[:whole].view(-1, T).split(batch_size), y[:whole].view(-1, T).split(batch_size), strict=True
+    )
+    rest = [(x[None, whole:], y[None, whole:])] if whole < len(x) else []
+    nats: list[float] = []
+    bar = tqdm(desc=path.name, total=len(y), unit="token", unit_scale=True, disable=None, leave=False)
+    with eval_mode(model) as model, bar:
+        for inputs, targets in [*windows, *rest]:  # (B, T) each
+            logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
+            nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
+            bar.update(targets.numel())
+    losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(y.tolist(), nats, strict=True)]
+    chars = len(text) / len(tokenizer.encode(text))
+    return with_bits(path.name, len(nats), sum(nats) / len(nats), chars), losses
 
 
 def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> StreamLoss:
@@ -186,7 +262,7 @@ def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:
     from nanobackpack.text.meta import HELD_OUT
 
     path = Path(settings.dataset or _trained_on(settings))
-    if path.suffix == ".bin":
+    if settings.dataset.endswith(".bin"):
         return TokenData(path.parent, settings.data_bin_dtype, {path.stem: path}), path.stem
     data = open_dataset(path, settings.data_bin_dtype)
     split = settings.split

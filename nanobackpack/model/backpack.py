@@ -262,6 +262,7 @@ class LanguageModel(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.blocks: dict[object, tuple[Edit, ...]] = {}  # of control.applied, in all threads
         self.token_counts: Tensor | None = None  # (V) of each id in the text it was trained on, if known
+        self.text: object = None  # the fingerprint of that text, if known
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # E, tied: input and output
         self.context = Transformer(config)
 

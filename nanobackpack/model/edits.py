@@ -9,7 +9,8 @@ Each kind of edit is an immutable value that changes one step of the formula:
 
     c  ScaleSense     C(x)_l · p for tokens x; p = 0 removes a sense                 paper, section 6.2
        ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit   paper, section 6.3
-    w  TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
+    w  ScaleWord      ScaleSense of a word of several tokens, where all of it stands
+       TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
        AmplifyInWord  the weight of a word shared anew among its tokens              nanoBackpackLM
     n  GPTNullspace   a direction taken out of a GPT's input, the baseline           paper, D.2
 
@@ -22,11 +23,11 @@ Letters: B batch, T time, S positions so far, N query rows (the last N of S), D 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, TypeAlias, get_type_hints
+from typing import Any, ClassVar, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
@@ -170,14 +171,6 @@ class Edits:
         return e
 
 
-class Cache(Protocol):
-    """What TextSoFar needs of the cache of a generation, generate.KVCache."""
-
-    length: int
-
-    def append(self, slot: str, new: Tensor) -> Tensor: ...
-
-
 @dataclass
 class TextSoFar:
     """What an edit of α may know of a text, up to the last of its S positions."""
@@ -185,7 +178,7 @@ class TextSoFar:
     ids: Tensor  # (B, S)
     senses: Tensor  # (B, K, S, D)
     embedding: Tensor  # E (V, D)
-    cache: Cache | None = None  # with it only the last row is asked for: after a prompt, then token by token
+    cache: Any = None  # generate.KVCache: then only the last row is wanted, of a prompt, then token by token
 
     @cached_property
     def support(self) -> Tensor:
@@ -225,11 +218,8 @@ def _positive_scores(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScaleSense(SenseEdit):
-    """C(x)_l times `factor` for the tokens x: of one sense, or of all; or one factor for each sense.
-
-    The same as scaling α[b,l,i,j] wherever x[b,j] is one of the tokens, without normalising α again.
-    """
+class Scaling(Edit):
+    """What ScaleSense and ScaleWord share: a factor for one sense, for all, or one for each."""
 
     tokens: tuple[int, ...]
     factor: float | tuple[float, ...]
@@ -238,26 +228,38 @@ class ScaleSense(SenseEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sense is not None and isinstance(self.factor, tuple):
-            raise InputError(f"ScaleSense: sense={self.sense} takes one factor, not {len(self.factor)}")
+            raise InputError(f"sense={self.sense} takes one factor, not {len(self.factor)}")
 
     def check(self, config: ModelConfig) -> None:
         super().check(config)
         K = config.n_sense_vector
         if self.sense is not None and not 0 <= self.sense < K:
-            raise InputError(f"ScaleSense: sense={self.sense}, but this model has senses 0 to {K - 1}")
+            raise InputError(f"sense={self.sense}, but this model has senses 0 to {K - 1}")
         if isinstance(self.factor, tuple) and len(self.factor) != K:
-            raise InputError(f"ScaleSense: {len(self.factor)} factors for a model of {K} senses")
+            raise InputError(f"{len(self.factor)} factors for a model of {K} senses")
 
     @property
     def inert(self) -> bool:
         factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
         return not self.tokens or all(f == 1 for f in factors)
 
+    def scale(self, like: Tensor, K: int) -> Tensor:
+        """The factors of all senses (K), of the type and on the device of `like`."""
+        scale = like.new_ones(K)
+        scale[slice(None) if self.sense is None else self.sense] = like.new_tensor(self.factor)
+        return scale
+
+
+@dataclass(frozen=True)
+class ScaleSense(Scaling, SenseEdit):
+    """C(x)_l times `factor` for the tokens x: of one sense, or of all; or one factor for each sense.
+
+    The same as scaling α[b,l,i,j] wherever x[b,j] is one of the tokens, without normalising α again.
+    """
+
     def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
-        scale = c.new_ones(c.size(1))  # (K)
-        scale[slice(None) if self.sense is None else self.sense] = c.new_tensor(self.factor)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))  # (U)
-        return c * torch.where(hit[:, None], scale, 1)[..., None]  # (U, K, 1)
+        return c * torch.where(hit[:, None], self.scale(c, c.size(1)), 1)[..., None]  # (U, K, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,6 +321,16 @@ class TopicControl(AlphaEdit):
 
 
 @dataclass(frozen=True)
+class ScaleWord(Scaling, AlphaEdit):
+    """α[b,l,i,j] times `factor` where all the tokens stand together, as one word: elsewhere, in other words,
+    they are what they were. It acts where AmplifyInWord does."""
+
+    def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
+        scale = self.scale(alpha, alpha.size(1))[:, None, None]  # (K, 1, 1)
+        return edit_in_word(alpha, text.ids, self.tokens, lambda part: part * scale)
+
+
+@dataclass(frozen=True)
 class AmplifyInWord(AlphaEdit):
     """In each occurrence of the tokens `word`, their weights α times `factors`, then scaled so that the
     word's sum is what it was: the word counts as before, but for other parts of itself.
@@ -347,30 +359,41 @@ class AmplifyInWord(AlphaEdit):
         return len(set(self.factors)) == 1
 
     def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
-        n, (N, S) = len(self.word), alpha.shape[2:]
-        rows = torch.arange(S - N, S, device=alpha.device)  # (N): the positions of the query rows
-        found = self._occurrences(text.ids)  # (B, S - n + 1)
-        alpha = alpha.clone()
-        # One start at a time, for all texts that have the word there.
-        for start in found.any(dim=0).nonzero()[:, 0].tolist():
-            part = alpha[..., start : start + n]  # (B, K, N, n)
-            more = part * alpha.new_tensor(self.factors)
-            more = more * (part.sum(dim=3, keepdim=True) / more.sum(dim=3, keepdim=True))
-            # Only rows that have seen the word's end; all weights 0 leave nothing to share (0 / 0).
-            here = (rows >= start + n - 1)[:, None] & found[:, start, None, None, None] & more.isfinite()
-            alpha[..., start : start + n] = torch.where(here, more, part)
-        return alpha
+        return edit_in_word(alpha, text.ids, self.word, self._share)
 
-    def _occurrences(self, ids: Tensor) -> Tensor:
-        """Where the word starts in ids (B, S): (B, S - n + 1), or (B, 0) in a shorter text."""
-        n = len(self.word)
-        if ids.size(1) < n:
-            return ids.new_zeros(len(ids), 0, dtype=torch.bool)
-        found = (ids.unfold(1, n, 1) == ids.new_tensor(self.word)).all(dim=2)  # (B, S - n + 1)
-        # From left to right, leave out each start that lies inside an occurrence already taken.
-        for start in found.any(dim=0).nonzero()[:, 0].tolist():
-            found[:, start] &= ~found[:, max(0, start - n + 1) : start].any(dim=1)
-        return found
+    def _share(self, part: Tensor) -> Tensor:
+        more = part * part.new_tensor(self.factors)
+        more = more * (part.sum(dim=3, keepdim=True) / more.sum(dim=3, keepdim=True))
+        return torch.where(more.isfinite(), more, part)  # all weights 0 leave nothing to share (0 / 0)
+
+
+def edit_in_word(
+    alpha: Tensor, ids: Tensor, word: tuple[int, ...], edit: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Edit the weights alpha (B, K, N, S) of each occurrence of a word in ids (B, S), those of its n tokens
+    (B, K, N, n), in all rows that have seen the whole word."""
+    n, (N, S) = len(word), alpha.shape[2:]
+    rows = torch.arange(S - N, S, device=alpha.device)  # (N): the positions of the query rows
+    found = _occurrences(ids, word)  # (B, S - n + 1)
+    alpha = alpha.clone()
+    # One start at a time, for all texts that have the word there.
+    for start in found.any(dim=0).nonzero()[:, 0].tolist():
+        part = alpha[..., start : start + n]  # (B, K, N, n)
+        here = (rows >= start + n - 1)[:, None] & found[:, start, None, None, None]  # (B, 1, N, 1)
+        alpha[..., start : start + n] = torch.where(here, edit(part), part)
+    return alpha
+
+
+def _occurrences(ids: Tensor, word: tuple[int, ...]) -> Tensor:
+    """Where the word starts in ids (B, S): (B, S - n + 1), or (B, 0) in a shorter text."""
+    n = len(word)
+    if ids.size(1) < n:
+        return ids.new_zeros(len(ids), 0, dtype=torch.bool)
+    found = (ids.unfold(1, n, 1) == ids.new_tensor(word)).all(dim=2)  # (B, S - n + 1)
+    # From left to right, leave out each start that lies inside an occurrence already taken.
+    for start in found.any(dim=0).nonzero()[:, 0].tolist():
+        found[:, start] &= ~found[:, max(0, start - n + 1) : start].any(dim=1)
+    return found
 
 
 # --- Edits of a GPT's input -------------------------------------------------------------------
@@ -402,4 +425,5 @@ class GPTNullspace(InputEdit):
         return torch.where(hit, e - (1 - self.factor) * along, e)
 
 
-KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, TopicControl, AmplifyInWord, GPTNullspace)
+IN_WORD = ScaleWord, AmplifyInWord  # where their tokens stand together
+KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, TopicControl, *IN_WORD, GPTNullspace)

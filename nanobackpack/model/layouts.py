@@ -110,16 +110,14 @@ NANO_GPT = Layout(
 GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
 OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
 
-# Buffers that hold the causal mask. The leading dot matters: `attn.c_attn.bias` is a real parameter.
-BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias")
-# What torch puts into names where it compiles, spreads or recomputes a part of a model.
-WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+# Buffers: causal masks, the count of an average. The leading dot matters: `attn.c_attn.bias` is a parameter.
+BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n_averaged")
 # What weights may be stored as.
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 WTE = "wte.weight"
-CONTAINERS = ("model", "state_dict", "model_state_dict")  # where checkpoints have tensors by name
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints have tensors by name
 
 
 def check_tensors(state: object, source: str) -> None:
@@ -134,9 +132,10 @@ def check_tensors(state: object, source: str) -> None:
 
 def unwrap(state: State, source: str) -> State:
     """The tensors without masks, under the names they had before a wrapper such as DDP put its own to all."""
-    named = [(WRAPPED.sub("", key), t) for key, t in state.items() if not key.endswith(BUFFERS)]
+    # torch.compile puts its own into the middle of names too, where it compiled a part.
+    named = [(key.replace("_orig_mod.", ""), t) for key, t in state.items() if not key.endswith(BUFFERS)]
     if len(weights := dict(named)) < len(named):
-        raise InputError(f"{source}: two tensors have the same name, but for a wrapper such as _orig_mod.")
+        raise InputError(f"{source}: two tensors have the same name, but for _orig_mod.")
     # A tensor that a layout has tells what stands before all names.
     for known in (NANO.key("senses.ff_2.c_proj.weight"), PAPER.key(WTE), NANO_GPT.key(WTE), WTE):
         found = next((key for key in weights if f".{key}".endswith(f".{known}")), "")
@@ -224,10 +223,7 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
 
 
 def read_foreign(content: dict[str, Any], file: Path) -> tuple[ModelConfig, State, Layout]:
-    """The model in what was read from a file of another program: its settings, its tensors, and which it is.
-
-    The settings stand in the file or in a config.json beside it.
-    """
+    """The model in what was read from another program's file, or beside it: settings, tensors, layout."""
     source, beside = str(file), file.with_name("config.json")
     state = next((content[name] for name in CONTAINERS if name in content), content)
     check_tensors(state, source)

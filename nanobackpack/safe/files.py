@@ -103,9 +103,10 @@ class Replacement:
 def finish_replacing(folder: Path) -> None:
     """Give the new files below `folder` their places, if a process was killed as it did that."""
     unfinished = folder / UNFINISHED
-    if not unfinished.is_file():
+    try:
+        names = read_json(unfinished)
+    except FileNotFoundError:
         return
-    names = read_json(unfinished)
     paths = [folder / str(name) for name in names] if isinstance(names, list) else []
     # The folder may come from elsewhere: nothing outside of it is touched.
     places = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOCK = "run.lock"
+# What a run writes into its folder, in the order in which `put_aside` moves it: once ckpt.pt has gone, nobody
+# takes what is left for a whole run.
+RUN_FILES = (
+    "ckpt_prev*.pt", "ckpt_[0-9]*.pt", "ckpt.pt", "best.pt",
+    "config.json", "metrics.jsonl", "loss.png", "bad_step.json",
+)  # fmt: skip
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's warning before the time is up
 
 
@@ -144,6 +151,36 @@ def _holder(file: IO[str]) -> str:
         return "another process"
 
 
+# --- The run that was in a folder before ------------------------------------------------------
+
+
+def put_aside(folder: Path, overwrite: bool) -> str:
+    """Move an earlier run's files to a sub-folder, or delete them; return a note, "" if there are none.
+
+    A process that is killed meanwhile loses nothing, and the next new run goes on with the move.
+    """
+    files = [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
+    older = folder / "older-unfinished"
+    # Settings, an empty log and its picture are of a run that ended before its first step: nothing to keep.
+    log, little = folder / "metrics.jsonl", {"config.json", "metrics.jsonl", "loss.png"}
+    is_little = {path.name for path in files} <= little and log.is_file() and not log.stat().st_size
+    if (not files or is_little) and not older.exists():
+        return ""
+    if overwrite:
+        for path in files:
+            path.unlink()
+        return f"the run that was in {display_path(folder)} is replaced"
+    # The sub-folder gets its name when it has them all, so that no run is ever in two.
+    older.mkdir(exist_ok=True)
+    for path in files:
+        path.replace(older / path.name)
+    taken = [int(p.name[6:]) for p in folder.glob("older-*") if re.fullmatch("[0-9]{1,9}", p.name[6:])]
+    older = older.rename(folder / f"older-{max(taken, default=0) + 1}")
+    flags = shlex.join(["--init_from=resume", f"--out_dir={display_path(older)}"])
+    how = f"; go on with it by {flags}" if (older / "ckpt.pt").exists() else ""
+    return f"the run that was in {display_path(folder)} is now in {display_path(older)}{how}"
+
+
 # --- Signals ----------------------------------------------------------------------------------
 
 
@@ -195,16 +232,15 @@ def ending_signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.getsignal(n) for n in numbers}
-    main = threading.current_thread() is threading.main_thread()
-    changed = [n for n in numbers if main and before[n] == signal.SIG_DFL]  # nohup's SIG_IGN stays
-    for number in changed:
-        signal.signal(number, end)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python delivers signals to the main thread only
+    # What nohup told the process to ignore stays ignored.
+    before = {n: signal.signal(n, end) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- Work that hears no signal ----------------------------------------------------------------

@@ -56,17 +56,19 @@ _TORCH = re.compile(
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
 # Objects that users save beside tensors, and what they may run on such a file of theirs; we never do.
 _DATA = (
-    r" (numpy|omegaconf|argparse|collections|datetime|pathlib|_codecs|__builtin__.set|torch.(\w*\d|device))"
+    r" (numpy|omegaconf|argparse|collections|datetime|pathlib|_codecs|torch.(\w*\d|device)|__builtin__.set)"
 )
-_MAKE_PLAIN = """import sys, torch; from torch.utils._pytree import tree_map; torch.save(tree_map(lambda v:
-v if torch.is_tensor(v) or v is None else v.tolist() if hasattr(v, "tolist") else v if isinstance(v, (int,
-float, str)) else str(v), torch.load(sys.argv[1], weights_only=False)), sys.argv[2])""".replace("\n", " ")
+_MAKE_PLAIN = """import sys, torch; plain = lambda v: v if torch.is_tensor(v) or v is None else
+v.tolist() if hasattr(v, "tolist") else {k: plain(x) for k, x in v.items()} if hasattr(v, "items") else
+[plain(x) for x in v] if isinstance(v, (list, tuple, set)) else v if isinstance(v, (int, float, str)) else
+str(v); torch.save(plain(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])""".replace("\n", " ")
 # What else lies in folders of models, by its name and its beginning.
 _OTHERS = {
     rb"https://git-lfs": "a pointer of git-lfs: get the file with `git lfs pull`",
     rb"(?i)<html": "a web page: download the file again",
     rb"^adapter_": "an adapter (LoRA), not a model: merge it into its model and save that",
     rb"\.(gguf|h5|msgpack|onnx)\n": "for another program: get the model's safetensors",
+    rb"\.json\n\s*{": "of a model's folder: name that",
 }
 
 

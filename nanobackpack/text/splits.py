@@ -53,7 +53,7 @@ def split_spread(val: float) -> Split:
     _check_share(val)
 
     def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
-        whole, blocks = _draw(counts.lengths, val)
+        whole, blocks, _ = _draw(counts.lengths, val)
         number, begin = -1, 0  # of the document, and where in it the piece begins
         for piece in pieces:
             if piece.opens:
@@ -75,8 +75,7 @@ def split_spread(val: float) -> Split:
             begin += len(text)
 
     def held_out(counts: Counts) -> str:
-        whole, blocks = _draw(counts.lengths, val)
-        n_long = sum(_are_long(counts.lengths, val))
+        whole, blocks, n_long = _draw(counts.lengths, val)
         sizes = [end - start for document in blocks.values() for start, end in document]
         parts = [f"{len(whole):,} of {counts.documents - n_long:,} documents"] if whole else []
         if sizes:
@@ -88,15 +87,13 @@ def split_spread(val: float) -> Split:
     return Split(("train", "val"), assign, held_out)
 
 
-def _are_long(lengths: Sequence[int], val: float) -> np.ndarray:
-    n = np.asarray(lengths, np.int64)  # (documents,)
-    return n > n.sum() * val / 4
+def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[tuple[int, int]]], int]:
+    """Draw what is held out: the numbers of whole documents, and of long ones {number: [(start, end)]}.
 
-
-def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[tuple[int, int]]]]:
-    """Draw what is held out: the numbers of whole documents, and of long ones {number: [(start, end)]}."""
+    Tell also how many are long.
+    """
     n, random = np.asarray(lengths, np.int64), np.random.default_rng(SEED)  # (documents,)
-    is_long = _are_long(lengths, val)
+    is_long = n > n.sum() * val / 4
 
     # Documents: one of each stretch of 1 / val that follow one another.
     short = np.flatnonzero(~is_long)
@@ -117,7 +114,7 @@ def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[
         starts = (np.arange(k) + random.random(k) * (1 - due / n[i])) * n[i] / k  # (k,)
         blocks[i] = [(int(start), int(start + due / k)) for start in starts]
         due = 0.0
-    return set(whole.tolist()), blocks
+    return set(whole.tolist()), blocks, int(is_long.sum())
 
 
 def _line_end(text: str, at: int, reach: int) -> int:

@@ -72,7 +72,7 @@ class Tokenizer:
             inner.model.dropout = None
         inner.encode_special_tokens = True  # that is: as ordinary text
         self._inner = inner
-        self._has_pattern = False  # made by a stranger, which may never end on a text
+        self._patterns: set[str] = set()  # parts with a stranger's pattern, which may never end on a text
         self._ids: dict[str, int] = inner.get_vocab()
         self._symbols: dict[int, str] = {i: symbol for symbol, i in self._ids.items()}
         self._composes = isinstance(inner.normalizer, normalizers.NFC)
@@ -126,7 +126,8 @@ class Tokenizer:
         parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
             tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
-            tokenizer._has_pattern = '"Regex"' in text
+            chain = ("normalizer", "pre_tokenizer", "decoder")
+            tokenizer._patterns = {part for part in chain if "'Regex'" in str(parts.get(part))}
             added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
             tokenizer.check_numbers(source, added)
             # Encode something: that fails if there is no token for what the tokenizer does not know.
@@ -154,7 +155,7 @@ class Tokenizer:
         nfc, others = normalizers.NFC(), inner.normalizer
         inner.normalizer = normalizers.Sequence([nfc, others]) if others else nfc
         composing = Tokenizer(inner, self.made_as)
-        composing._has_pattern = self._has_pattern
+        composing._patterns = self._patterns
         return composing
 
     def difference(self, other: Tokenizer) -> str:
@@ -190,7 +191,7 @@ class Tokenizer:
         named = special and any(name in text for name in self.special)
         inner = self._reading_names if named else self._inner
         with report_library_errors("this tokenizer cannot encode the text", [text]):
-            if self._has_pattern:
+            if self._patterns - {"decoder"}:
                 return self._encode([text], inner)[0].ids
             return inner.encode(text, add_special_tokens=False).ids
 
@@ -278,7 +279,7 @@ class Tokenizer:
 
     def _text(self, ids: list[int]) -> str:
         with report_library_errors("this tokenizer cannot decode the ids"):
-            if not self._has_pattern:
+            if "decoder" not in self._patterns:
                 return self._inner.decode(ids, skip_special_tokens=False)
             result = start_aside(lambda: self._inner.decode_batch([ids], skip_special_tokens=False))
             return result(_PATIENCE_S + len(ids) / _CHARS_A_SECOND)[0]
@@ -305,10 +306,11 @@ class Tokenizer:
     def _other_form(self, text: str, at: int) -> str:
         """Tell whether an unknown character is known in another form: é as one character, or as two."""
         near = text[max(at - 1, 0) : at + 4]  # an accent follows its letter
-        for form in ("NFC", "NFD"):
+        forms: dict[Literal["NFC", "NFD"], str] = {"NFC": "one character", "NFD": "several characters"}
+        for form, what in forms.items():
             other = unicodedata.normalize(form, near)
             if other != near and set(other) <= self._ids.keys():
-                return f", in the form {form}: --normalize=nfc makes texts (prepare) and prompts (sample) NFC"
+                return f", where this letter is {what} ({form}): give --normalize=nfc to prepare and sample"
         return ""
 
     def check_numbers(self, source: str, added: dict[str, Any]) -> None:
@@ -440,28 +442,28 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
-    start_aside(lambda: inner.train_from_iterator(_without_long_runs(texts), trainer))()
+    cuts: list[int] = []
+    start_aside(lambda: inner.train_from_iterator(_without_long_runs(texts, cuts), trainer))()
+    if cuts:
+        warnings.warn(
+            f"runs of more than {_RUN_CHARS:,} letters without a space ({len(cuts):,} of them) were cut to "
+            "make the tokenizer, and for that alone: the text is encoded as it is",
+            stacklevel=2,
+        )
     return Tokenizer(inner, made_as=name)
 
 
-def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+def _without_long_runs(texts: Iterable[str], cuts: list[int]) -> Iterator[str]:
     """Cut the runs of letters, or of anything else, that training would take hours for: each of its merges
-    goes through every word that has it."""
-    n_cut = 0
+    goes through every word that has it. Enter in `cuts` where these runs begin."""
     for text in texts:
         start = 0
         for run in _LONG_RUN.finditer(text):
-            n_cut += 1
+            cuts.append(run.start())
             for at in range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS):
                 yield text[start:at]
                 start = at
         yield text[start:]
-    if n_cut:
-        warnings.warn(
-            f"runs of more than {_RUN_CHARS:,} letters without a space ({n_cut:,} of them) were cut to make "
-            "the tokenizer, and for that alone: the text is encoded as it is",
-            stacklevel=2,
-        )
 
 
 def byte_level(model: models.BPE) -> hf.Tokenizer:

@@ -80,15 +80,13 @@ def tokenizer_entries(tokenizer: Tokenizer | None) -> dict[str, str | None]:
 class BackgroundWriter:
     """Write the checkpoints of a run into its folder, one at a time, while training goes on.
 
-    `resumed` is the checkpoint that the run goes on from, None for a new run. A new run leaves those of an
-    earlier run alone until its first save, which replaces them all. A damaged ckpt.pt is never kept as the
-    previous one.
+    `resumed` is the checkpoint that the run goes on from, None for a new run. A damaged ckpt.pt is never kept
+    as the previous one.
     """
 
     def __init__(self, folder: Path, keep_last: int, resumed: Path | None) -> None:
         self.folder = folder
         self._previous = [folder / name for name in previous_names(keep_last)]
-        self._nothing_saved_yet = resumed is None  # by this run: what lies there is of an earlier one
         self._last_is_good = resumed is not None and resumed.name == LAST
         self._background = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None  # the save under way, or the last one
@@ -131,19 +129,16 @@ class BackgroundWriter:
 
     def _keep_previous(self) -> None:
         """Rename the checkpoints that are there: ckpt.pt → ckpt_prev.pt → ckpt_prev2.pt ..."""
-        # Those of an earlier run go, and those beyond keep_last.
-        kept = [] if self._nothing_saved_yet else self._previous
-        for path in set(self.folder.glob("ckpt_prev*.pt")).difference(kept):
+        # Those beyond keep_last go.
+        for path in set(self.folder.glob("ckpt_prev*.pt")).difference(self._previous):
             path.unlink(missing_ok=True)
-        if self._nothing_saved_yet:
-            (self.folder / BEST).unlink(missing_ok=True)
         # The others get the next older name, the oldest first. ckpt.pt keeps its own name too, until the new
         # file takes it: whenever the process is killed, there is a ckpt.pt.
         if self._last_is_good:
-            for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *kept]))):
+            for newer, older in reversed(list(itertools.pairwise([self.folder / LAST, *self._previous]))):
                 if newer.is_file():
                     _link(newer, older)
-        self._nothing_saved_yet, self._last_is_good = False, True
+        self._last_is_good = True
 
 
 def previous_names(keep_last: int) -> list[str]:
@@ -189,8 +184,10 @@ def _disk_error(error: BaseException) -> str:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint as a dict of tensors and plain values."""
     if not path.is_file():
+        older = next(path.parent.glob("older-*"), None)
         raise InputError(
             f"no checkpoint {path}: train one with `nanobackpack train`, or name its folder in --out_dir"
+            + (f", such as {display_path(older)} of an earlier run" if older else "")
         )
     return load_untrusted(path)
 
@@ -231,8 +228,8 @@ def check_run(state: dict[str, Any], file: Path) -> None:
     run = run_settings(file.parent).get("run")
     if isinstance(run, str) and run != state.get("run"):  # older ones do not say
         raise InputError(
-            f"{file} is of an earlier run, and the one that config.json tells of has saved nothing yet: "
-            "begin it with --init_from=scratch, or to use the earlier one delete config.json, metrics.jsonl"
+            f"{file} is of an earlier run, or of one elsewhere, not of that which config.json tells of: "
+            "begin this with --init_from=scratch, or to use the file delete config.json and metrics.jsonl"
         )
 
 
@@ -295,10 +292,11 @@ def load_model_of(settings: LoadConfig) -> BackpackLM | GPT:
 
 def _hugging_face_folder(path: Path) -> Path:
     """Return the folder with config.json and weights: `path`, or a download if that is a name on the hub."""
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and "out_dir" not in run_settings(path):  # a run's own is no model's
         return path
     if path.is_dir():
-        raise InputError(f"no model in {path}, ckpt.pt or config.json with weights: {found_in(path)}")
+        wanted = "ckpt.pt, or config.json with weights; give another file by its own name"
+        raise InputError(f"no model in {path} ({wanted}): {found_in(path)}")
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
@@ -331,7 +329,7 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
     layouts.check_size(config, state, str(source))
     model = build_model(config)
     layouts.import_state(model, state, layout, str(source))
-    model.tokenizer = tokenizer
+    model.tokenizer, model.text = tokenizer, checkpoint.get("data")
     counts = checkpoint.get("token_counts")  # older files have none
     if counts is not None and tokenizer:
         if not isinstance(counts, Tensor) or counts.shape != (tokenizer.vocab_size,):

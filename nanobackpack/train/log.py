@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from tqdm import tqdm
 from nanobackpack.config import TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.program import ignore_closed_stdout
-from nanobackpack.safe.files import remove_stale, replacing
+from nanobackpack.safe.files import Replacement, remove_stale, replacing
 from nanobackpack.safe.pictures import picture
-from nanobackpack.train.checkpoint import GO_ON, run_settings
+from nanobackpack.safe.run import put_aside
+from nanobackpack.train.checkpoint import GO_ON, LAST, run_settings
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -45,23 +47,30 @@ class Log:
         self.path = out_dir / "metrics.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
         remove_stale(out_dir)
-        self._wandb = start_wandb(config) if config.wandb_log else None
-
-        # Replace the log of an earlier run, or shorten that of this one. config.json is written just before
-        # the log takes its name: from then on the folder is this run's (checkpoint.check_run).
-        def write_config() -> None:
-            settings = dataclasses.asdict(config) | ({"run": run_id} if run_id else {})
-            with replacing(out_dir / "config.json") as file:
-                file.write(json.dumps(settings, indent=2).encode())
-
-        kept = [r for r in read_metrics(self.path) if _precedes(r, step)] if step else []
-        with replacing(self.path, write_config) as file:
-            file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._wandb = start_wandb(config, run_id) if config.wandb_log else None
         watched = sys.stderr.isatty()
         self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not watched)
+        # A run that goes on shortens its log; a new one first moves an earlier run out of its way. From when
+        # config.json has its name the folder is this run's (checkpoint.check_run).
+        goes_on = config.init_from == "resume"
+        kept = [r for r in read_metrics(self.path) if _precedes(r, step)] if goes_on else []
+        settings = dataclasses.asdict(config) | ({"run": run_id} if run_id else {})
+        log, note = self.path, ""
+        if config.eval_only and not goes_on and (out_dir / LAST).is_file():
+            log, note = Path(os.devnull), f"the run in {out_dir} stays: this evaluation is only printed"
+        else:
+            with Replacement() as new:
+                with new.open(out_dir / "config.json") as file:
+                    file.write(json.dumps(settings, indent=2).encode())
+                with new.open(self.path) as file:
+                    file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+                if not goes_on:
+                    note = put_aside(out_dir, config.overwrite)
+        self._file = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         if step and (not kept or kept[0]["step"] > 1):
-            self.say(f"note: {self.path} was removed or replaced: steps before {step} are missing")
+            note = f"note: {self.path} was removed or replaced: steps before {step} are missing"
+        if note:
+            self.say(note)
 
     def record(self, **values: Any) -> None:
         """Append one JSON line; its numbers go to wandb as well."""
@@ -75,9 +84,8 @@ class Log:
             raise InputError(
                 f"cannot write {self.path} ({error.strerror}): make room, then {GO_ON}"
             ) from error
-        if self._wandb:
-            numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
-            self._wandb.log(numbers, step=values["step"])
+        numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
+        self._tell_wandb(lambda wandb: wandb.log(numbers, step=values["step"]))
 
     def check_folder(self) -> None:
         """End a run whose folder is not there any more; begin a metrics.jsonl that is not there anew."""
@@ -119,24 +127,36 @@ class Log:
                 plot_losses(self.path, drawn)
         except Exception as error:  # a picture must not end a run, nor hide the error that ended it
             self.say(f"note: {drawn} is not drawn ({first_line(error)})")
-        if self._wandb:
-            self._wandb.finish()
+        self._tell_wandb(lambda wandb: wandb.finish())
+
+    def _tell_wandb(self, call: Callable[[Any], object]) -> None:
+        """Call wandb, if this run logs there; a run does not fail for it, but goes on without."""
+        try:
+            if self._wandb:
+                call(self._wandb)
+        except Exception as error:
+            self._wandb = None
+            self.say(f"note: wandb fails ({first_line(error)}): from here on only {self.path} is written")
 
 
-def start_wandb(config: TrainConfig) -> Any:
-    """Start a run on Weights & Biases, or in out_dir/wandb with WANDB_MODE=offline."""
+def start_wandb(config: TrainConfig, run_id: str | None) -> Any:
+    """Start or continue the run of that id on Weights & Biases; with WANDB_MODE=offline in out_dir/wandb."""
     try:
-        import wandb
+        from wandb import init  # which a mere folder called wandb does not have
     except ImportError as error:
         raise InputError("wandb_log=True needs wandb: pip install 'nanobackpack[wandb]'") from error
+    name = config.wandb_run_name
+    if name == "auto":
+        name = f"{Path(config.huge_pack_dir or config.dataset).resolve().name} {config.model_name}"
+    # An evaluation is a run of its own there; WANDB_RUN_ID is for a copy of a run, and of a sweep.
+    id_there = None if config.eval_only else os.environ.get("WANDB_RUN_ID", run_id)
+    settings = dataclasses.asdict(config)
     try:
-        return wandb.init(
-            project=config.wandb_project,
-            name=config.wandb_run_name,
-            config=dataclasses.asdict(config),
-            dir=config.out_dir,
-        )
-    except wandb.Error as error:
+        return init(
+            project=config.wandb_project, name=name, config=settings, dir=config.out_dir,
+            id=id_there, resume="allow" if id_there else None,
+        )  # fmt: skip
+    except Exception as error:  # of the network, of the account, of the version
         raise InputError(
             f"wandb does not start: {first_line(error)} Or keep the log here: WANDB_MODE=offline"
         ) from error

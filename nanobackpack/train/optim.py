@@ -136,6 +136,23 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
+def describe_schedule(config: TrainConfig, step: int, before: float | None) -> str:
+    """Say what is unusual from `step` on, "" if nothing; `before`: the last rate of a run that goes on."""
+    last, decay, now = config.max_iters, config.lr_decay_iters, learning_rate(step, config)
+    if before is not None and step >= last:
+        return f"no step is left: the run is at step {step}, max_iters={last}; raise it, and --lr_decay_iters"
+    if config.decay_lr and 0 < last < config.warmup_iters:
+        what = f"warms up for {config.warmup_iters} steps, longer than the {last} of this run"
+    elif config.decay_lr and decay < last:
+        since = f"from step {max(step, decay)} on: --lr_decay_iters={last} would let it fall until the end"
+        what = f"stays at min_lr={config.min_lr:g} {since}"
+    elif before is not None and step > config.warmup_iters and now > before * 1.001:
+        what = f"rises from {before:.3g} to {now:.3g}, as its settings are new"
+    else:
+        return ""
+    return f"the learning rate {what}"
+
+
 def adapt_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return a saved state as this optimizer can load it, or raise one of many errors if it does not fit.
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -58,7 +59,7 @@ class Processes:
     @property
     def is_local_first(self) -> bool:
         """True on one process per machine (LOCAL_RANK 0)."""
-        return not self.is_distributed or _number("LOCAL_RANK", "0") == 0
+        return not self.is_distributed or _number("LOCAL_RANK", default="0") == 0
 
     # --- What they agree on -------------------------------------------------------------------
 
@@ -96,12 +97,11 @@ class Processes:
         return range(start, end)
 
     def gather(self, items: list[X]) -> list[X]:
-        """Return all processes' items one after the other on rank 0, [] elsewhere."""
-        if not self.is_distributed:
-            return items
-        lists: list[Any] | None = None if self.rank else [None] * self.world_size
-        dist.gather_object(items, lists)
-        return [item for some in lists or [] for item in some]
+        """Return all processes' items one after the other."""
+        lists = [items] * self.world_size
+        if self.is_distributed:
+            dist.all_gather_object(lists, items)
+        return [item for some in lists for item in some]
 
     # --- A model spread over them -------------------------------------------------------------
 
@@ -204,7 +204,7 @@ def joined(
     or does not answer for `timeout_s`, the others raise ProcessLost.
     """
     # Who are we? torchrun says so in the environment.
-    world_size = _number("WORLD_SIZE", "1")
+    world_size = _number("WORLD_SIZE", lowest=1, default="1")
     if world_size == 1:
         yield Processes(pick_device(device))
         return
@@ -214,7 +214,14 @@ def joined(
             f"WORLD_SIZE={world_size} asks for several processes, but {missing[0]} is not set: "
             "start them with torchrun (docs/scaling.md), or unset WORLD_SIZE"
         )
-    rank = _number("RANK")
+    rank, address = _number("RANK", world_size - 1), os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address or ".", _number("MASTER_PORT", 65535, lowest=1))
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"MASTER_ADDR={short_repr(address)} in the environment is not the name or the address of a "
+            f"machine ({first_line(error)}): give torchrun that of the first one with --master_addr"
+        ) from error
     own = pick_device(device, _number("LOCAL_RANK"))
     if own.type == "cuda":
         torch.cuda.set_device(own)
@@ -222,7 +229,8 @@ def joined(
     # Find the others.
     try:
         between = "cpu:gloo,cuda:nccl" if own.type == "cuda" and backend == "nccl" else "gloo"
-        dist.init_process_group(between, timeout=timedelta(seconds=timeout_s))
+        with _without_stderr():
+            dist.init_process_group(between, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise InputError(
             f"process {rank} of {world_size} cannot reach the others ({_reason(error)}): check --master_addr "
@@ -246,15 +254,28 @@ def joined(
     dist.destroy_process_group()
 
 
-def _number(name: str, default: str = "") -> int:
+def _number(name: str, highest: int = 999_999_999, lowest: int = 0, default: str = "") -> int:
     """Return a number in the environment."""
     text = os.environ.get(name, default)
-    if not re.fullmatch(r"[0-9]{1,9}", text):
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
         raise InputError(
-            f"{name}={short_repr(text)} in the environment is not a number: unset it, or start several "
-            "processes with torchrun, which sets it"
+            f"{name}={short_repr(text)} in the environment is not a number from {lowest} to {highest}: unset "
+            "it, or start several processes with torchrun, which sets it"
         )
     return int(text)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep torch's C++ from printing its stack when it cannot connect: the error says all."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _reason(error: Exception) -> str:

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
+from nanobackpack import __version__
 from nanobackpack.config import Architecture, ModelConfig, TrainConfig
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.model.backpack import GPT, BackpackLM, NanoSenses
+from nanobackpack.runtime import generator
 from nanobackpack.safe.files import display_path
 from nanobackpack.safe.untrusted import check_parts
 from nanobackpack.text.data import TokenData
@@ -36,6 +40,13 @@ from nanobackpack.train.parallel import Processes
 PARTS: dict[str, Any] = {
     "iter_num": int, "best_val_loss": float, "scaler": dict, "world_size": int | None, "config": dict | None,
     "tokenizer": str | None, "data": dict | None, "run": str | None,
+}  # fmt: skip
+
+# Settings that may differ between the processes of a run: where things are on a machine and how it computes,
+# and what rank 0 alone does. What they stand for is compared: the text, the weights, the type of numbers.
+OWN = {
+    "out_dir", "init_from", "overwrite", "dataset", "huge_pack_dir", "data_bin_dtype", "tokenizer_name",
+    "device", "dtype", "compile", "timeout_s", "wandb_log", "wandb_project", "wandb_run_name",
 }  # fmt: skip
 
 
@@ -76,6 +87,37 @@ def initial_model(config: TrainConfig, data: TokenData) -> Initial:
     return initial
 
 
+def check_agreement(processes: Processes, initial: Initial, data: TokenData, dtype: torch.dtype) -> None:
+    """Refuse to start unless all processes are about to do the same; name one that differs, and in what."""
+    if not processes.is_distributed:
+        return
+    config, state, is_fresh = initial.config, initial.state, initial.config.init_from == "scratch"
+    # Not all data has checksums, so look at a thousand tokens of each part too. Of the weights take the
+    # embedding, but not of fresh ones, which two kinds of CPU may round differently.
+    parts = [part for split in SPLITS for part in data.parts(split)]
+    tokens = torch.cat([data.batch(part, 1000, 1, generator(0))[0] for part in parts])  # (1000 a part, 1)
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in OWN} | {
+        "init_from": config.init_from if is_fresh or state else "other weights",
+        "step": state["iter_num"] if state else 0,
+        "weights": 0 if is_fresh else crc32(initial.model.wte.weight.detach().numpy().data),
+        **data.fingerprint(),
+        "text": crc32(tokens.numpy().data),
+        "tokenizer": data.tokenizer and crc32(data.tokenizer.to_json().encode()),
+        "dtype": dtype,
+        "nanobackpack": __version__,
+        "torch": torch.__version__,
+    }
+    every = processes.gather([values])
+    # What most of them have is usual; of two, what rank 0 has.
+    usual = {name: Counter(theirs.get(name) for theirs in every).most_common(1)[0][0] for name in values}
+    for rank, theirs in enumerate(every):
+        if differ := describe_changes(usual, theirs, usual):
+            raise InputError(
+                f"the process of RANK {rank} differs from the others (theirs → its own: "
+                f"{', '.join(differ[:4])}): give all the same settings, data and versions"
+            )
+
+
 # --- Going on with a run ----------------------------------------------------------------------
 
 
@@ -98,7 +140,8 @@ def from_checkpoint(config: TrainConfig, data: TokenData) -> Initial:
         copy_model(whole, model)
     # All other settings are as they are now; say which are new.
     before, now = state.get("config") or {}, dataclasses.asdict(config)
-    names = [name for name in now if name in before and name not in ("init_from", "out_dir")]
+    unsaid = ("init_from", "out_dir", "overwrite")
+    names = [name for name in now if name in before and name not in unsaid]
     changes = ", ".join(describe_changes(before, now, names))
     new = changes and f"settings that are new: {changes}"
     return Initial(model.train(), config, state, source, notes=(fallback, follows, new))

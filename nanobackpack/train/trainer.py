@@ -44,9 +44,14 @@ from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
 from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter, tokenizer_entries
 from nanobackpack.train.log import Log, describe_settings, duration
-from nanobackpack.train.optim import learning_rate, make_optimizer
+from nanobackpack.train.optim import describe_schedule, learning_rate, make_optimizer
 from nanobackpack.train.parallel import Processes, joined
-from nanobackpack.train.resume import describe_world_size_change, initial_model, load_optimizer_state
+from nanobackpack.train.resume import (
+    check_agreement,
+    describe_world_size_change,
+    initial_model,
+    load_optimizer_state,
+)
 
 INIT, BATCH, DROPOUT, EVAL = range(4)  # the purposes randomness is drawn for
 
@@ -69,6 +74,7 @@ class Trainer:
         # From here on the settings say what its architecture is.
         torch.manual_seed(seed_of(config.seed, INIT))
         initial = initial_model(config, self.data)
+        check_agreement(self.processes, initial, self.data, self.dtype)
         self.config = config = initial.config
         self.model = initial.model
         if not self.processes.is_distributed:
@@ -100,9 +106,12 @@ class Trainer:
         self.stop = StopSignals(alone=not self.processes.is_distributed)
         self.writer = BackgroundWriter(Path(config.out_dir), config.keep_last, initial.source)
         self.origin = initial.origin
+        group = self.optimizer.param_groups[0]
+        last_rate = group["lr"] / group["lr_scale"] if state else None
         self.notes = [
             *initial.notes,
             describe_world_size_change(state, config, self.processes.world_size) if state else "",
+            "" if config.eval_only else describe_schedule(config, self.step, last_rate),
             describe_unchecked(unchecked),
         ]
 
@@ -309,11 +318,6 @@ class Trainer:
             + (f", from step {self.step}" if self.step else "")
             + (f"; {self.origin}" if self.origin else "")
         )
-        if config.decay_lr and 0 < config.max_iters < config.warmup_iters:
-            say(
-                f"note: the learning rate warms up for {config.warmup_iters} steps, "
-                f"longer than the {config.max_iters} of this run"
-            )
         for note in filter(None, self.notes):
             say(note)
 

@@ -110,8 +110,8 @@ KILLED = {"max_iters": 60, "eval_interval": 3, "backup_checkpoint_step": 20}
 
 def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
     """kill -9 runs n times at random moments, every tenth time inside a save; each is resumed until it ends,
-    and must end as one that nothing happened to. Each begins in the folder of an earlier run, none of whose
-    states may serve it. `only` names one kind of run."""
+    and must end as one that nothing happened to. Each begins in the folder of an earlier run, which must end
+    up whole in a folder of its own. `only` names one kind of run."""
     columns = ("runs", "killed", "inside a save", "survived", "lost")
     rows: Rows = {name: dict.fromkeys(columns, 0) for name in ([only] if only else RUNS)}
     draw = random.Random(seed)
@@ -136,11 +136,12 @@ def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int
     if "dataset" in changes:
         changes["dataset"] = str(world.languages)
     n_process = RUNS[name].get("n", 1)
-    whole = world.finished(n_process, **changes)
+    whole, earlier = world.finished(n_process, **changes), world.finished(seed=EARLIER)
     out = world.place() / "out"
-    shutil.copytree(world.finished(seed=EARLIER), out)
+    shutil.copytree(earlier, out)
     while True:
-        begun = "scratch" if saved(out)["config"]["seed"] == EARLIER else "resume"
+        has_saved = (out / "ckpt.pt").is_file() and saved(out)["config"]["seed"] != EARLIER
+        begun = "resume" if has_saved else "scratch"
         job = Job(world.config(out, init_from=begun, **changes), n=n_process)
         if sum_of(rows, "killed") >= n:
             job.ends_within(LIMIT_S)
@@ -150,7 +151,9 @@ def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int
             job.ends_within(draw.uniform(0, world.seconds(whole)))
         if not job.running:
             status, printed = job.result()
-            return f"status {status}: {printed[-800:]}" if status else difference(out, whole)
+            if status or (lost := difference(out / "older-1", earlier)):
+                return f"status {status}: {printed[-800:]}" if status else f"of the earlier run {lost}"
+            return difference(out, whole)
         job.kill(draw.randrange(n_process) if draw.random() < 0.5 else None)
         if not job.ends_within(60):
             job.kill()

@@ -5,6 +5,7 @@ The faults are in faults.py, the parts that take hours in stress.py: here each o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from faults import FAULTS
-from jobs import World
+from jobs import Job, World
 from stress import kill, load, save
 from test_prepare import corpus_of
 from test_trainer import TEXT, identical, learned, records, saved, tiny, without_timings, write_foxes
@@ -30,7 +31,7 @@ from nanobackpack import __version__, cli, load_model, program
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
-from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, within_memory
+from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, put_aside, within_memory
 from nanobackpack.text import data
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
@@ -87,6 +88,20 @@ def test_a_save_is_timed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def train_with_own_seed(config: TrainConfig) -> int:
+    return train(dataclasses.replace(config, seed=int(os.environ["RANK"])))
+
+
+@LINUX
+def test_processes_that_differ_end_before_the_first_step(world: World) -> None:
+    out = world.place() / "out"
+    job = Job(world.config(out), n=2, work=train_with_own_seed)
+    assert job.ends_within(60)
+    assert [process.exitcode for process in job.ranks] == [2, 2]
+    assert job.printed.count("RANK 1 differs from the others (theirs → its own: seed 0 → 1)") == 2
+    assert not out.exists()
+
+
 # --- States on disk ---------------------------------------------------------------------------
 
 
@@ -118,7 +133,6 @@ def save_steps(folder: Path, keep_last: int, numbers: range, resumed: Path | Non
     ],
 )
 def test_the_last_states_are_kept(tmp_path: Path, keep_last: int, kept: dict[str, int]) -> None:
-    save_steps(tmp_path, 5, range(10, 14))  # of an earlier run: none of them may serve this one
     save_steps(tmp_path, keep_last, range(1, 5))
     assert steps(tmp_path) == kept
     save_steps(tmp_path, 2, range(5, 6), resumed=tmp_path / "ckpt.pt")
@@ -159,40 +173,91 @@ class Dies(Trainer):
         return super().train_step(lr)
 
 
-def test_a_new_run_that_never_saved_is_not_mistaken_for_the_one_before(foxes: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    train(tiny(foxes, out, max_iters=4, always_save_checkpoint=False))
-    new = {"max_iters": 4, "seed": 9, "always_save_checkpoint": False}
-    before = contents(out, "*.pt")
+RUN = {"ckpt.pt", "ckpt_prev.pt", "ckpt_4.pt", "best.pt", "config.json", "metrics.jsonl", "loss.png"}
+
+
+def test_a_new_run_moves_the_one_before_aside(
+    foxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, older = tmp_path / "my out", tmp_path / "my out" / "older-8"
+    train(tiny(foxes, out, max_iters=4, backup_checkpoint_step=4))
+    (out / "older-7").mkdir()  # of before
+    (out / "baked.pt").write_bytes(b"of the user")
+    before = contents(out, "*.*")
+    assert before.keys() == RUN | {"baked.pt"}
+    # One that ends before its first save: the run before is whole, and nothing takes it for the new one.
     with pytest.raises(ZeroDivisionError):
-        Dies(tiny(foxes, out, **new)).run()
-    assert contents(out, "*.pt") == before  # nothing is lost
-    logged = (out / "metrics.jsonl").read_bytes()
-    for call in (lambda: train(tiny(foxes, out, **new, init_from="resume")), lambda: load_model(out)):
+        Dies(tiny(foxes, out, seed=9)).run()
+    moved = contents(older)
+    assert moved == {name: before[name] for name in RUN}
+    said = capsys.readouterr().out
+    assert f"the run that was in {out} is now in {older}; go on with it by" in said
+    assert shlex.quote(f"--out_dir={older}") in said
+    with pytest.raises(InputError, match=r"no checkpoint .*, such as .*older-\d of an earlier run"):
+        train(tiny(foxes, out, seed=9, init_from="resume"))
+    with pytest.raises(InputError, match=r"no model in .*, ckpt\.pt or config\.json"):
+        load_model(out)
+    # The next one moves what that one has logged, and no checkpoint; then one is replaced.
+    train(tiny(foxes, out, seed=9))
+    assert contents(out / "older-9").keys() == {"config.json", "metrics.jsonl", "loss.png"}
+    assert "go on with it" not in capsys.readouterr().out
+    train(tiny(foxes, out, max_iters=1, eval_interval=9, overwrite=True))
+    assert contents(out, "*.*").keys() == RUN - {"ckpt_prev.pt", "ckpt_4.pt"} | {"baked.pt"}
+    assert not (out / "older-10").exists()
+    # Nothing is kept of one that logged nothing.
+    for _ in range(2):
+        Log(tiny(foxes, tmp_path / "empty"), 0).close()
+    assert not (tmp_path / "empty" / "older-1").exists()
+    (tmp_path / "empty" / "metrics.jsonl").unlink()  # as if config.json were of another program
+    assert "older-1" in put_aside(tmp_path / "empty", overwrite=False)
+    # The first one goes on where it is, as if it had never been moved.
+    assert contents(older) == moved
+    train(tiny(foxes, older, max_iters=6, init_from="resume"))
+    train(tiny(foxes, tmp_path / "whole", max_iters=6))
+    assert identical(learned(older), learned(tmp_path / "whole"))
+    assert without_timings(records(older)) == without_timings(records(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("moves", range(len(RUN) + 1))
+def test_a_move_that_is_cut_short_is_ended_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    for name in RUN:
+        (tmp_path / name).write_text(name)
+    whole, replace, done = contents(tmp_path), Path.replace, iter(range(moves))
+
+    def killed(path: Path, target: Path) -> Path:
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            put_aside(tmp_path, overwrite=False)
+    here, there = contents(tmp_path, "*.*"), contents(tmp_path / "older-unfinished")
+    assert here | there == whole
+    assert "ckpt.pt" in here or "ckpt_prev.pt" in there  # none is left that a run could go on from
+    put_aside(tmp_path, overwrite=False)
+    assert contents(tmp_path / "older-1") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["older-1"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(foxes: Path, tmp_path: Path) -> None:
+    """Earlier versions left it until the new run saved."""
+    out = tmp_path / "out"
+    train(tiny(foxes, out, max_iters=2))
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(settings | {"run": "another"}))
+    for call in (lambda: train(tiny(foxes, out, init_from="resume")), lambda: load_model(out)):
         with pytest.raises(InputError, match=r"is of an earlier run.*--init_from=scratch") as error:
             call()
         assert "\n" not in str(error.value)
-    assert (out / "metrics.jsonl").read_bytes() == logged
     load_model(out / "best.pt")  # asked for by its name
-    shutil.copytree(out, tmp_path / "earlier")
     for name in ("config.json", "metrics.jsonl"):
-        (tmp_path / "earlier" / name).unlink()
-    assert train(tiny(foxes, tmp_path / "earlier", max_iters=6, init_from="resume")) == 0
-    train(tiny(foxes, out, **new))
-    assert {p.name: saved(out, p.name)["config"]["seed"] for p in out.glob("*.pt")} == {
-        "ckpt.pt": 9, "ckpt_prev.pt": 9, "best.pt": 9
-    }  # fmt: skip
-
-
-def test_the_best_state_of_a_run_before_goes_with_the_first_save(foxes: Path, tmp_path: Path) -> None:
-    train(tiny(foxes, tmp_path / "out", max_iters=2))
-    trainer = Trainer(tiny(foxes, tmp_path / "out", max_iters=2, always_save_checkpoint=False))
-    trainer.log = Log(trainer.config, 0, trainer.run_id)
-    trainer.save("ckpt.pt")
-    trainer.writer.wait()
-    trainer.log.close()
-    assert not (tmp_path / "out" / "best.pt").exists()
-    assert checkpoint.checkpoint_in(tmp_path / "out").name == "ckpt.pt"
+        (out / name).unlink()
+    assert train(tiny(foxes, out, max_iters=3, init_from="resume")) == 0
 
 
 def test_a_state_from_before_there_were_runs_goes_on(foxes: Path, tmp_path: Path) -> None:
@@ -212,7 +277,9 @@ def test_a_state_from_before_there_were_runs_goes_on(foxes: Path, tmp_path: Path
 def test_an_evaluation_leaves_the_states_of_a_folder_usable(foxes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train(tiny(foxes, out, max_iters=4))
-    train(tiny(foxes, out, eval_only=True))
+    before = contents(out, "*.*[!g]")  # the curve is drawn again
+    train(tiny(foxes, out, eval_only=True, seed=9, overwrite=True))
+    assert contents(out, "*.*[!g]") == before
     load_model(out)
     assert train(tiny(foxes, out, max_iters=6, init_from="resume")) == 0
     assert json.loads((out / "config.json").read_text())["run"] == saved(out)["run"]
@@ -385,9 +452,10 @@ def test_files_that_are_not_of_the_data_are_not_looked_at(foxes: Path, tmp_path:
 
 
 def test_every_language_is_looked_at(tmp_path: Path) -> None:
-    corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in ("de", "fr")}
+    languages = ("de", "fr")
+    corpora = {f"{n}/{n}_": corpus_of(TEXT.splitlines()) for n in languages}
     write_tokens(
-        tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), add_bos_eos=False, languages=corpora
+        tmp_path, corpora, Tokenizer.char(TEXT), deal_shards(3), add_bos_eos=False, languages=languages
     )
     assert Mixture(tmp_path).verify_files() == []
     path = tmp_path / "fr" / "fr_2.bin"  # the one held out
