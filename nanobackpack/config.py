@@ -252,19 +252,29 @@ class SampleConfig(LoadConfig):
     start: str = "\n"
     """The prompt, or FILE:prompt.txt to read it from a file. A line end, the default, is the beginning of a
     document if training had documents, and the most frequent token if it had no line ends."""
+    prompts: str = ""
+    """In place of start a file of prompts, one a line, or JSON lines (.jsonl) with `prompt`."""
     special: Special = "auto"
     """allow: names in a prompt such as <|endoftext|> are these special tokens; plain: they are text; auto:
     allow in what is typed, plain in files."""
     num_samples: int = 10
     """Number of samples."""
     max_new_tokens: int = 500
-    """Tokens to add to the prompt in each sample."""
+    """Tokens to add to the prompt in each sample, at most."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a sample, which is cut before them (a shell writes a line end as $'\\n')."""
+    ignore_eos: bool = False
+    """Go on where a document ends; the mark at its end is printed."""
     temperature: float = 0.8
     """1: the model's own distribution, below 1: more cautious, 0: always the likeliest token."""
     top_k: int = 200
     """Choose among the k likeliest tokens (0: all)."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Choose among tokens that are at least this many times as likely as the likeliest (0: all)."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that the text has already are less likely; 1.1 to 1.3 is usual."""
     restart: bool = False
     """When the context is full go on from its later half: many times faster, a little worse."""
     edits: str = ""
@@ -273,10 +283,16 @@ class SampleConfig(LoadConfig):
     """Of the prompt: lf: the line ends of Windows and old Macs become \\n; keep: they stay."""
     normalize: Literal["none", "nfc"] = "none"
     """Of the prompt: nfc: a letter and its accents become one character (Unicode's NFC)."""
+    json: str = ""
+    """Also write the samples to this file: prompt, text, ids, log-probabilities of these, what ended it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "num_samples", 1)
+        if self.prompts and self.start != SampleConfig.start:
+            raise InputError("start and prompts are both given: leave one out")
+        if not all(self.stop):
+            raise InputError("stop holds an empty text: give at least one character")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +345,8 @@ BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
         "eval_iters gradient_accumulation_steps keep_last timeout_s max_new_tokens max_iter length",
     ),
     ("a number from 0 up to 1,000", lambda x: 0 <= x <= 1000, "n_layer num_proc"),
-    ("from 0 up to 1", lambda x: 0 <= x <= 1, "xlm_alpha"),
+    ("from 0 up to 1", lambda x: 0 <= x <= 1, "xlm_alpha min_p"),
+    ("a number above 0", lambda x: 0 < x < math.inf, "repetition_penalty"),
     ("from 0 to below 1", lambda x: 0 <= x < 1, "dropout beta1 beta2"),
     ("above 0 and up to 1", lambda x: 0 < x <= 1, "top_p"),
 ]

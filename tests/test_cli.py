@@ -322,8 +322,10 @@ POSITIVE = [
     "n_layer", "n_head", "n_embd", "block_size", "n_sense_vector", "vocab_size", "batch_size",
     "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "lr_decay_iters",
     "keep_last", "timeout_s", "num_samples", "max_new_tokens", "k", "top_p",
+    "repetition_penalty",
 ]  # fmt: skip
-LARGEST = {"dropout": 0.99, "beta1": 0.99, "beta2": 0.99, "top_p": 1.0, "xlm_alpha": 1.0, "vocab_used": 50304}
+LARGEST = {"dropout": 0.99, "beta1": 0.99, "beta2": 0.99, "top_p": 1.0, "min_p": 1.0, "xlm_alpha": 1.0}
+LARGEST |= {"vocab_used": 50304}
 
 
 def wrong_values(name: str, hint: Any) -> list[object]:

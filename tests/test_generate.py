@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tokenizers import models
 from torch import Tensor
 
 from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import BackpackLM
 from nanobackpack.model.generate import choose, stream
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -87,6 +89,65 @@ def test_rows_of_a_batch_do_not_mix(model):
         assert torch.equal(model.generate(prompt[None], 15, temperature=0)[0], row)
 
 
+def draws_of(seeds: Iterable[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"temperature": 0},
+        {"temperature": 9.0, "stop": [3, 4, 5]},
+        {"temperature": 9.0, "restart": True, "stop": [3]},
+        {"temperature": 3.0, "repetition_penalty": 1.3, "min_p": 0.05},
+    ],
+)
+def test_prompts_of_any_lengths_grow_as_alone(model, choice: dict[str, Any]):
+    """Some are beyond the window of 12: each row becomes what it becomes alone, and ends apart."""
+    prompts = [[*range(1, n + 1)] for n in (1, 5, 11, 3, 16, 16, 1)]
+    together = model.generate(prompts, 20, **choice, generator=draws_of(range(7)))
+    new = [row[len(prompt) :] for row, prompt in zip(together, prompts, strict=True)]
+    for i, prompt in enumerate(prompts):
+        (alone,) = model.generate([prompt], 20, **choice, generator=draws_of([i]))
+        assert together[i] == alone == prompt + new[i]
+        free = model.generate(torch.tensor([prompt]), 20, **choice | {"stop": ()}, generator=draws_of([i]))
+        assert free[0, : len(alone)].tolist() == alone  # a stop only ends
+        ends = [at for at, token in enumerate(new[i]) if token in choice.get("stop", ())]
+        assert ends == [len(new[i]) - 1] or (not ends and len(new[i]) == 20)
+    assert "stop" not in choice or len(set(map(len, new))) > 2
+    rows = model.generate([torch.tensor(p) for p in prompts], 20, **choice, generator=draws_of(range(7)))
+    assert [row.tolist() for row in rows] == together
+
+
+def test_a_batch_that_stops_keeps_its_shape():
+    """Rows of a tensor (B, T) that have ended repeat what ended them."""
+    model, prompt = tiny_model(), torch.tensor([[1, 2], [3, 4], [5, 6]])
+    free = model.generate(prompt, 30, 3.0, generator=draws_of(range(3)))
+    rows = model.generate(prompt, 30, 3.0, generator=draws_of(range(3)), stop=[7, 8])
+    assert rows.shape == (3, 32)
+    for row, whole in zip(rows.tolist(), free.tolist(), strict=True):
+        end = next((at for at in range(2, 32) if whole[at] in (7, 8)), 31)
+        assert row == whole[: end + 1] + [whole[end]] * (31 - end)
+    assert not torch.equal(rows, free)
+
+
+@pytest.mark.parametrize("stop", [["e"], ["fe"], ["\n", "fg"], ["zz"], ["aaaa", "a"]])
+def test_texts_end_before_a_stop(speller: BackpackLM, stop: list[str]):
+    """A text of several tokens ends a row as soon as all of it is there, and is not part of it."""
+    prompts = ["bad", "a", "face"]
+    whole = speller.generate(prompts, 60, 3.0, generator=draws_of(range(3)))
+    cut = speller.generate(prompts, 60, 3.0, generator=draws_of(range(3)), stop=stop)
+    for prompt, full, text in zip(prompts, whole, cut, strict=True):
+        new = full[len(prompt) :]
+        assert text == prompt + new[: min((at for s in stop if (at := new.find(s)) >= 0), default=None)]
+    assert (cut != whole) == (stop != ["zz"])
+    assert speller.generate("bad", 9, 0, stop=stop) == speller.generate(["bad"], 9, 0, stop=stop)[0]
+    ids = speller.tokenizer.encode("bad")
+    (row,) = speller.generate([ids], 60, 3.0, generator=draws_of([0]), stop=stop)
+    grown = speller.tokenizer.decode(row)
+    assert grown == whole[0] or (grown.startswith(cut[0]) and grown.endswith(tuple(stop)))
+
+
 def test_seed_decides():
     """The same seed gives the same text, another seed another; so does torch's own without a generator."""
     model, prompt = tiny_model(), torch.tensor([[1, 2, 3]])
@@ -156,6 +217,13 @@ def test_stream_yields_one_step_at_a_time():
         (torch.tensor([[1]]), {"top_k": 0}, "top_k 0"),
         (torch.tensor([[1]]), {"top_p": 0.0}, "top_p 0.0"),
         (torch.tensor([[1]]), {"top_p": 1.1}, "top_p 1.1"),
+        (torch.tensor([[1]]), {"min_p": 1.5}, "min_p 1.5"),
+        (torch.tensor([[1]]), {"repetition_penalty": 0}, "repetition_penalty 0"),
+        (torch.tensor([[1]]), {"stop": "ab"}, "stop must be a list"),
+        ([[1], []], {}, "0 tokens"),
+        ([[1], [23]], {}, "token id 23"),
+        ([[1], "a"], {}, "came without a tokenizer"),
+        ([], {}, "no sequence"),
     ],
 )
 def test_errors(prompt: Tensor, sampling: dict[str, Any], message: str):
@@ -225,6 +293,33 @@ def test_top_p_is_exact(logits: list[float], p: float, temperature: float, k: in
         expected.add(i)
         mass += weight
     assert chosen(logits, temperature=temperature, top_k=k, top_p=p) == expected
+
+
+@pytest.mark.parametrize(
+    ("min_p", "temperature", "kept"), [(0.5, 1, 1), (0.3, 1, 2), (0.3, 2, 3), (1, 9, 1), (0, 1, 4)]
+)
+def test_min_p_is_relative_to_the_likeliest(min_p: float, temperature: float, kept: int):
+    """exp(-1) of the likeliest one's probability, exp(-2), exp(-3); after the temperature."""
+    assert chosen([0.0, -1.0, -2.0, -3.0], min_p=min_p, temperature=temperature) == set(range(kept))
+
+
+def test_repetition_penalty_is_that_of_transformers():
+    """Logits of ids the text has are divided by it, negative ones multiplied, each once."""
+    logits, seen = torch.tensor([[2.0, 1.5, -1.0, -1.5]] * 2), torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]]) > 0
+    assert choose(logits, 0, repetition_penalty=1.25, seen=seen).tolist() == [0, 0]
+    assert choose(logits, 0, repetition_penalty=1.5, seen=seen).tolist() == [1, 0]
+    assert choose(-logits, 0, repetition_penalty=1.25, seen=seen).tolist() == [3, 3]
+    p = (torch.tensor([2.0 / 2, 1.5, -1.0 * 2, -1.5])).softmax(dim=0)
+    drawn = choose(logits[:1].expand(DRAWS, -1), 1, repetition_penalty=2.0, seen=seen[:1].expand(DRAWS, -1))
+    assert (drawn.bincount() / DRAWS).tolist() == pytest.approx(p.tolist(), abs=0.02)
+    # What counts is the prompt and all that came since, beyond the window of 12, too.
+    model, row = tiny_model(), [1, 2, 3]
+    expected = model.generate([row], 30, 0, repetition_penalty=1.3)[0]
+    for _ in range(30):
+        logits = plain_logits(model, torch.tensor([row[-12:]]))[:, -1, :19]  # (1, V)
+        seen = torch.tensor([[i in row for i in range(19)]])
+        row = [*row, int(choose(logits, 0, repetition_penalty=1.3, seen=seen))]
+    assert row == expected != model.generate([row[:3]], 30, 0)[0]
 
 
 def test_frequencies():

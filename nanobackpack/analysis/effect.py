@@ -19,7 +19,7 @@ from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
-from nanobackpack.text.tokenizer import TextOrIds, find_word, token_id
+from nanobackpack.text.tokenizer import TextOrIds, Tokenizer, find_word, token_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,11 @@ class Effect(Result):
             ]
             lines.append(table("", ["", "before", "after", "ratio"], cells))
         return "\n".join(lines)
+
+
+def _first_document(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Return the text of ids up to the end of the document."""
+    return tokenizer.decode(ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids)
 
 
 def effect(
@@ -92,7 +97,7 @@ def effect(
             # The same numbers each time, so that samples differ only by what the edits do.
             draw = torch.Generator(ids.device).manual_seed(seed)
             rows = model.generate(ids.expand(n, -1), new_tokens, temperature, generator=draw)  # (B, T + new)
-            samples = [tokenizer.decode(row) for row in rows[:, ids.size(1) :].tolist()]
+            samples = [_first_document(tokenizer, row) for row in rows[:, ids.size(1) :].tolist()]
         return senses.next_tokens(prompt, k), samples, senses.next_probabilities(prompt)[tokens]
 
     next_before, samples_before, p_before = look()

@@ -1,11 +1,16 @@
-"""Continue a prompt with text sampled from a model.
+"""Continue prompts with text sampled from a model.
 
     nanobackpack sample --out_dir=out-shakespeare-char
     nanobackpack sample --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_samples=5
     nanobackpack sample --init_from=gpt2 --start="What is the answer to life?" --max_new_tokens=100
+    nanobackpack sample --out_dir=out-stories --start="<|endoftext|>" --stop "The end." --min_p=0.05
+    nanobackpack sample --out_dir=out-stories --prompts=prompts.txt --num_samples=1 --json=texts.json
     nanobackpack sample --out_dir=out-zh --start=却说曹 --edits=cao.safetensors
 
-On a terminal the first sample appears as it grows; each is followed by a line of dashes.
+On a terminal the first sample appears as it grows; each is followed by a line of dashes. A sample ends where
+its document ends. A file of prompts has one a line, or JSON lines with `prompt` if its name ends in .jsonl.
+--json writes for each sample its prompt, the text that follows (printed is both), the ids of that, what ended
+it included, and their log-probabilities under the model itself: no temperature, nothing ruled out.
 """
 
 from __future__ import annotations
@@ -13,37 +18,43 @@ from __future__ import annotations
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nanobackpack.analysis.results import write_json
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
-from nanobackpack.safe.files import read_text, with_lf
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
+from nanobackpack.evaluate.scoring import numbered_lines, read_json_lines
+from nanobackpack.safe.files import check_writable, read_text, with_lf
+from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nanobackpack.model.backpack import LanguageModel
 
 LINE = "-" * 15
+ROWS = 64  # that grow in one batch, or more if they are samples of one prompt
+
+
+class Prompt(NamedTuple):
+    """A prompt, and its ids as the model reads them."""
+
+    text: str
+    ids: list[int]
 
 
 def main(settings: SampleConfig) -> None:
-    """Print settings.num_samples continuations of settings.start, all grown in one batch.
+    """Print settings.num_samples continuations of each prompt, grown in batches.
 
     Of several processes each grows its share, and rank 0 prints all: the same texts as one process would, as
     each sample has its own seed.
     """
-    import torch
-
     from nanobackpack.analysis import control
-    from nanobackpack.model.generate import stream
-    from nanobackpack.runtime import autocast, keep_memory, pick_dtype, seed_of
+    from nanobackpack.runtime import autocast, keep_memory, pick_dtype
     from nanobackpack.train.checkpoint import load_model
     from nanobackpack.train.parallel import joined
 
+    check_writable(settings.json)
     keep_memory()
     with joined(settings.device) as processes:
         device = processes.device
@@ -55,68 +66,113 @@ def main(settings: SampleConfig) -> None:
         with warnings.catch_warnings():
             if processes.rank:  # one process says it
                 warnings.simplefilter("ignore")
-            prompt, ids = read_prompt(settings, model)
+            prompts = read_prompts(settings, model)
 
-        # Each sample has a random generator of its own, so it does not matter which process grows it.
-        own = processes.share(settings.num_samples)
-        steps = stream(
-            model,
-            torch.tensor([ids], device=device).expand(len(own), -1),  # (B, T)
-            settings.max_new_tokens,
-            restart=settings.restart,
-            edits=edits,
-            temperature=settings.temperature,
-            top_k=settings.top_k or None,
-            top_p=settings.top_p,
-            generator=[torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for i in own],
-        )
+        # Sample i of a prompt has a random generator of its own, so it matters neither which process grows it
+        # nor what grows beside it.
+        wanted = [(prompt, i) for prompt in prompts for i in range(settings.num_samples)]
+        own = [wanted[i] for i in processes.share(len(wanted))]
         watched = processes.rank == 0 and sys.stdout.isatty()
+        samples: list[dict[str, Any]] = []
+        n = max(ROWS, settings.num_samples)
         with autocast(device, dtype):
-            texts = grow(model.tokenizer, prompt, ids, steps if own else (), len(own), watched)
-        texts = processes.gather(texts)
-        for text in texts[watched:] if processes.rank == 0 else ():
-            print(text + "\n" + LINE)
+            for start in range(0, len(own), n):
+                samples += grow_samples(model, own[start : start + n], settings, edits, watched and not start)
+        samples = processes.gather(samples)
+        if processes.rank == 0:
+            for sample in samples[watched:]:
+                print(sample["prompt"] + sample["text"] + "\n" + LINE)
+            write_json(settings.json, samples)
 
 
-def read_prompt(settings: SampleConfig, model: LanguageModel) -> tuple[str, list[int]]:
-    """Return the prompt that the settings give, or name a file of, and its ids as the model reads them."""
+def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
+    """Return the prompts that the settings give, or name a file of."""
     from nanobackpack.analysis.prompts import as_read, usual_start
 
-    tokenizer = needs_tokenizer(model.tokenizer)
-    if settings.start == SampleConfig.start and model.token_counts is not None:
+    tokenizer, typed = needs_tokenizer(model.tokenizer), False
+    if settings.prompts:
+        texts = prompts_in(settings.prompts)
+    elif settings.start.startswith("FILE:"):
+        texts = [read_text(Path(settings.start.removeprefix("FILE:")))]
+    elif settings.start == SampleConfig.start and model.token_counts is not None:
         ids = usual_start(model)
-        return "" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids
-    prompt, special = settings.start, settings.special != "plain"
-    if prompt.startswith("FILE:"):
-        prompt, special = read_text(Path(prompt.removeprefix("FILE:"))), settings.special == "allow"
-    prompt = prompt.removeprefix("\ufeff")
+        return [Prompt("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]
+    else:
+        texts, typed = [settings.start.removeprefix("\ufeff")], True
     if settings.newlines == "lf":
-        prompt = with_lf(prompt)
+        texts = [with_lf(text) for text in texts]
     if settings.normalize == "nfc":
-        prompt = unicodedata.normalize("NFC", prompt)
-    ids = tokenizer.prompt_ids(prompt, special)
-    if not ids:
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
+    special = settings.special == "allow" or (settings.special == "auto" and typed)
+    rows = [tokenizer.prompt_ids(text, special) for text in texts]
+    if not all(rows):
         raise InputError("the prompt is empty: give at least one character with --start")
-    return prompt, as_read(model, ids)
+    return [Prompt(text, as_read(model, ids)) for text, ids in zip(texts, rows, strict=True)]
 
 
-def grow(
-    tokenizer: Tokenizer, prompt: str, ids: list[int], steps: Iterable[Tensor], n: int, watched: bool
-) -> list[str]:
-    """Collect n samples from the steps of `stream`; if someone watches, print the first one as it grows."""
-    rows: list[list[int]] = [[] for _ in range(n)]
+def prompts_in(file: str) -> list[str]:
+    """Read a file of prompts: one a line, or JSON lines."""
+    if file.endswith(".jsonl"):
+        return [row["prompt"] for row in read_json_lines(file, ("prompt",))]
+    prompts = [line for _, line in numbered_lines(file)]
+    if not prompts:
+        raise InputError(f"{file} has no prompts: give one a line")
+    return prompts
+
+
+def grow_samples(
+    model: LanguageModel,
+    wanted: Sequence[tuple[Prompt, int]],
+    settings: SampleConfig,
+    edits: Any,
+    watched: bool,
+) -> list[dict[str, Any]]:
+    """Grow samples, each of a prompt and with a number that is its seed, in one batch; if someone watches,
+    print the first one as it grows."""
+    import torch
+
+    from nanobackpack.model.texts import Row, grow
+    from nanobackpack.runtime import seed_of
+
+    tokenizer, device = needs_tokenizer(model.tokenizer), model.wte.weight.device
+    mark = [] if settings.ignore_eos or tokenizer.eos_id is None else [tokenizer.eos_id]
+    rows = [Row(prompt.ids) for prompt, _ in wanted]
+    steps = grow(
+        model,
+        rows,
+        settings.max_new_tokens,
+        stop=[*mark, *settings.stop],
+        log_p=bool(settings.json),
+        restart=settings.restart,
+        edits=edits,
+        temperature=settings.temperature,
+        top_k=settings.top_k or None,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        generator=[torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for _, i in wanted],
+    )
     printed = 0  # characters of the first sample
+    held = max(map(len, settings.stop), default=1) - 1  # that may be the beginning of a text that ends it
     if watched:
-        print(prompt, end="", flush=True)
-    for new in steps:  # (B): one token more for each sample
-        for row, token in zip(rows, new.tolist(), strict=True):
-            row.append(token)
+        print(wanted[0][0].text, end="", flush=True)
+    for _ in steps:
         if watched:
-            text = tokenizer.decode_after(ids, rows[0])
-            if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                print(text[printed:], end="", flush=True)
-                printed = len(text)
-    texts = [prompt + tokenizer.decode_after(ids, row) for row in rows]
+            text = rows[0].text(tokenizer)
+            sure = len(text) if rows[0].end is not None else len(text) - held
+            if sure > printed and not text.endswith("\ufffd"):  # half a character: wait for the rest
+                print(text[printed:sure], end="", flush=True)
+                printed = sure
+    texts = [row.text(tokenizer) for row in rows]
     if watched:
-        print(texts[0][len(prompt) + printed :] + "\n" + LINE)
-    return texts
+        print(texts[0][printed:] + "\n" + LINE)
+    return [
+        {
+            "prompt": prompt.text,
+            "text": text,
+            "ids": row.new,
+            "logprobs": row.log_p,
+            "finish_reason": "length" if row.end is None else "stop",
+        }
+        for (prompt, _), text, row in zip(wanted, texts, rows, strict=True)
+    ]

@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from nanobackpack.config import ModelConfig
 from nanobackpack.errors import WrongType, whole_numbers
 from nanobackpack.model.edits import BLOCKS, Edit, EditLike, Edits, TextSoFar
-from nanobackpack.model.generate import KVCache, SenseMemory, check_ids, check_range, check_tensor, generate
+from nanobackpack.model.generate import KVCache, SenseMemory, check_ids, check_range, check_tensor
 from nanobackpack.model.kernels import (
     Linear,
     UniqueIds,
@@ -48,6 +48,7 @@ from nanobackpack.model.kernels import (
     sense_sum_plain,
     unique_ids,
 )
+from nanobackpack.model.texts import generate
 from nanobackpack.runtime import in_eval_mode
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ class LanguageModel(nn.Module):
         size = self.config.block_size
         return KVCache(min(capacity or size, size), self.edits_in_force(edits))
 
-    generate = generate  # text, token by token: generate.py
+    generate = generate  # text, token by token: texts.py and generate.py
 
     def num_params(self, positions: bool = True) -> int:
         """Count the weights, tied ones once; positions=False leaves out wpe, as nanoGPT does."""

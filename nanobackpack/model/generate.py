@@ -15,8 +15,8 @@ Letters: B batch (beams in beam_search), T time (positions), S cached positions,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +25,8 @@ from nanobackpack.config import ModelConfig
 from nanobackpack.errors import InputError, WrongType
 from nanobackpack.model.edits import EditLike, Edits
 from nanobackpack.runtime import in_eval_mode
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
 
-Prompt = TypeVar("Prompt", Tensor, str)
 Generators = torch.Generator | list[torch.Generator] | None
 """Where randomness comes from: torch's own, one generator for all rows, or one for each."""
 
@@ -136,83 +135,99 @@ def check_range(ids: Tensor, low: int, vocab_size: int) -> None:
         raise ValueError(f"token id {bad} is outside the vocabulary: {low} to {vocab_size - 1}")
 
 
-def generate(
-    model: Decodable,
-    input_ids: Prompt,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: Generators = None,
-    *,
-    restart: bool = False,
-    edits: EditLike = (),
-) -> Prompt:
-    """Continue input_ids (B, T) by sampling; return (B, T + max_new_tokens). Or continue one text, which is
-    returned as a text with what was added."""
-    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    settings |= {"generator": generator, "restart": restart, "edits": edits}
-    ids = text_prompt(model, input_ids) if isinstance(input_ids, str) else input_ids  # (B, T)
-    steps: list[Tensor] = [
-        new[:, None] for new in stream(model, ids, max_new_tokens, **settings)
-    ]  # (B, 1) each
-    ids = torch.cat([ids, *steps], dim=1)  # (B, T + new)
-    if isinstance(input_ids, str):
-        row, T = ids[0].tolist(), ids.size(1) - len(steps)
-        return input_ids + needs_tokenizer(model.tokenizer).decode_after(row[:T], row[T:])
-    return ids
-
-
-def text_prompt(model: Decodable, text: str) -> Tensor:
-    """Return the ids (1, T) of a prompt, as a document begins."""
-    ids = needs_tokenizer(model.tokenizer).prompt_ids(text)
-    return torch.tensor([ids], dtype=torch.int64, device=model.wte.weight.device)
-
-
 def stream(
-    model: Decodable,
-    input_ids: Tensor,
-    max_new_tokens: int,
-    *,
-    restart: bool = False,
-    edits: EditLike = (),
-    **choice: Any,
+    model: Decodable, input_ids: Tensor, max_new_tokens: int, *, edits: EditLike = (), **settings: Any
 ) -> Iterator[Tensor]:
     """Continue input_ids (B, T), T from 1 to any length; yield the new ids (B) one step at a time.
 
-    `choice` is what `choose` takes: temperature, top_k, top_p, generator. `edits`, and those in force when
-    this is called, hold for this generation; what they read of the text is the window. There is no dropout,
-    whatever the mode of the model.
+    `settings`: restart; what `choose` takes, temperature, top_k, top_p, min_p, repetition_penalty, generator;
+    and for rows that begin or end apart (texts.py): `lengths` (B) of the prompts, which are filled up on the
+    right, `ended`, a set to which rows that shall end are added while this goes on, and `log_p`, a list that
+    gets the log-probabilities (B) of each step. The id of a row that still reads its prompt, or has ended,
+    is -1.
+
+    `edits`, and those in force when this is called, hold for this generation; what they read of the text is
+    the window. There is no dropout, whatever the mode of the model.
     """
     active, twin = model.edits_in_force(edits), in_eval_mode(model)  # type: ignore[type-var]
-    return _stream(twin, input_ids, max_new_tokens, restart, active, choice)
+    return _stream(twin, input_ids, max_new_tokens, active, **settings)
 
 
 @torch.inference_mode()
 def _stream(
-    model: Decodable, ids: Tensor, max_new_tokens: int, restart: bool, edits: Edits, choice: dict[str, Any]
+    model: Decodable,
+    ids: Tensor,
+    max_new_tokens: int,
+    edits: Edits,
+    restart: bool = False,
+    generator: Generators = None,
+    lengths: Sequence[int] | None = None,
+    ended: Set[int] = frozenset(),
+    log_p: list[Tensor] | None = None,
+    **choice: Any,
 ) -> Iterator[Tensor]:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} must be >= 0")
     check_ids(ids, model.config.vocab_size)  # of any length: one too long is cut
     size = model.config.block_size
-    cache = model.new_cache(edits, ids.size(1) + max_new_tokens)
-    window = ids[:, -size:]  # (B, T): the text that the model may see
+    ids = ids[:, -size:]  # (B, T)
+    B, T = ids.shape
+    lengths = lengths or [T] * B
+    rows = list(range(B))  # those that still grow: N of B
+    cache = model.new_cache(edits, T + max_new_tokens)
+    window = ids[:, : min(lengths)]  # (N, T): the text that the model may see
     new = window  # what of it is not in the cache yet: at first all
-    for _ in range(max_new_tokens):
+    seen = None  # (N, V) which ids each text has, where they are to be penalised
+    if choice.get("repetition_penalty", 1) != 1:
+        seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=ids.device)
+        seen.scatter_(1, ids, True)
+    for position in range(window.size(1), T + max_new_tokens):
         if cache.length == size:  # the context is full: the window slides, or restarts
             cache.clear()
             new = window = window[:, -max(1, size // 2) :] if restart else window[:, -size:]
         if cache.length == 0 and len(new) > 1 and new.stride(0) == 0:
             # Many samples of one prompt: read it once, then let each row go its own way.
-            logits = model.next_logits(new[:1], cache).expand(len(new), -1)  # (B, V)
+            logits = model.next_logits(new[:1], cache).expand(len(new), -1)  # (N, V)
             cache.expand(len(new))
         else:
-            logits = model.next_logits(new, cache)  # (B, V)
-        chosen = choose(with_text(model, logits), **choice)  # (B)
-        yield chosen
-        new = chosen[:, None]  # (B, 1)
-        window = torch.cat([window, new], dim=1)[:, -size:]  # (B, T)
+            logits = model.next_logits(new, cache)  # (N, V)
+        # Those whose prompt is over choose a token: F of the N rows, most often all.
+        free = [i for i, row in enumerate(rows) if lengths[row] <= position]
+        part = slice(None) if len(free) == len(rows) else free
+        if seen is not None:
+            choice["seen"] = seen[part]
+        own = [generator[rows[i]] for i in free] if isinstance(generator, list) else generator
+        chosen = choose(with_text(model, logits)[part], generator=own, **choice)  # (F)
+        place = [rows[i] for i in free]
+        if log_p is not None:
+            scores = logits.log_softmax(dim=1)[part].gather(1, chosen[:, None])[:, 0]  # (F)
+            log_p.append(_spread(scores, place, B))
+        yield _spread(chosen, place, B)
+        # The others go on with their prompts.
+        new = chosen  # (N)
+        if len(free) < len(rows):
+            new = ids[rows, position]  # (N)
+            new[free] = chosen
+        new = new[:, None]  # (N, 1)
+        window = torch.cat([window, new], dim=1)[:, -size:]  # (N, T)
+        if seen is not None:
+            seen.scatter_(1, new, True)
+        # Rows that have ended drop out.
+        keep = [i for i, row in enumerate(rows) if row not in ended]
+        if not keep:
+            return
+        if len(keep) < len(rows):
+            rows, new, window = [rows[i] for i in keep], new[keep], window[keep]
+            seen = None if seen is None else seen[keep]
+            cache.select(torch.tensor(keep, device=ids.device))
+
+
+def _spread(values: Tensor, rows: Sequence[int], n: int) -> Tensor:
+    """Return the values of some of n rows as those of all (n); the others have -1."""
+    if len(rows) == n:
+        return values
+    place = torch.tensor(rows, dtype=torch.int64, device=values.device)
+    return values.new_full((n,), -1).index_put((place,), values)
 
 
 def with_text(model: Decodable, logits: Tensor) -> Tensor:
@@ -228,17 +243,27 @@ def choose(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: Generators = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """Choose one id (B) for each row of logits (B, V).
 
-    First temperature (0: the likeliest), then top_k, then top_p: the smallest set of likeliest tokens whose
-    probability reaches top_p (Holtzman et al. 2020). None switches either off. With a list of generators, a
-    row's choice depends on its own alone.
+    First repetition_penalty: logits of ids that the row has already, seen (B, V or more), are divided by it
+    if they are positive, else multiplied (Keskar et al. 2019). Then temperature (0: the likeliest), then
+    top_k, then top_p: the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al.
+    2020), then min_p: tokens with min_p of the likeliest one's probability or more (Nguyen et al. 2024). None
+    switches these off. With a list of generators, a row's choice depends on its own alone.
     """
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):  # `not <=` also refuses NaN
         raise ValueError(f"temperature {temperature} must be >= 0 and finite, and top_k {top_k} >= 1 or None")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} must be above 0 and at most 1")
+    if not 0 < repetition_penalty < math.inf or (min_p is not None and not 0 <= min_p <= 1):
+        raise ValueError(f"repetition_penalty {repetition_penalty} must be above 0, min_p {min_p} 0 to 1")
+    if seen is not None:
+        penalised = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
+        logits = torch.where(seen[:, : logits.size(1)], penalised, logits)
     highest = logits.amax(dim=1, keepdim=True)  # (B, 1)
     if logits.device.type == "cpu" and not highest.isfinite().all():  # looking would stall a GPU
         raise InputError("the logits are not finite numbers: the weights of this model are too large")
@@ -256,10 +281,12 @@ def choose(
         outside = p.cumsum(dim=1) - p >= top_p
         outside[:, 0] = False
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+    if min_p:
+        logits = logits.masked_fill(logits < math.log(min_p), -torch.inf)  # that of the likeliest is 0
     p = logits.softmax(dim=1)
     if isinstance(generator, list):
         draws = [torch.multinomial(row, 1, generator=own) for row, own in zip(p, generator, strict=True)]
-        return torch.cat(draws)
+        return torch.cat([p.new_empty(0, dtype=torch.int64), *draws])  # of no rows, too
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
