@@ -16,7 +16,9 @@ import dataclasses
 import difflib
 import os
 import runpy
+import shutil
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from nanobackpack.config import describe_type
+from nanobackpack.config import describe_type, out_of_range
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.program import STDOUT, guard, protect_terminal
 
@@ -82,7 +84,8 @@ def parse(
     prog = prog or Path(sys.argv[0]).name
     # What prints and exits.
     if "--help" in argv or "-h" in argv:
-        tyro.cli(config_type, args=["--help"], description=about, **_options(prog))
+        print(fit_to_terminal(about or ""), end="\n\n")  # tyro would join the lines of the examples
+        tyro.cli(config_type, args=["--help"], description="", **_options(prog))
     if argv and argv[0] in COMPLETION:
         complete(config_type, argv, prog)
 
@@ -99,6 +102,14 @@ def parse(
             settings |= read_config_file(file, kinds)
     settings |= {name: _value(name, texts, kinds[name]) for name, texts in flags.items()}
     return config_type(**settings)
+
+
+def fit_to_terminal(text: str) -> str:
+    """Break the paragraphs of a text where a line of the terminal ends; what is indented keeps its lines."""
+    width = min(shutil.get_terminal_size().columns, 110)
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else wrapper.fill(p) for p in paragraphs)
 
 
 def complete(kinds: type | dict[str, type], argv: Sequence[str], prog: str) -> None:
@@ -160,6 +171,8 @@ def _value(name: str, texts: list[str], kind: Any) -> Any:
         return rule.instance_from_str(texts)
     except ValueError:
         text = short_repr(" ".join(texts))
+        if kind is int and all(text.lstrip("+-").isdecimal() for text in texts):
+            raise out_of_range(name, text, "a number below 9.2e18") from None
         raise InputError(f"{name}={text} has the wrong type: it must be {describe_type(kind)}") from None
 
 

@@ -328,15 +328,23 @@ BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
     (
         "a number from 0 up",
         lambda x: 0 <= x < math.inf,
-        "n_layer vocab_used backup_checkpoint_step max_iters warmup_iters seed learning_rate muon_lr_factor "
-        "min_lr weight_decay grad_clip num_samples temperature top_k batches limit shards num_proc",
+        "vocab_used backup_checkpoint_step max_iters warmup_iters seed learning_rate muon_lr_factor "
+        "min_lr weight_decay grad_clip temperature top_k limit",
     ),
     (
         "a number from 1 up",
         lambda x: 1 <= x < math.inf,
-        "n_head n_embd block_size n_sense_vector vocab_size eval_interval eval_iters log_interval batch_size "
-        "gradient_accumulation_steps lr_decay_iters keep_last timeout_s max_new_tokens k max_iter",
+        "n_head n_embd block_size n_sense_vector vocab_size eval_interval log_interval batch_size "
+        "lr_decay_iters k",
     ),
+    # More than these would take for ever.
+    ("a number from 0 up to 1,000,000", lambda x: 0 <= x <= 10**6, "num_samples batches shards"),
+    (
+        "a number from 1 up to 1,000,000",
+        lambda x: 1 <= x <= 10**6,
+        "eval_iters gradient_accumulation_steps keep_last timeout_s max_new_tokens max_iter length",
+    ),
+    ("a number from 0 up to 1,000", lambda x: 0 <= x <= 1000, "n_layer num_proc"),
     ("from 0 up to 1", lambda x: 0 <= x <= 1, "xlm_alpha min_p"),
     ("a number above 0", lambda x: 0 < x < math.inf, "repetition_penalty"),
     ("from 0 to below 1", lambda x: 0 <= x < 1, "dropout beta1 beta2"),
@@ -351,6 +359,12 @@ def check_bounds(config: Any) -> None:
             value = getattr(config, name, None)
             if isinstance(value, (int, float)) and not is_allowed(value):
                 raise out_of_range(name, value, allowed)
+    for name, value in vars(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise out_of_range(name, value, "a finite number")
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                raise out_of_range(name, value, "below 9.2e18")
 
 
 def at_least(config: Any, name: str, low: float) -> None:

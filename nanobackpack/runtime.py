@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -116,6 +118,21 @@ def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
     if missing and setting is True:
         raise InputError(f"compile=True needs {missing}, not found here: take --compile=False")
     return not missing
+
+
+def check_memory(what: str, needed: int, device: torch.device | None = None) -> None:
+    """Refuse what needs more bytes than the device (None: this machine) has at all."""
+    there: float = math.inf
+    if device and device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise InputError(
+            f"out of memory: {what} needs {needed / 1e9:,.0f} GB or more, and there are "
+            f"{there / 1e9:,.0f}: "
+            "take smaller sizes, such as --n_embd, --n_layer, --block_size or --batch_size"
+        )
 
 
 def keep_memory(keep: bool = True) -> None:

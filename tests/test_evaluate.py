@@ -160,7 +160,7 @@ def test_last_words(model: BackpackLM | GPT):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
-    """The share of pairs whose good sentence is likelier as a whole; equal ones are errors."""
+    """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart."""
     model.tokenizer.bos_id = 7
     draw = torch.Generator().manual_seed(3)
     sentences = ["".join(LETTERS[i] for i in torch.randint(9, (5,), generator=draw)) for _ in range(60)]
@@ -170,11 +170,13 @@ def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
     sets = {"one": [*pairs, ("ab", "ab"), ("az", "ab"), ("a" * 14, "a")], "two": pairs[:7]}
     got = blimp.blimp(model, sets, bos, batch_size=7)
     assert got.names == ["one", "two"]
-    assert got.accuracy == pytest.approx([sum(right) / 31, sum(right[:7]) / 7])
-    assert (got.n, got.left_out) == ([31, 7], [2, 0])
+    assert got.accuracy == pytest.approx([sum(right) / 30, sum(right[:7]) / 7])
+    assert (got.n, got.left_out, got.equal) == ([30, 7], [2, 0], [1, 0])
     assert got.mean == pytest.approx(sum(got.accuracy) / 2)
     with pytest.raises(InputError, match="bad set: no pair"):
         blimp.blimp(model, {"bad set": [("xy", "yx")]}, bos)
+    with pytest.raises(InputError, match="in 2 both sentences are the same"):
+        blimp.blimp(model, {"equal": [("ab", "ab"), ("ba", "ba")]}, bos)
 
 
 # --- WPLC -----------------------------------------------------------------------------------------

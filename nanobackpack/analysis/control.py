@@ -52,7 +52,7 @@ from nanobackpack.model.edits import (
     TopicControl,
     flatten_edits,
 )
-from nanobackpack.safe.files import display_path, parse_json, replacing
+from nanobackpack.safe.files import display_path, parse_json, writing
 from nanobackpack.text.tokenizer import MARKS, TextOrIds, needs_tokenizer, word_ids
 
 __all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "TopicControl",
@@ -283,7 +283,7 @@ def save(edits: EditLike, path: str | Path, model: LanguageModel | None = None) 
     content = {"format": FORMAT, "edits": records}
     if checksum := _tokenizer_checksum(model):
         content["tokenizer"] = checksum
-    with replacing(Path(path)) as file:
+    with writing(path) as file:
         file.write(to_safetensors(tensors, {"edits": json.dumps(content)}))
 
 

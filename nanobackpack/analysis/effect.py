@@ -47,7 +47,10 @@ class Effect(Result):
             lines += [f"  {when:6}  {likeliest}", *(f"    {sample!r}" for sample in samples)]
         if self.tested:
             rows = zip(self.tested, self.probabilities.tolist(), self.ratios.tolist(), strict=True)
-            cells = [[repr(token), f"{p:.3g}", f"{q:.3g}", f"{ratio:.3f}"] for token, (p, q), ratio in rows]
+            cells = [
+                [repr(token), f"{p:.3g}", f"{q:.3g}", f"{ratio:.3f}" if p else "–"]
+                for token, (p, q), ratio in rows
+            ]
             lines.append(table("", ["", "before", "after", "ratio"], cells))
         return "\n".join(lines)
 

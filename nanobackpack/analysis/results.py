@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from nanobackpack.config import AnalysisConfig, LoadConfig
-from nanobackpack.safe.files import check_writable, replacing
+from nanobackpack.errors import InputError, escape_controls
+from nanobackpack.safe.files import check_writable, writing
+from nanobackpack.safe.pictures import picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class Result:
     """Base of all results. Some also have `plot(path)`, which writes a PNG."""
 
     title: str
+    may_be_nan: ClassVar[tuple[str, ...]] = ()
+    """Fields in which NaN says that a number is not defined."""
 
     def table(self) -> str:
         """Show the result as text."""
@@ -73,6 +76,7 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
     dtype = torch.float32 if isinstance(settings, AnalysisConfig) else pick_dtype(settings.dtype, device)
     with autocast(device, dtype):
         found = measure(model)
+    check_finite(found)
     results = list(_results_in(found))
     for result in results:
         print(result.table(), flush=True)
@@ -80,6 +84,24 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
         results[0].plot(plot)  # type: ignore[attr-defined]
     write_json(getattr(settings, "json", ""), found)
     return found
+
+
+def check_finite(found: Any, name: str = "") -> None:
+    """Refuse results in which a number is infinite or none, but where that may be."""
+    if dataclasses.is_dataclass(found):
+        for field in dataclasses.fields(found):
+            if field.name not in getattr(found, "may_be_nan", ()):
+                check_finite(getattr(found, field.name), field.name)
+    elif isinstance(found, (dict, list, tuple)):
+        for part in found.values() if isinstance(found, dict) else found:
+            check_finite(part, name)
+    elif (hasattr(found, "isfinite") and not found.isfinite().all()) or (
+        isinstance(found, float) and not math.isfinite(found)
+    ):
+        raise InputError(
+            f"{name} is not a finite number: the weights of this model, or of an edit, are too large to "
+            "compute with"
+        )
 
 
 def _results_in(found: Any) -> Iterator[Result]:
@@ -94,7 +116,7 @@ def _results_in(found: Any) -> Iterator[Result]:
 def write_json(path: str, value: Any) -> None:
     """Write results as a JSON file, whole or not at all; an empty path writes nothing."""
     if path:
-        with replacing(Path(path)) as file:
+        with writing(path) as file:
             file.write(json.dumps(to_json_values(value), ensure_ascii=False, indent=1).encode() + b"\n")
 
 
@@ -321,7 +343,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
     There may be no title ("") and no names ([]).
     """
-    lines = [head, *rows] if head else list(rows)
+    lines = [[*map(escape_controls, line)] for line in ([head, *rows] if head else rows)]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     # str.ljust would count characters, not the columns they take.
     padded = [[c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)] for line in lines]
@@ -331,8 +353,10 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 def width(text: str) -> int:
     """Count the columns a text takes on a terminal: 2 for a wide character, 0 for a combining one."""
+    combining = ("Mn", "Me", "Cf")
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+        0 if unicodedata.category(c) in combining else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
     )
 
 
@@ -346,10 +370,6 @@ def _sense_labels(values: Sequence[Any] | Tensor) -> list[str]:
 
 # --- Pictures -----------------------------------------------------------------------------------
 
-# Fonts that have Chinese characters: matplotlib's own has none.
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
-             "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS")  # fmt: skip
-
 
 def heat_map(
     path: str,
@@ -359,21 +379,12 @@ def heat_map(
     title: str,
     cells: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Write a PNG of values (R, N) as colours, blue below 0 and red above, with `cells` written into them.
-
-    Characters that no installed font has become boxes.
-    """
-    import matplotlib  # slow to import, and needed for pictures alone
-    import matplotlib.figure
-    from matplotlib import font_manager
-
+    """Write a PNG of values (R, N) as colours, blue below 0 and red above, with `cells` written into them."""
     columns, shown = list(columns), values.float().cpu()
     limit = shown.abs().max().item() or 1.0  # the same to both sides, so that 0 is white
     size = max(5.0, 2.5 + (1.1 if cells else 0.4) * len(columns)), max(3.0, 1.5 + 0.35 * len(rows))
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
-    with matplotlib.rc_context({"font.family": fonts}), replacing(Path(path)) as file:
-        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    text = "".join([title, *rows, *columns, *(cell for row in cells for cell in row)])
+    with picture(writing(path), size, text) as figure:
         axes = figure.subplots()
         image = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         # parse_math=False: a $ in a token is a $, not the beginning of a formula.
@@ -385,6 +396,3 @@ def heat_map(
                 color = "white" if shown[r, n].abs() > 0.6 * limit else "black"  # legible on dark cells
                 axes.text(n, r, text, ha="center", va="center", fontsize=8, color=color, parse_math=False)
         figure.colorbar(image)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            figure.savefig(file, format="png", dpi=120)

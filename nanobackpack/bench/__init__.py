@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanobackpack.config import Settings
+from nanobackpack.safe.files import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ def main(settings: BenchConfig) -> None:
     from nanobackpack.bench.workers import Bench
     from nanobackpack.runtime import pick_device
 
+    for path in (settings.json, settings.profile, settings.plot):
+        check_writable(path)
     device = str(pick_device(settings.device))
     bench = Bench(device, settings.quick)
     try:

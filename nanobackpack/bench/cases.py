@@ -31,7 +31,8 @@ from nanobackpack.bench.plain import plain_logits
 from nanobackpack.bench.workers import KINDS, Bench, Setup, Text
 from nanobackpack.config import ModelConfig
 from nanobackpack.model.flops import flops_per_step, peak_flops
-from nanobackpack.safe.files import replacing
+from nanobackpack.safe.files import writing
+from nanobackpack.safe.pictures import picture
 from nanobackpack.text.data import TokenData
 from nanobackpack.train.checkpoint import build_model
 
@@ -283,7 +284,7 @@ def table(bench: Bench, cases: list[Case], file: str = "") -> None:
         rows.append(case.run(bench))
         print(line(rows[-1]), flush=True)
     if file:
-        with replacing(Path(file)) as f:
+        with writing(file) as f:
             f.write((json.dumps({"machine": about, "rows": rows}, indent=2) + "\n").encode())
 
 
@@ -308,20 +309,16 @@ def profile(bench: Bench, file: Path) -> None:
 
 def plot(bench: Bench, file: Path) -> None:
     """Draw the time of a step over each of four sizes, the others unchanged."""
-    import matplotlib.figure  # slow to import, rarely needed
-
     sizes = {"T": (16, 64, 256), "K": (1, 4, 16, 64), "V": (65, 512, 4096, 50304), "B": (1, 4, 16, 64)}
     bench.quick = True  # a point of a curve need not be as exact as a row
-    figure = matplotlib.figure.Figure(figsize=(9, 7), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(2, 2).flat, sizes.items(), strict=True):
-        times = [bench.steps(CHARS._replace(**{name: value})) for value in values]
-        for kind in KINDS:
-            axes.plot(values, [t[kind] for t in times], marker=".", label=kind)
-        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="step (ms)")
-        axes.set_xticks(values, [str(value) for value in values])
-        axes.set_xticks([], minor=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(f"training step on {bench.device}; where not varied, {CHARS}")
-    with replacing(file) as f:
-        figure.savefig(f, format="png", dpi=120)
+    with picture(writing(file), (9, 7)) as figure:
+        for axes, (name, values) in zip(figure.subplots(2, 2).flat, sizes.items(), strict=True):
+            times = [bench.steps(CHARS._replace(**{name: value})) for value in values]
+            for kind in KINDS:
+                axes.plot(values, [t[kind] for t in times], marker=".", label=kind)
+            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="step (ms)")
+            axes.set_xticks(values, [str(value) for value in values])
+            axes.set_xticks([], minor=True)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        figure.suptitle(f"training step on {bench.device}; where not varied, {CHARS}")

@@ -49,6 +49,8 @@ class Blimp(results.Result):
     """S: pairs scored."""
     left_out: list[int]
     """S: pairs left out, for characters the tokenizer does not know or length."""
+    equal: list[int]
+    """S: pairs left out, since both sentences are the same for this tokenizer."""
 
     @property
     def mean(self) -> float:
@@ -61,8 +63,9 @@ class Blimp(results.Result):
             [f"{100 * accuracy:.1f} %" for accuracy in (*self.accuracy, self.mean)],
             [str(n) for n in (*self.n, sum(self.n))],
             [str(n) for n in (*self.left_out, sum(self.left_out))],
+            [str(n) for n in (*self.equal, sum(self.equal))],
         )
-        head = ["test set", "accuracy", "pairs", "left out"]
+        head = ["test set", "accuracy", "pairs", "left out", "equal"]
         return results.table(self.title, head, list(zip(*columns, strict=True)))
 
 
@@ -74,19 +77,27 @@ def main(settings: BlimpConfig) -> None:
 
 def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16) -> Blimp:
     """Score named sets of (good, bad) sentences."""
-    accuracy, n = [], []
+    accuracy, n, left_out, equal = [], [], [], []
     for name, pairs in sets.items():
-        # A pair is scored only if both of its sentences can be.
+        # A pair is scored only if both of its sentences can be, and if they are not the same.
         both = [[_to_score(model, sentence, bos) for sentence in pair] for pair in pairs]
-        texts = [text for pair in both if None not in pair for text in pair if text]
+        texts = [text for pair in both if None not in pair and pair[0] != pair[1] for text in pair if text]
+        same = sum(good is not None and good == bad for good, bad in both)
+        unknown = len(pairs) - same - len(texts) // 2
         if not texts:
-            raise InputError(f"{name}: no pair can be scored, this tokenizer does not know their characters")
+            raise InputError(
+                f"{name}: no pair can be scored: this tokenizer does not know the characters of {unknown}, "
+                f"and in {same} both sentences are the same"
+            )
         scores = [score.log_p for score in scoring.score_texts(model, texts, batch_size, name)]
         correct = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
         accuracy.append(sum(correct) / len(correct))
         n.append(len(correct))
-    left_out = [len(pairs) - scored for pairs, scored in zip(sets.values(), n, strict=True)]
-    return Blimp(title="sentence pairs", names=list(sets), accuracy=accuracy, n=n, left_out=left_out)
+        left_out.append(unknown)
+        equal.append(same)
+    return Blimp(
+        title="sentence pairs", names=list(sets), accuracy=accuracy, n=n, left_out=left_out, equal=equal
+    )
 
 
 def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> scoring.TextToScore | None:

@@ -77,6 +77,7 @@ class WordPair(NamedTuple):
 class LexicalSimilarity(results.Result):
     """Spearman's ρ of R measures on S test sets, for P ways to make a vector of a word's tokens."""
 
+    may_be_nan = ("rho",)
     sets: list[str]
     """S."""
     poolings: list[str]

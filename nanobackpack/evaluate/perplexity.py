@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from nanobackpack.analysis.results import Result, report
+from nanobackpack.analysis.results import Result, report, width
 from nanobackpack.config import LoadConfig, changed_settings
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.safe.files import display_path, read_json, read_text, with_lf
 from nanobackpack.text.tokenizer import needs_tokenizer
 
@@ -106,13 +106,13 @@ class Perplexity(Result):
         for row in self.rows:
             bits = "-" if row.bits_per_char is None else f"{row.bits_per_char:.4f}"
             numbers = [f"{row.tokens:,}", f"{row.nats_per_token:.4f}", f"{row.perplexity:,.2f}", bits]
-            cells.append([row.split, *numbers])
+            cells.append([escape_controls(row.split), *numbers])
         # Names stand on the left of their column, numbers on the right.
-        first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        first, *widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
         lines = [f"{self.title}:"]
         for name, *rest in cells:
-            numbers = [cell.rjust(width) for cell, width in zip(rest, widths, strict=True)]
-            lines.append("  " + "  ".join([name.ljust(first), *numbers]))
+            numbers = [cell.rjust(w) for cell, w in zip(rest, widths, strict=True)]
+            lines.append("  " + "  ".join([name + " " * (first - width(name)), *numbers]))
         for loss in self.tokens or ():
             lines.append(f"  {loss.nats:8.4f}  {math.exp(-loss.nats):6.4f}  {loss.token!r}")
         return "\n".join(lines)
@@ -175,7 +175,9 @@ def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: Per
         batches = (data.batch(split, B, T, draw) for _ in range(settings.batches))
         size = settings.batches * B * T
     total, n = 0.0, 0
-    bar = tqdm(desc=split, total=size, unit="token", unit_scale=True, disable=None, leave=False)
+    bar = tqdm(
+        desc=escape_controls(split), total=size, unit="token", unit_scale=True, disable=None, leave=False
+    )
     with eval_mode(model) as model, bar:
         for x, y in batches:  # (B, T) each
             loss = model(x.to(device), y.to(device), loss_only=True).loss

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
+from nanobackpack.analysis.results import check_finite
 from nanobackpack.config import ReadConfig
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.safe.files import display_path, parse_json, read_text
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -65,7 +66,7 @@ def score_texts(
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
     scores: dict[int, TextScore] = {}
-    bar = tqdm(total=len(texts), desc=title, unit="row", disable=None, leave=False)
+    bar = tqdm(total=len(texts), desc=escape_controls(title), unit="row", disable=None, leave=False)
     with eval_mode(model) as model, bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
@@ -94,6 +95,7 @@ def _score_batch(model: LanguageModel, inputs: list[list[int]], targets: list[li
     logits = model(pad_right(inputs, device), at=at).logits  # (N, V)
     ids = torch.tensor(wanted, device=device)  # (N)
     log_p = logits.log_softmax(dim=1).gather(1, ids[:, None])[:, 0]  # (N)
+    check_finite(log_p, "the log-probability of a text")
     exact = logits[:, : model.config.n_token].argmax(dim=1) == ids  # (N)
     lengths = [len(y) for y in targets]
     return [

@@ -118,7 +118,6 @@ WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
 WTE = "wte.weight"
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints have tensors by name
-MAX_BLOCKS = 1000  # building more than any model has would take forever
 
 
 def check_tensors(state: object, source: str) -> None:
@@ -146,14 +145,19 @@ def unwrap(state: State, source: str) -> State:
     return weights
 
 
-def check_size(config: ModelConfig, state: State, source: str) -> None:
-    """Refuse settings that ask for a model far larger than the tensors, before it takes memory and time."""
+def least_params(config: ModelConfig) -> int:
+    """Count nearly all parameters of a model, without building it."""
     V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
     senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
-    least = D * (V + config.block_size + 12 * D * config.n_block + senses)  # nearly all parameters
+    return D * (V + config.block_size + 12 * D * config.n_block + senses)
+
+
+def check_size(config: ModelConfig, state: State, source: str) -> None:
+    """Refuse settings that ask for a model far larger than the tensors, before it takes memory and time."""
+    least = least_params(config)
     # Each takes a byte or more. Several tensors may be views of the same bytes, which count once.
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
-    if least > sum(held.values()) or config.n_block > MAX_BLOCKS:
+    if least > sum(held.values()):
         raise InputError(
             f"{source}: {short_repr(config.n_block)} blocks with {short_repr(least)} parameters cannot be in "
             f"{sum(held.values())} bytes"

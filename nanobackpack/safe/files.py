@@ -24,13 +24,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanobackpack.errors import InputError
+from nanobackpack.errors import InputError, first_line
 
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
+_OPEN_FILE = re.compile("/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]+)")  # names of files that are open
 UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
 _TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,7 +65,7 @@ class Replacement:
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
         """Open the new file for `path`, to be written before the next one."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = _temporary(path)
         temporary.unlink(missing_ok=True)
         self._temporary[path] = temporary
         try:
@@ -132,6 +133,11 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         before()
 
 
+def _temporary(path: Path) -> Path:
+    """Name the place where the new file for `path` is written, in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def _sync_folders(folders: Iterable[Path]) -> None:
     """Bring the names in folders to the disk."""
     for folder in folders if os.name == "posix" else ():
@@ -164,13 +170,52 @@ def _is_running(process: int) -> bool:
 
 
 def check_writable(path: str) -> None:
-    """Refuse a place where no file can be written, before any work is done; "" asks for no file."""
-    if path and not Path(path).parent.is_dir():
-        raise InputError(
-            f"cannot write {path}: there is no folder {display_path(Path(path).parent)}, make it first"
-        )
-    if path and Path(path).is_dir():
-        raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
+    """Refuse a place where `writing` could not write, before any work is done; "" asks for no file."""
+    if not path:
+        return
+    place = Path(path)
+    try:
+        if place.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
+        if not place.parent.is_dir():
+            folder = display_path(place.parent)
+            raise InputError(f"cannot write {path}: there is no folder {folder}, make it first")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if _is_written_into(place):
+            place.stat()
+        else:
+            temporary = _temporary(_target(place))
+            temporary.touch(exist_ok=False)
+            temporary.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {first_line(error)}") from None
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """Write the file that the user names: whole or not at all, and a link stays, as its target is replaced.
+
+    A device, a pipe, or an open file such as /dev/stdout is written into.
+    """
+    place = Path(path)
+    if not _is_written_into(place):
+        with replacing(_target(place)) as file:
+            yield file
+        return
+    opened = _OPEN_FILE.fullmatch(str(place))
+    number = opened and int(opened[2] or ("stdout", "stderr").index(opened[1]) + 1)
+    with open(place if number is None else os.dup(number), "wb") as file:
+        yield file
+
+
+def _is_written_into(place: Path) -> bool:
+    """Tell whether a place is no file that another could replace."""
+    return bool(_OPEN_FILE.fullmatch(str(place))) or (place.exists() and not place.is_file())
+
+
+def _target(place: Path) -> Path:
+    return Path(os.path.realpath(place))
 
 
 # --- Reading ----------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from tqdm import tqdm
 
-from nanobackpack.errors import InputError
-from nanobackpack.safe.files import Replacement, display_path, finish_replacing, remove_stale
+from nanobackpack.errors import InputError, escape_controls
+from nanobackpack.safe.files import Replacement, check_writable, display_path, finish_replacing, remove_stale
 from nanobackpack.safe.run import start_aside
 from nanobackpack.text.corpus import Corpus, Piece, composed, from_text
 from nanobackpack.text.meta import COUNTS, DTYPES, Meta, is_trained_on
@@ -72,6 +72,10 @@ def write_tokens(
     if add_bos_eos and no_eos:
         corpora = {prefix: corpus._replace(read=_joined(corpus)) for prefix, corpus in corpora.items()}
 
+    # Is there a place to write to?
+    with _folder_for(folder):
+        check_writable(str(folder / "meta.json"))
+
     # The first reading counts, since a split must know how much there is. The second makes a tokenizer.
     counts = {prefix: _count(corpus) for prefix, corpus in corpora.items()}
     if isinstance(tokenizer, str):
@@ -104,7 +108,7 @@ def write_tokens(
             place.mkdir(exist_ok=True)
             remove_stale(place)
             assigned = split.assign(corpus.read(), counts[prefix])
-            title, total = f"encoding {prefix}".rstrip("_ "), counts[prefix].chars
+            title, total = escape_controls(f"encoding {prefix}".rstrip("_ ")), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
                 _write_splits(
                     new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar

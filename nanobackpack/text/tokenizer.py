@@ -27,7 +27,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
-from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, replacing
+from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, writing
 from nanobackpack.safe.run import start_aside
 from nanobackpack.safe.untrusted import check_tokenizer
 
@@ -146,7 +146,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, whole or not at all."""
-        with replacing(Path(path)) as file:
+        with writing(path) as file:
             file.write(self.to_json().encode())
 
     def composing(self) -> Tokenizer:

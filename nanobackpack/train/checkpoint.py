@@ -42,7 +42,7 @@ from nanobackpack.config import LoadConfig, ModelConfig
 from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.model import layouts
 from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
-from nanobackpack.runtime import pick_device
+from nanobackpack.runtime import check_memory, pick_device
 from nanobackpack.safe import download
 from nanobackpack.safe.files import display_path, read_json, replacing
 from nanobackpack.safe.untrusted import found_in, load_untrusted
@@ -247,6 +247,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
 def build_model(config: ModelConfig) -> BackpackLM | GPT:
     """Make a model with fresh weights."""
+    check_memory("this model", 4 * layouts.least_params(config))
     return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
 
 

@@ -22,6 +22,7 @@ from nanobackpack.config import TrainConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.program import ignore_closed_stdout
 from nanobackpack.safe.files import Replacement, remove_stale, replacing
+from nanobackpack.safe.pictures import picture
 from nanobackpack.safe.run import put_aside
 from nanobackpack.train.checkpoint import GO_ON, LAST, run_settings
 
@@ -119,13 +120,13 @@ class Log:
             return
         with ignore_closed_stdout():
             self._bar.close()
-        picture = self.path.with_name("loss.png")
+        drawn = self.path.with_name("loss.png")
         try:
             self._file.close()
             if self.path.is_file():
-                plot_losses(self.path, picture)
+                plot_losses(self.path, drawn)
         except Exception as error:  # a picture must not end a run, nor hide the error that ended it
-            self.say(f"note: {picture} is not drawn ({first_line(error)})")
+            self.say(f"note: {drawn} is not drawn ({first_line(error)})")
         self._tell_wandb(lambda wandb: wandb.finish())
 
     def _tell_wandb(self, call: Callable[[Any], object]) -> None:
@@ -185,28 +186,24 @@ def _precedes(record: dict[str, Any], step: int) -> bool:
     return record["step"] < step or ("val_loss" not in record and record["step"] == step)
 
 
-def plot_losses(metrics: Path, picture: Path) -> None:
+def plot_losses(metrics: Path, file: Path) -> None:
     """Draw the losses of a metrics.jsonl over the steps."""
-    import matplotlib.figure  # slow to import, needed once a run
-
-    records = read_metrics(metrics)
-    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (
-        ("train_loss", "training batch", {"color": "0.8", "linewidth": 0.8}),
-        ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
-        ("val_loss", "validation split", {"color": "C1", "marker": "."}),
-    ):
-        losses = [(r["step"], r[key]) for r in records if type(r.get(key)) is float]
-        points = [(step, loss) for step, loss in losses if abs(loss) < _HUGE]  # leaves out NaN as well
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=metrics.resolve().parent.name)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    with replacing(picture) as file:
-        figure.savefig(file, format="png", dpi=120)
+    records, title = read_metrics(metrics), metrics.resolve().parent.name
+    with picture(replacing(file), (8, 5), title) as figure:
+        axes = figure.subplots()
+        for key, label, style in (
+            ("train_loss", "training batch", {"color": "0.8", "linewidth": 0.8}),
+            ("train_eval_loss", "training split", {"color": "C0", "marker": "."}),
+            ("val_loss", "validation split", {"color": "C1", "marker": "."}),
+        ):
+            losses = [(r["step"], r[key]) for r in records if type(r.get(key)) is float]
+            points = [(step, loss) for step, loss in losses if abs(loss) < _HUGE]  # leaves out NaN as well
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
 
 
 # --- Words for people -------------------------------------------------------------------------

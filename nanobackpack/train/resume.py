@@ -72,6 +72,8 @@ def initial_model(config: TrainConfig, data: TokenData) -> Initial:
         size, used = (tokenizer.padded_size, tokenizer.vocab_size) if tokenizer else (50304, 50257)
         fresh = config.model_config(size, used if used < size else 0)
         if config.init_from == "scratch":
+            for split in SPLITS:  # before an absurd block_size takes memory
+                data.check_length(split, config.block_size)
             initial = Initial(checkpoint.build_model(fresh).train(), config)
             initial.model.token_counts = data.token_counts()
         else:
