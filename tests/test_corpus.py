@@ -177,6 +177,7 @@ def test_chained():
         ("a.txt", b"caf\xe9", r"byte 3 \(line 1\) is 0xe9: convert .* -f WINDOWS-1252 .* --errors=replace"),
         ("a.txt.gz", gzip.compress(b"a\n" * 99_999 + b"\xc3"), r"byte 199,998 \(line 100,000\) is 0xc3"),
         ("a.txt", "a\nb".encode("utf-16-le"), r"has a NUL at byte 1 \(line 1\): convert .* -f UTF-16LE"),
+        ("a.txt", "a\nb".encode("utf-16-be"), r"has a NUL at byte 0 \(line 1\): convert .* -f UTF-16BE"),
         ("a.jsonl", '{"text": "中"}\n'.encode("utf-16-le"), "has a NUL at byte 1"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', "line 3, is not JSON"),
         ("a.jsonl", b'{"text": "x"\n{"text": "y"}\n', "line 1, is not JSON"),
@@ -184,7 +185,12 @@ def test_chained():
         ("a.jsonl", b'{"text": "x"}\n5\n', "line 2, is not a JSON object"),
         ("a.json", b'["x", ["y"]]', "record 2, is not a JSON object"),
         ("a.jsonl", b'{"n": 1, "a": {"b": "xyz"}, "c": "x"}', "no field 'text': it has 'a.b', 'c', 'n', and"),
-        ("a.jsonl", b'{"text": ["x", "y"]}\n', r"line 1, has \['x', 'y'\] in 'text', no text"),
+        ("a.jsonl", b'{"text": ["x", "y"]}\n', r"has \['x', 'y'\] in 'text', no text: it has no other"),
+        (
+            "a.jsonl",
+            b'[{"role": "user", "content": "Hi"}]\n[]',
+            r"line 2, is not a JSON object.*\.content",
+        ),
         ("a.jsonl", b'{"text": null}\n{"text": " "}', "line 1, has no text in 'text'"),
         ("a.jsonl", b'{"x": [{"role": "user", "content": "Hi!"}]}', r"a list of messages.*\.x\[\]\.content"),
         ("a.jsonl", b'{"text": [{"from": "human", "value": "Hi!"}]}', r"list of messages.*\.text\[\]\.value"),
@@ -329,7 +335,8 @@ def test_a_wrong_field_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.filterwarnings("ignore:passed over")
 def test_find_files(tmp_path: Path):
-    (tmp_path / "b" / "deep").mkdir(parents=True)
+    for folder in ("deep", ".ipynb_checkpoints"):
+        (tmp_path / "b" / folder).mkdir(parents=True)
     for name in (
         "b/z.md",
         "b/deep/y.TXT",
@@ -338,6 +345,8 @@ def test_find_files(tmp_path: Path):
         "b/skipped.gz",
         "a.dat",
         "b/.c.py",
+        "b/.ipynb_checkpoints/z-checkpoint.md",
+        "b/._z.md",
     ):
         (tmp_path / name).touch()
     paths = [tmp_path / p for p in ("b", "a.dat", "b/z.md", "b/*/*.TXT")]

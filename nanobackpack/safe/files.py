@@ -309,7 +309,9 @@ def bad_text(parts: Iterable[bytes], source: str, remedy: str = "") -> InputErro
     byte = text[len(good) :][:1].encode(errors="surrogateescape")
     place = f"byte {offset:,} (line {line:,})"
     what = f"has a NUL at {place}" if byte == b"\0" else f"is not UTF-8 text: {place} is 0x{byte.hex()}"
-    encoding = "UTF-16LE" if "\0" in text else "WINDOWS-1252"  # the likeliest
+    # The likeliest: of UTF-16 most letters have a NUL, the second of two bytes in UTF-16LE.
+    wide = "UTF-16BE" if byte == b"\0" and offset % 2 == 0 else "UTF-16LE"
+    encoding = wide if "\0" in text else "WINDOWS-1252"
     return InputError(
         f"{source} {what}: convert it, as `iconv -f {encoding} -t UTF-8` does if it is {encoding}{remedy}"
     )

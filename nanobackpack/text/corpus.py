@@ -41,7 +41,7 @@ _MAX_LINE_CHARS = 1 << 25  # of a line or a record that must be read whole
 _MAX_VALUES = 1 << 19  # in a record, since each may take a hundred times its length
 _PART_CHARS = 1 << 19  # of JSON that is looked at together, unless a record is longer
 _PATIENCE = 10_000  # records that are read if none of them has a text
-_NAMED = 3  # kinds of files that a note names
+_NAMED = 6  # kinds of files that a note names
 _MAX_XZ_BYTES = 1 << 27  # of memory to unpack .xz with; xz -9 asks for half of it
 _WORD_END = re.compile(r"\S(?=\s)")
 _LAST_END = re.compile(r".*\S(?=[\r\n])|.*\S(?=\s)", re.DOTALL)  # of a line, else of a word
@@ -232,10 +232,11 @@ def find_files(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) 
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            there = {p for p in path.rglob("*") if p.is_file()}
+            # Hidden ones are copies and remains of other programs, such as .ipynb_checkpoints.
+            there = {p for p in path.rglob("*") if "/." not in f"/{p.relative_to(path).as_posix()}"}
+            there = {p for p in there if p.is_file()}
             found = [p for p in there if _unpacked(p).suffix.lower() in suffixes]
-            # Tell what is passed over, hidden files aside.
-            left = [p for p in there.difference(found) if "/." not in "/" + p.relative_to(path).as_posix()]
+            left = there.difference(found)  # what is passed over
             kinds = Counter(f"*{p.suffix}" if p.suffix else "without an ending" for p in left).most_common()
             others = ", ".join(
                 [f"{n:,} {kind}" for kind, n in kinds[:_NAMED]] + ["..."] * (len(kinds) > _NAMED)
@@ -379,8 +380,12 @@ class Reading:
             if isinstance(first, dict) and len(found) == 1:
                 return f"{has}: {short_repr(other)} is a list, take it out: jq -c '.{other[:40]}[]'"
         # The longest text comes first, and what is no text last.
-        names = sorted(found, key=lambda name: -len(found[name]) if isinstance(found[name], str) else 1)
-        return f"{has}: it has {short_repr(names).strip('[]') or 'none'}, and --field=NAME takes another"
+        names = sorted(
+            found.keys() - {name}, key=lambda name: -len(found[name]) if isinstance(found[name], str) else 1
+        )
+        if not names:
+            return f"{has}: it has no other field"
+        return f"{has}: it has {short_repr(names).strip('[]')}, and --field=NAME takes another"
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -439,7 +444,8 @@ def _read_json(path: Path, reading: Reading) -> Iterator[Piece]:
             place = f"record {number:,}" if in_array else f"line {line:,}"
             record = {"text": record} if isinstance(record, str) else record
             if not isinstance(record, dict):
-                raise reading.error(place, "is not a JSON object: give JSON lines")
+                how = """`jq -c '{text: [.[].content] | join("\\n")}'` makes one text of a list of messages"""
+                raise reading.error(place, f"is not a JSON object: give JSON lines; {how}")
             yield from document(reading.texts(place, record))
         line += held.count("\n", counted, at)
         held = held[at:]

@@ -45,8 +45,9 @@ class Split(NamedTuple):
 def split_spread(val: float) -> Split:
     """Hold out `val` of the text, drawn from all over it, the same each time.
 
-    Of short documents one in so many is held out whole. A long one, of more than a quarter of all that is to
-    be held out, is taken for a text: blocks of a few pages are cut out of it, from line end to line end.
+    Of short documents one in so many is held out whole. A long one, of more than a page and more than a
+    quarter of all that is to be held out, or of more than all of it, is taken for a text: blocks of a few
+    pages are cut out of it, from line end to line end.
     Where a block was, its neighbours meet as lines of one text do. No token that ends a document stands
     there, since none ends: a model would learn to stop in the middle of a text.
     """
@@ -93,7 +94,8 @@ def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[
     Tell also how many are long.
     """
     n, random = np.asarray(lengths, np.int64), np.random.default_rng(SEED)  # (documents,)
-    is_long = n > n.sum() * val / 4
+    # What is shorter than a block stays whole, unless it is more than all that is to be held out.
+    is_long = n > np.clip(_BLOCK_CHARS, n.sum() * val / 4, n.sum() * val)
 
     # Documents: one of each stretch of 1 / val that follow one another.
     short = np.flatnonzero(~is_long)
