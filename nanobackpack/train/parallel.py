@@ -233,9 +233,9 @@ def joined(
             dist.init_process_group(between, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise InputError(
-            f"process {rank} of {world_size} cannot reach the others ({_reason(error)}): check --master_addr, "
-            "--master_port (another run may use it) and the firewall, and name the network card in "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+            f"process {rank} of {world_size} cannot reach the others ({_reason(error)}): check "
+            "--master_addr, --master_port (another run may use it) and the firewall, and name the network "
+            "card in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from error
 
     # Work together, until one of them is lost or all are done.
