@@ -220,6 +220,11 @@ def test_stream_yields_one_step_at_a_time():
         (torch.tensor([[1]]), {"min_p": 1.5}, "min_p 1.5"),
         (torch.tensor([[1]]), {"repetition_penalty": 0}, "repetition_penalty 0"),
         (torch.tensor([[1]]), {"stop": "ab"}, "stop must be a list"),
+        (torch.tensor([[1]]), {"stop": ["ab", ""]}, "texts that are not empty, not ''"),
+        (torch.tensor([[1]]), {"stop": [1.5]}, "list of ids and"),
+        ([[1], [2]], {"generator": [torch.Generator()]}, "1 generators, but there are 2 rows"),
+        (None, {}, "or a list of texts or of lists of ids, not None"),
+        ({"input_ids": [[1]]}, {}, "or a list of texts or of lists of ids, not {"),  # as transformers gives
         ([[1], []], {}, "0 tokens"),
         ([[1], [23]], {}, "token id 23"),
         ([[1], "a"], {}, "came without a tokenizer"),

@@ -175,11 +175,14 @@ def test_perplexity_py(run: Path, capsys: Capture) -> None:
     assert len({len(line) for line in (head, *lines)}) == 1
 
 
-@pytest.mark.parametrize("flag", ["--text", "--dataset"])
-def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("flag", "n"),  # of 44 characters: two windows of 16 and a rest, whole windows alone, or a rest alone
+    [("--text", 44), ("--dataset", 44), ("--text", 33), ("--text", 17), ("--text", 9), ("--text", 2)],
+)
+def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str, n: int) -> None:
     """In windows as a data set is, whichever way it is named; its byte order mark is no part of it."""
     model, file = checkpoint.load_model(run / "out"), run / "quick.txt"
-    text = "the lazy dog jumps over the quick brown fox."  # 44 characters: two windows of 16 and a rest
+    text = "the lazy dog jumps over the quick brown fox."[:n]
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
     given = [f"{flag}={file}", "--per_token", f"--json={run / 'text.json'}", "--batch_size=1"]
     out, _ = run_program("perplexity", run / "out", capsys, *given)
@@ -187,13 +190,13 @@ def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str
     losses = direct(model, ids, 16)
     result = json.loads((run / "text.json").read_text())
     (row,) = result["rows"]
-    assert (row["split"], row["tokens"], row["chars_per_token"]) == ("quick.txt", 43, 1)
+    assert (row["split"], row["tokens"], row["chars_per_token"]) == ("quick.txt", n - 1, 1)
     assert row["nats_per_token"] == pytest.approx(np.mean(losses), abs=1e-5)
     assert [(token, i) for token, i, _ in result["tokens"]] == list(zip(text[1:], ids[1:], strict=True))
     assert [nats for _, _, nats in result["tokens"]] == pytest.approx(losses, abs=1e-5)
     first = out.splitlines()[3].split()
     assert first == [f"{losses[0]:.4f}", f"{math.exp(-losses[0]):.4f}", "'h'"]
-    assert len(out.splitlines()) == 3 + 43
+    assert len(out.splitlines()) == 3 + n - 1
 
 
 def test_what_an_edit_costs(run: Path, capsys: Capture) -> None:
@@ -240,6 +243,7 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
         (["--dataset={other}"], "id 19 is "),
         (["--text=nothing.txt"], "nothing.txt"),
         (["--text={other}/one.txt"], "has 1 token"),
+        (["--text={other}/one.jsonl"], "has records, not one text"),
         (["--text={other}/new.txt"], "unknown character 'é'"),
         (["--text={other}/one.txt", "--split=val"], "split is for data sets"),
         (["--per_token"], "--text=poem.txt"),

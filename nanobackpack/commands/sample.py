@@ -16,7 +16,6 @@ it included, and their log-probabilities under the model itself: no temperature,
 from __future__ import annotations
 
 import sys
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from nanobackpack.analysis.results import write_json
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import numbered_lines, read_json_lines
-from nanobackpack.safe.files import check_writable, read_text, with_lf
+from nanobackpack.safe.files import check_writable, read_text
 from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def main(settings: SampleConfig) -> None:
 
 def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
     """Return the prompts that the settings give, or name a file of."""
-    from nanobackpack.analysis.prompts import as_read, usual_start
+    from nanobackpack.analysis.prompts import as_read, cleaned, usual_start, warn_of_names
 
     tokenizer, typed = needs_tokenizer(model.tokenizer), False
     if settings.prompts:
@@ -98,12 +97,11 @@ def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
         ids = usual_start(model)
         return [Prompt("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]
     else:
-        texts, typed = [settings.start.removeprefix("\ufeff")], True
-    if settings.newlines == "lf":
-        texts = [with_lf(text) for text in texts]
-    if settings.normalize == "nfc":
-        texts = [unicodedata.normalize("NFC", text) for text in texts]
+        texts, typed = [settings.start], True
+    texts = [cleaned(text, settings.newlines, settings.normalize) for text in texts]
     special = settings.special == "allow" or (settings.special == "auto" and typed)
+    if settings.special == "auto" and not typed:
+        warn_of_names(tokenizer, "\n".join(texts), "the file", "make it this token with --special=allow")
     rows = [tokenizer.prompt_ids(text, special) for text in texts]
     if not all(rows):
         raise InputError("the prompt is empty: give at least one character with --start")

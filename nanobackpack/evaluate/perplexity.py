@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from nanobackpack.analysis.prompts import warn_of_names
 from nanobackpack.analysis.results import Result, report, width
 from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, escape_controls
@@ -35,6 +36,8 @@ from nanobackpack.text.tokenizer import needs_tokenizer
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
     from nanobackpack.text.data import TokenData
+
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,23 +212,29 @@ def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[Stream
     from nanobackpack.runtime import eval_mode
 
     tokenizer, T = needs_tokenizer(model.tokenizer), model.config.block_size
+    if path.suffix in RECORDS:
+        way = f"nanobackpack prepare {display_path(path)} --tokenizer=RUN --name=NAME"
+        raise InputError(f"{display_path(path)} has records, not one text: make it a data set with `{way}`")
     text = with_lf(read_text(path))
+    warn_of_names(
+        tokenizer, text, display_path(path), "`nanobackpack prepare --separator` makes documents of it"
+    )
     ids = torch.tensor(tokenizer.prompt_ids(text), device=model.wte.weight.device)  # (N)
     if len(ids) < 2:
         raise InputError(
             f"{display_path(path)} has {len(ids)} token: the first has nothing before it, give more"
         )
-    # All whole windows, some at a time, then what is left.
+    # All whole windows, some at a time, then what is left: either may be nothing.
     x, y = ids[:-1], ids[1:]
     whole = len(x) // T * T
     windows = zip(
         x[:whole].view(-1, T).split(batch_size), y[:whole].view(-1, T).split(batch_size), strict=True
     )
-    rest = [(x[None, whole:], y[None, whole:])] if whole < len(x) else []
+    parts = [*windows, (x[None, whole:], y[None, whole:])]
     nats: list[float] = []
     bar = tqdm(desc=path.name, total=len(y), unit="token", unit_scale=True, disable=None, leave=False)
     with eval_mode(model) as model, bar:
-        for inputs, targets in [*windows, *rest]:  # (B, T) each
+        for inputs, targets in [(x, y) for x, y in parts if x.numel()]:  # (B, T) each
             logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
             nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
             bar.update(targets.numel())

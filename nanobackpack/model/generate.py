@@ -172,6 +172,8 @@ def _stream(
     size = model.config.block_size
     ids = ids[:, -size:]  # (B, T)
     B, T = ids.shape
+    if isinstance(generator, list) and len(generator) != B:
+        raise ValueError(f"generator has {len(generator)} generators, but there are {B} rows: give one a row")
     lengths = lengths or [T] * B
     rows = list(range(B))  # those that still grow: N of B
     cache = model.new_cache(edits, T + max_new_tokens)
