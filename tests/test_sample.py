@@ -22,6 +22,7 @@ from nanobackpack import commands
 from nanobackpack.analysis.prompts import as_read, usual_start
 from nanobackpack.config import TrainConfig
 from nanobackpack.model.backpack import BackpackLM
+from nanobackpack.program import guard
 from nanobackpack.text.data import open_data
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -154,6 +155,19 @@ def test_prompts_are_read_as_texts_are(verb: Verb) -> None:
     typed = ["--out_dir=out", "--device=cpu", "--prompt=\ufeffété\r\nLe café"]
     for program in (["explain"], ["steer", "--word=c"], ["edit", "--word=c", "--remove=a", "--add=e"]):
         assert verb(*program, *typed)[1] == ""
+    note = "note: 'ca' is 2 tokens ('c', 'a'): shown is the mean of their senses\n"
+    assert verb("senses", "--words", "ca", "é", *typed[:2])[1] == note
+
+
+def test_what_is_noted_twice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        warnings.simplefilter("always")
+        for note in ("a", "b", "a"):
+            warnings.warn(note, stacklevel=1)
+
+    with pytest.raises(SystemExit):
+        guard(main)
+    assert capsys.readouterr().err == "note: a\nnote: b\n"
 
 
 def test_what_is_cut_is_said_by_all_programs_alike(verb: Verb) -> None:

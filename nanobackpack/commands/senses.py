@@ -59,7 +59,8 @@ def listings(model: LanguageModel, settings: SenseConfig) -> list[list[Ranking]]
     for word in settings.words:
         if len(ids := word_ids(senses.tokenizer, word)) > 1:
             parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
-            warnings.warn(f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses")
+            what = f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses"
+            warnings.warn(what, stacklevel=2)
     sense: int | Literal["all"] = "all" if settings.sense < 0 else settings.sense
     if settings.neighbours:
         return [[ranking] for ranking in senses.nearest_many(settings.words, k, sense)]

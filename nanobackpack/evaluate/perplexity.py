@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
     from nanobackpack.text.data import TokenData
 
-RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig(LoadConfig):
@@ -210,34 +208,35 @@ def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[Stream
     from torch.nn import functional as F
 
     from nanobackpack.runtime import eval_mode
+    from nanobackpack.text.corpus import KINDS
 
     tokenizer, T = needs_tokenizer(model.tokenizer), model.config.block_size
-    if path.suffix in RECORDS:
+    if KINDS.get(path.suffix, "text") != "text":
         way = f"nanobackpack prepare {display_path(path)} --tokenizer=RUN --name=NAME"
         raise InputError(f"{display_path(path)} has records, not one text: make it a data set with `{way}`")
     text = with_lf(read_text(path))
-    warn_of_names(
-        tokenizer, text, display_path(path), "`nanobackpack prepare --separator` makes documents of it"
-    )
+    way = "`nanobackpack prepare --separator` makes documents of it"
+    warn_of_names(tokenizer, text, display_path(path), way)
     ids = torch.tensor(tokenizer.prompt_ids(text), device=model.wte.weight.device)  # (N)
     if len(ids) < 2:
         raise InputError(
             f"{display_path(path)} has {len(ids)} token: the first has nothing before it, give more"
         )
-    # All whole windows, some at a time, then what is left: either may be nothing.
+    # All whole windows, some at a time, then what is left.
     x, y = ids[:-1], ids[1:]
     whole = len(x) // T * T
-    windows = zip(
-        x[:whole].view(-1, T).split(batch_size), y[:whole].view(-1, T).split(batch_size), strict=True
-    )
-    parts = [*windows, (x[None, whole:], y[None, whole:])]
+    windows = [(x[:whole].view(-1, T), y[:whole].view(-1, T)), (x[None, whole:], y[None, whole:])]
     nats: list[float] = []
     bar = tqdm(desc=path.name, total=len(y), unit="token", unit_scale=True, disable=None, leave=False)
     with eval_mode(model) as model, bar:
-        for inputs, targets in [(x, y) for x, y in parts if x.numel()]:  # (B, T) each
-            logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
-            nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
-            bar.update(targets.numel())
+        for some in windows:
+            for inputs, targets in zip(
+                *(rows.split(batch_size) for rows in some), strict=True
+            ):  # (B, T) each
+                if targets.numel():
+                    logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
+                    nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
+                    bar.update(targets.numel())
     losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(y.tolist(), nats, strict=True)]
     chars = len(text) / len(tokenizer.encode(text))
     return with_bits(path.name, len(nats), sum(nats) / len(nats), chars), losses

@@ -11,7 +11,7 @@ Letters: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from nanobackpack.model.edits import EditLike
 from nanobackpack.model.generate import Decodable, Generators, stream
 from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
-PROMPTS = "(B, T) int64, a text, or a list of texts or of lists of ids"
+PROMPTS = "a tensor (B, T) int64, a text, or a list of texts or of lists of ids"
 
 
 @dataclass
@@ -66,11 +66,11 @@ def generate(
     """
     choice |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     choice |= {"restart": restart, "edits": edits}
+    if not isinstance(input_ids, Tensor | str | list | tuple):
+        raise WrongType("input_ids", PROMPTS, input_ids)
     if isinstance(input_ids, Tensor) and not stop:
         steps = [new[:, None] for new in stream(model, input_ids, max_new_tokens, **choice)]  # (B, 1) each
         return torch.cat([input_ids, *steps], dim=1)  # (B, T + new)
-    if isinstance(input_ids, (bytes, Mapping)) or not isinstance(input_ids, Iterable):
-        raise WrongType("input_ids", PROMPTS, input_ids)
     prompts = [input_ids] if isinstance(input_ids, str) else list(input_ids)
     rows = [Row(prompt_ids(model, prompt)) for prompt in prompts]
     for _ in grow(model, rows, max_new_tokens, stop=stop, **choice):
@@ -109,12 +109,9 @@ def grow(
 
     `settings` are those of `stream`. A prompt longer than the context is cut on the left.
     """
-    if isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable):
-        raise WrongType("stop", "a list of ids and texts", stop)
-    stop = list(stop)
-    for end in stop:
-        if end == "" or not (isinstance(end, str) or hasattr(end, "__index__")):
-            raise WrongType("stop", "a list of ids and of texts that are not empty", end)
+    ends = stop if isinstance(stop, list | tuple) else [None]
+    if not all(isinstance(end, int) or (isinstance(end, str) and end) for end in ends):
+        raise WrongType("stop", "a list of ids and of texts that are not empty", stop)
     if not rows or not all(row.prompt for row in rows):
         raise ValueError("input_ids holds " + ("a prompt of 0 tokens" if rows else "no sequence"))
     prompts = [row.prompt[-model.config.block_size :] for row in rows]
