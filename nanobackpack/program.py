@@ -8,6 +8,7 @@ What this file imports is there at once, so that Ctrl-C is heard while the rest,
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -51,7 +52,8 @@ def _status_of(main: Callable[[], int | None]) -> int | None:
     """Call main; return the exit status, after the line that an error prints."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _print_line(f"note: {message}")
+            print_once = functools.cache(_print_line)  # what is read twice is noted once
+            warnings.showwarning = lambda message, *_: print_once(f"note: {message}")
             status = main()
         sys.stdout.flush()
         return status

@@ -22,6 +22,7 @@ from nanobackpack import commands
 from nanobackpack.analysis.prompts import as_read, usual_start
 from nanobackpack.config import TrainConfig
 from nanobackpack.model.backpack import BackpackLM
+from nanobackpack.program import guard
 from nanobackpack.text.data import open_data
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -150,6 +151,17 @@ def test_prompts_are_read_as_texts_are(verb: Verb) -> None:
     assert "this letter is one character (NFC): give --normalize=nfc" in verb(*sample, status=2)[1]
     assert verb(*sample, "--normalize=nfc", "--newlines=keep")[1] == ""
     assert "the prompt ends in" not in verb(*sample, "--normalize=nfc")[1]
+
+
+def test_what_is_noted_twice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        warnings.simplefilter("always")
+        for note in ("a", "b", "a"):
+            warnings.warn(note, stacklevel=1)
+
+    with pytest.raises(SystemExit):
+        guard(main)
+    assert capsys.readouterr().err == "note: a\nnote: b\n"
 
 
 def test_what_is_cut_is_said_by_all_programs_alike(verb: Verb) -> None:

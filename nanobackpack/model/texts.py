@@ -23,6 +23,8 @@ from nanobackpack.model.edits import EditLike
 from nanobackpack.model.generate import Decodable, Generators, stream
 from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
+PROMPTS = "a tensor (B, T) int64, a text, or a list of texts or of lists of ids"
+
 
 @dataclass
 class Row:
@@ -64,6 +66,8 @@ def generate(
     """
     choice |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     choice |= {"restart": restart, "edits": edits}
+    if not isinstance(input_ids, Tensor | str | list | tuple):
+        raise WrongType("input_ids", PROMPTS, input_ids)
     if isinstance(input_ids, Tensor) and not stop:
         steps = [new[:, None] for new in stream(model, input_ids, max_new_tokens, **choice)]  # (B, 1) each
         return torch.cat([input_ids, *steps], dim=1)  # (B, T + new)
@@ -82,7 +86,7 @@ def prompt_ids(model: Decodable, prompt: Any) -> list[int]:
     """Return the ids of a prompt: those of a text as a document begins."""
     if isinstance(prompt, str):
         return needs_tokenizer(model.tokenizer).prompt_ids(prompt)
-    return whole_numbers("input_ids", "(B, T) int64, a text, or a list of texts or of lists of ids", prompt)
+    return whole_numbers("input_ids", PROMPTS, prompt)
 
 
 def _as_given(model: Decodable, prompt: Any, row: Row) -> Any:
@@ -105,8 +109,9 @@ def grow(
 
     `settings` are those of `stream`. A prompt longer than the context is cut on the left.
     """
-    if isinstance(stop, str):
-        raise WrongType("stop", "a list of ids and texts", stop)
+    ends = stop if isinstance(stop, list | tuple) else [None]
+    if not all(isinstance(end, int) or (isinstance(end, str) and end) for end in ends):
+        raise WrongType("stop", "a list of ids and of texts that are not empty", stop)
     if not rows or not all(row.prompt for row in rows):
         raise ValueError("input_ids holds " + ("a prompt of 0 tokens" if rows else "no sequence"))
     prompts = [row.prompt[-model.config.block_size :] for row in rows]
