@@ -77,7 +77,7 @@ class Trainer:
         check_agreement(self.processes, initial, self.data, self.dtype)
         self.config = config = initial.config
         self.model = initial.model
-        # Weights, gradients, two averages, and what goes into and out of the blocks: do these fit at the least?
+        # Weights, gradients, two averages, and what goes in and out of the blocks: do at least these fit?
         if not self.processes.is_distributed:
             given = config.batch_size * config.block_size * config.n_embd * (self.model.config.n_block + 1)
             copies = 1 if config.eval_only else 4
