@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -59,6 +60,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, folder, ignore=ignore)
     for name in ("shakespeare.txt", "don_quixote.txt"):
         (folder / name).write_text(TEXT, encoding="utf-8")
+    (folder / "stories.txt").write_text(TEXT.replace("\n", "\n<|endoftext|>\n"), encoding="utf-8")
+    (folder / "tales.jsonl").write_text(f"{json.dumps({'body': TEXT})}\n" * 30, encoding="utf-8")
+    (folder / "poem.txt").write_text("My lord, love the king.", encoding="utf-8")
+    (folder / "prompts.txt").write_text("My lord\nThe king\n", encoding="utf-8")
     return folder
 
 
@@ -95,7 +100,8 @@ def test_readme_commands(copy: Path) -> None:
         assert result.stderr == "", command
         assert result.stdout, command
     made = {p.name for p in (copy / "out-shakespeare-char").iterdir()}
-    assert made - {"ckpt_prev.pt"} == {"ckpt.pt", "best.pt", "metrics.jsonl", "config.json", "loss.png"}
+    files = {"ckpt.pt", "best.pt", "metrics.jsonl", "config.json", "loss.png"}
+    assert made - {"ckpt_prev.pt"} == files | {"older-1"}  # the page trains twice into one folder
 
 
 def test_the_first_lines_of_python_run(tmp_path: Path) -> None:

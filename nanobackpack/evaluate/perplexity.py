@@ -218,17 +218,18 @@ def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[Stream
     # All whole windows, some at a time, then what is left.
     x, y = ids[:-1], ids[1:]
     whole = len(x) // T * T
-    windows = zip(
-        x[:whole].view(-1, T).split(batch_size), y[:whole].view(-1, T).split(batch_size), strict=True
-    )
-    rest = [(x[None, whole:], y[None, whole:])] if whole < len(x) else []
+    windows = [(x[:whole].view(-1, T), y[:whole].view(-1, T)), (x[None, whole:], y[None, whole:])]
     nats: list[float] = []
     bar = tqdm(desc=path.name, total=len(y), unit="token", unit_scale=True, disable=None, leave=False)
     with eval_mode(model) as model, bar:
-        for inputs, targets in [*windows, *rest]:  # (B, T) each
-            logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
-            nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
-            bar.update(targets.numel())
+        for some in windows:
+            for inputs, targets in zip(
+                *(rows.split(batch_size) for rows in some), strict=True
+            ):  # (B, T) each
+                if targets.numel():
+                    logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
+                    nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
+                    bar.update(targets.numel())
     losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(y.tolist(), nats, strict=True)]
     chars = len(text) / len(tokenizer.encode(text))
     return with_bits(path.name, len(nats), sum(nats) / len(nats), chars), losses
