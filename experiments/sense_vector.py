@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanobackpack.commands import run, start
+from nanobackpack.commands import run
+from nanobackpack.program import guard
 
 if TYPE_CHECKING:
     from nanobackpack.commands.senses import SenseConfig
@@ -24,6 +25,7 @@ class SenseVectorExperiment:
     """A model and its senses; without settings it takes those of the command line."""
 
     def __init__(self, settings: SenseConfig | None = None) -> None:
+        # These take time to import, in which guard hears Ctrl-C.
         from nanobackpack import Senses, cli
         from nanobackpack.commands.senses import SenseConfig
         from nanobackpack.train.checkpoint import load_model_of
@@ -42,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    guard(main)

@@ -8,10 +8,7 @@ print(nb.Senses(model).sense_projection("t").table())
 from __future__ import annotations
 
 import importlib
-
-TYPE_CHECKING = False  # typing is not imported, so that a program hears Ctrl-C as early as can be
-if TYPE_CHECKING:
-    from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 

@@ -346,7 +346,7 @@ BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
     ),
     ("a number from 0 up to 1,000", lambda x: 0 <= x <= 1000, "n_layer num_proc"),
     ("from 0 up to 1", lambda x: 0 <= x <= 1, "xlm_alpha min_p"),
-    ("a number above 0", lambda x: 0 < x < math.inf, "repetition_penalty"),
+    ("from 0.01 up to 100", lambda x: 0.01 <= x <= 100, "repetition_penalty"),
     ("from 0 to below 1", lambda x: 0 <= x < 1, "dropout beta1 beta2"),
     ("above 0 and up to 1", lambda x: 0 < x <= 1, "top_p"),
 ]

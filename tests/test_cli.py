@@ -239,6 +239,7 @@ BAD_FILES = {
     "n_layer = 2.5": "n_layer=2.5 has the wrong type: it must be a whole number",
     "def seed():\n    return 3": "has the wrong type",
     "out_dir = ['a', 'b']": "out_dir=['a', 'b'] has the wrong type: it must be text",
+    "n_layer = 10 ** 5000": "n_layer=a number of thousands of digits is out of range",
     "n_layer = 0": "n_layer=0 is out of range",
 }
 
@@ -286,6 +287,11 @@ BAD = {
     "--n_layer=0": "n_layer=0 is out of range: it must be a number from 1 up",
     "--batch_size=0": "batch_size=0 is out of range: it must be a number from 1 up",
     "--dropout=nan": "dropout=nan is out of range: it must be from 0 to below 1",
+    "--learning_rate=1e999": "learning_rate=inf is out of range: it must be a number from 0 up",
+    f"--n_layer={'9' * 5000}": "is out of range: it must be a number below 9.2e18",
+    f"--seed={10**400}": "is out of range: it must be below 9.2e18",
+    "--eval_iters=1000000000": "out of range: it must be a number from 1 up to 1,000,000",
+    "--n_layer=1000000000": "out of range: it must be a number from 0 up to 1,000",
     "--n_head=5": "n_head=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4",
     "--n_sense_vector=5": "n_sense_vector=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4",
     "--learning_rate=1e-5": "min_lr=6e-05 is above learning_rate=1e-05: lower --min_lr, or keep the rate",
@@ -301,6 +307,7 @@ BAD = {
 }
 BAD_SAMPLE = {
     "--n_layer=3": "unknown setting --n_layer",
+    "--max_new_tokens=1000000000000": "out of range: it must be a number from 1 up to 1,000,000",
     "--start": r"--start needs a value, as in --start='\n'",
 }
 BAD_SENSES = {"--dtype=bfloat16": "dtype='bfloat16' has the wrong type: it must be auto or float32"}
@@ -400,6 +407,9 @@ def test_errors_of_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(InputError("\x1b[31mred")) == (2, "", "error:  [31mred\n")  # no colours of a stranger
     assert end(OSError(2, "not there", "one\ntwo")) == (2, "", "error: one two: not there\n")
     assert end(KeyboardInterrupt()) == (130, "", "")
+    assert end(RuntimeError("std::bad_alloc"))[2].startswith(
+        "error: out of memory: take a smaller --batch_size"
+    )
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         end(ZeroDivisionError())
 
@@ -518,6 +528,9 @@ def data(tmp_path: Path) -> Path:
 
 SMALL = "--device=cpu --n_layer=1 --n_head=1 --n_embd=8 --n_sense_vector=1 --block_size=4 --warmup_iters=0"
 AT_START = [
+    ("--n_embd=10000000", "out of memory: this model needs"),
+    ("--batch_size=1000000000039", "out of memory: this run needs"),
+    ("--block_size=100000000", "too few for block_size=100000000"),
     ("--block_size=40", "val.bin has 40 tokens, too few for block_size=40, which needs 41"),
     ("--dataset=nowhere", "data/nowhere does not exist: make it with"),
     ("--init_from=resume", "no checkpoint"),

@@ -222,6 +222,7 @@ def test_stream_yields_one_step_at_a_time():
         *((torch.tensor([[1]]), {"stop": stop}, "stop must be a list") for stop in ("ab", [""], [None], {3})),
         *((prompt, {}, "input_ids must be") for prompt in (None, 3, b"a", [1, 2], [[1.5]], [None])),
         ([[1], []], {}, "0 tokens"),
+        ([[1], [2]], {"generator": [torch.Generator()]}, "1 generators, but there are 2 rows"),
         ([[1], [23]], {}, "token id 23"),
         ([[1], "a"], {}, "came without a tokenizer"),
         ([], {}, "no sequence"),

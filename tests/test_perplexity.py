@@ -240,6 +240,7 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
         (["--dataset={other}"], "id 19 is "),
         (["--text=nothing.txt"], "nothing.txt"),
         (["--text={other}/one.txt"], "has 1 token"),
+        (["--text={other}/one.jsonl"], "has records, not one text"),
         (["--text={other}/new.txt"], "unknown character 'é'"),
         (["--text={other}/one.txt", "--split=val"], "split is for data sets"),
         (["--per_token"], "--text=poem.txt"),

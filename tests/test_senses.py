@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ from torch import Tensor
 import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, Senses
 from nanobackpack.analysis import control
-from nanobackpack.analysis.results import Ranking, Result
+from nanobackpack.analysis.results import PerSense, Ranking, Result, check_finite
 from nanobackpack.commands.explain import ExplainConfig, explain
 from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.evaluate.bias import Bias
+from nanobackpack.evaluate.lexical_similarity import LexicalSimilarity
 from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
 from nanobackpack.train.checkpoint import save_checkpoint
 
@@ -447,6 +451,25 @@ def test_table():
     ]
     assert "'a' 1 " in ranking.table(scores=True)
     assert [row[0] for row in ranking] == [("a", 1.0), ("e\u0301t", 1.0)]
+
+
+def test_results_are_finite():
+    """All numbers are looked at, however deep; but NaN may stand where a result says so."""
+    for values in (torch.zeros(2), torch.tensor([0.0, math.nan]), torch.tensor([math.inf, 0.0])):
+        found = [[PerSense(title="x", values=values)]]
+        finite = (
+            nullcontext()
+            if values.isfinite().all()
+            else pytest.raises(InputError, match="values is not a finite")
+        )
+        with finite:
+            check_finite(found)
+    ratios = {"title": "x", "sense": 0, "nouns": ["a"], "factors": [1.0]}
+    with pytest.raises(InputError, match="ratios is not a finite number"):
+        check_finite(Bias(ratios={"removed": [1.0, math.inf]}, **ratios))
+    rho = torch.full((1, 1, 1), math.nan)
+    fields = {"title": "x", "sets": [""], "poolings": [""], "measures": [""], "rho": rho, "n": [0]}
+    check_finite(LexicalSimilarity(coverage=[0.5], **fields))
 
 
 def test_results_show_themselves(tmp_path: Path):

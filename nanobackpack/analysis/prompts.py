@@ -8,15 +8,31 @@ says nothing about it.
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nanobackpack.errors import InputError, short_repr
-from nanobackpack.text.tokenizer import needs_tokenizer
+from nanobackpack.safe.files import with_lf
+from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+
+
+def cleaned(text: str, newlines: str = "lf", normalize: str = "none") -> str:
+    """Return a prompt as `prepare` would read it from a file: without a byte order mark, its line ends "\\n"
+    and its letters composed if they are to be."""
+    text = text.removeprefix("\ufeff")
+    text = with_lf(text) if newlines == "lf" else text
+    return unicodedata.normalize("NFC", text) if normalize == "nfc" else text
+
+
+def warn_of_names(tokenizer: Tokenizer, text: str, where: str, way: str) -> None:
+    """Warn if a text that is read as it stands has names of special tokens."""
+    if named := [name for name in tokenizer.special if name in text]:
+        warnings.warn(f"{where} has {named[0]!r}, which is read as text: {way}", stacklevel=1)
 
 
 def usual_start(model: LanguageModel) -> list[int]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nanobackpack.analysis.prompts import as_read
+from nanobackpack.analysis.prompts import as_read, cleaned
 from nanobackpack.analysis.results import (
     Composition,
     Contributions,
@@ -226,6 +226,8 @@ class Senses:
 
     def encode(self, prompt: TextOrIds) -> list[int]:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
+        if self.typed and isinstance(prompt, str):
+            prompt = cleaned(prompt)
         ids, size = text_ids(self.tokenizer, prompt, self.special), self.model.config.block_size
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")

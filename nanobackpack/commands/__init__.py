@@ -10,16 +10,19 @@ Each verb is one module: its docstring is the help text, `main(settings)` does t
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, get_type_hints
 
 from nanobackpack import __version__
+from nanobackpack.errors import InputError
+from nanobackpack.program import guard
 
-TYPE_CHECKING = False  # typing, and all else that takes time, is imported where `start` hears Ctrl-C
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import ModuleType
-    from typing import Any, NoReturn
+# What takes longer to import, cli and the verbs, is imported where `guard` hears Ctrl-C.
 
 # verb: (its module, what it is for)
 VERBS = {
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     verb = first.replace("-", "_")
     if verb in VERBS:
         run(verb, rest, prog=f"nanobackpack {first}")
-    start(lambda: _without_verb(first, rest))
+    guard(lambda: _without_verb(first, rest))
 
 
 def run(verb: str, argv: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
@@ -60,30 +63,19 @@ def run(verb: str, argv: Sequence[str] | None = None, prog: str | None = None) -
         module = _module(verb)
         cli.run(module.main, _settings(module), argv, prog)
 
-    start(program)
+    guard(program)
 
 
 def run_script(file: str, about: str | None) -> NoReturn:
     """What data/NAME/prepare.py does: `nanobackpack prepare NAME`, with the files beside the script."""
 
     def program() -> NoReturn:
-        from pathlib import Path
-
         from nanobackpack import cli
         from nanobackpack.commands.prepare import PrepareConfig, prepare
 
         folder = Path(file).resolve().parent
         cli.run(lambda given: prepare(folder.name, given, folder.parent), PrepareConfig, about=about)
 
-    start(program)
-
-
-def start(program: Callable[[], int | None]) -> NoReturn:
-    """Call a program with `guard` around it, and exit; Ctrl-C ends it from here on, without a traceback."""
-    try:
-        from nanobackpack.program import guard
-    except KeyboardInterrupt:
-        sys.exit(130)
     guard(program)
 
 
@@ -92,18 +84,13 @@ def _module(verb: str) -> ModuleType:
 
 
 def _settings(module: ModuleType) -> type:
-    from typing import get_type_hints
-
     hints: dict[str, Any] = get_type_hints(module.main)
     return hints["settings"]
 
 
 def _without_verb(first: str, rest: list[str]) -> None:
     """Print help, version or a completion script; refuse anything else, naming the nearest verb."""
-    import difflib
-
     from nanobackpack import cli
-    from nanobackpack.errors import InputError
 
     if first in ("-h", "--help"):
         width = max(map(len, VERBS))

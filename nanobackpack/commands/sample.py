@@ -16,17 +16,16 @@ it included, and their log-probabilities under the model itself: no temperature,
 from __future__ import annotations
 
 import sys
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nanobackpack.analysis.results import write_json
 from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import numbered_lines, read_json_lines
-from nanobackpack.safe.files import check_writable, read_text, with_lf
+from nanobackpack.safe.files import check_writable, read_text
 from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
@@ -36,11 +35,8 @@ LINE = "-" * 15
 ROWS = 64  # that grow in one batch, or more if they are samples of one prompt
 
 
-class Prompt(NamedTuple):
-    """A prompt, and its ids as the model reads them."""
-
-    text: str
-    ids: list[int]
+Prompt = tuple[str, list[int]]
+"""A prompt, and its ids as the model reads them."""
 
 
 def main(settings: SampleConfig) -> None:
@@ -87,7 +83,7 @@ def main(settings: SampleConfig) -> None:
 
 def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
     """Return the prompts that the settings give, or name a file of."""
-    from nanobackpack.analysis.prompts import as_read, usual_start
+    from nanobackpack.analysis.prompts import as_read, cleaned, usual_start, warn_of_names
 
     tokenizer, typed = needs_tokenizer(model.tokenizer), False
     if settings.prompts:
@@ -96,18 +92,17 @@ def read_prompts(settings: SampleConfig, model: LanguageModel) -> list[Prompt]:
         texts = [read_text(Path(settings.start.removeprefix("FILE:")))]
     elif settings.start == SampleConfig.start and model.token_counts is not None:
         ids = usual_start(model)
-        return [Prompt("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]
+        return [("" if ids[0] in tokenizer.special.values() else tokenizer.decode(ids), ids)]
     else:
-        texts, typed = [settings.start.removeprefix("\ufeff")], True
-    if settings.newlines == "lf":
-        texts = [with_lf(text) for text in texts]
-    if settings.normalize == "nfc":
-        texts = [unicodedata.normalize("NFC", text) for text in texts]
+        texts, typed = [settings.start], True
+    texts = [cleaned(text, settings.newlines, settings.normalize) for text in texts]
     special = settings.special == "allow" or (settings.special == "auto" and typed)
+    if settings.special == "auto" and not typed:
+        warn_of_names(tokenizer, "\n".join(texts), "the file", "make it this token with --special=allow")
     rows = [tokenizer.prompt_ids(text, special) for text in texts]
     if not all(rows):
         raise InputError("the prompt is empty: give at least one character with --start")
-    return [Prompt(text, as_read(model, ids)) for text, ids in zip(texts, rows, strict=True)]
+    return [(text, as_read(model, ids)) for text, ids in zip(texts, rows, strict=True)]
 
 
 def prompts_in(file: str) -> list[str]:
@@ -136,26 +131,23 @@ def grow_samples(
 
     tokenizer, device = needs_tokenizer(model.tokenizer), model.wte.weight.device
     mark = [] if settings.ignore_eos or tokenizer.eos_id is None else [tokenizer.eos_id]
-    rows = [Row(prompt.ids) for prompt, _ in wanted]
+    rows = [Row(ids) for (_, ids), _ in wanted]
+    names = ("restart", "temperature", "top_p", "min_p", "repetition_penalty")
     steps = grow(
         model,
         rows,
         settings.max_new_tokens,
         stop=[*mark, *settings.stop],
         log_p=bool(settings.json),
-        restart=settings.restart,
         edits=edits,
-        temperature=settings.temperature,
         top_k=settings.top_k or None,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
         generator=[torch.Generator(device).manual_seed(seed_of(settings.seed, i)) for _, i in wanted],
+        **{name: getattr(settings, name) for name in names},
     )
     printed = 0  # characters of the first sample
     held = max(map(len, settings.stop), default=1) - 1  # that may be the beginning of a text that ends it
     if watched:
-        print(wanted[0][0].text, end="", flush=True)
+        print(wanted[0][0][0], end="", flush=True)
     for _ in steps:
         if watched:
             text = rows[0].text(tokenizer)
@@ -163,16 +155,11 @@ def grow_samples(
             if sure > printed and not text.endswith("\ufffd"):  # half a character: wait for the rest
                 print(text[printed:sure], end="", flush=True)
                 printed = sure
-    texts = [row.text(tokenizer) for row in rows]
     if watched:
-        print(texts[0][printed:] + "\n" + LINE)
-    return [
-        {
-            "prompt": prompt.text,
-            "text": text,
-            "ids": row.new,
-            "logprobs": row.log_p,
-            "finish_reason": "length" if row.end is None else "stop",
-        }
-        for (prompt, _), text, row in zip(wanted, texts, rows, strict=True)
-    ]
+        print(rows[0].text(tokenizer)[printed:] + "\n" + LINE)
+    samples = []
+    for ((prompt, _), _), row in zip(wanted, rows, strict=True):
+        end = "length" if row.end is None else "stop"
+        sample = {"prompt": prompt, "text": row.text(tokenizer), "ids": row.new, "logprobs": row.log_p}
+        samples.append(sample | {"finish_reason": end})
+    return samples

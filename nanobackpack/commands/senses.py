@@ -11,12 +11,14 @@ for each token of the vocabulary. experiments/sense_vector.py is made to be chan
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nanobackpack.analysis.results import Ranking, report
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
+from nanobackpack.text.tokenizer import word_ids
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -54,6 +56,11 @@ def listings(model: LanguageModel, settings: SenseConfig) -> list[list[Ranking]]
     from nanobackpack.analysis.senses import Senses
 
     senses, k = Senses(model, settings.bos), settings.k
+    for word in settings.words:
+        if len(ids := word_ids(senses.tokenizer, word)) > 1:
+            parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
+            what = f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses"
+            warnings.warn(what, stacklevel=2)
     sense: int | Literal["all"] = "all" if settings.sense < 0 else settings.sense
     if settings.neighbours:
         return [[ranking] for ranking in senses.nearest_many(settings.words, k, sense)]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from nanobackpack.analysis.prompts import warn_of_names
 from nanobackpack.analysis.results import Result, report, width
 from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, escape_controls
@@ -207,9 +208,15 @@ def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[Stream
     from torch.nn import functional as F
 
     from nanobackpack.runtime import eval_mode
+    from nanobackpack.text.corpus import KINDS
 
     tokenizer, T = needs_tokenizer(model.tokenizer), model.config.block_size
+    if KINDS.get(path.suffix, "text") != "text":
+        way = f"nanobackpack prepare {display_path(path)} --tokenizer=RUN --name=NAME"
+        raise InputError(f"{display_path(path)} has records, not one text: make it a data set with `{way}`")
     text = with_lf(read_text(path))
+    way = "`nanobackpack prepare --separator` makes documents of it"
+    warn_of_names(tokenizer, text, display_path(path), way)
     ids = torch.tensor(tokenizer.prompt_ids(text), device=model.wte.weight.device)  # (N)
     if len(ids) < 2:
         raise InputError(

@@ -143,8 +143,8 @@ def stream(
     `settings`: restart; what `choose` takes, temperature, top_k, top_p, min_p, repetition_penalty, generator;
     and for rows that begin or end apart (texts.py): `lengths` (B) of the prompts, which are filled up on the
     right, `ended`, a set to which rows that shall end are added while this goes on, and `log_p`, a list that
-    gets the log-probabilities (B) of each step. The id of a row that still reads its prompt, or has ended,
-    is -1.
+    gets the log-probabilities of the ids of each step. The id of a row that still reads its prompt, or has
+    ended, is -1, and has none.
 
     `edits`, and those in force when this is called, hold for this generation; what they read of the text is
     the window. There is no dropout, whatever the mode of the model.
@@ -172,6 +172,8 @@ def _stream(
     size = model.config.block_size
     ids = ids[:, -size:]  # (B, T)
     B, T = ids.shape
+    if isinstance(generator, list) and len(generator) != B:
+        raise ValueError(f"generator has {len(generator)} generators, but there are {B} rows: give one a row")
     lengths = lengths or [T] * B
     rows = list(range(B))  # those that still grow: N of B
     cache = model.new_cache(edits, T + max_new_tokens)
@@ -198,17 +200,18 @@ def _stream(
             choice["seen"] = seen[part]
         own = [generator[rows[i]] for i in free] if isinstance(generator, list) else generator
         chosen = choose(with_text(model, logits)[part], generator=own, **choice)  # (F)
-        place = [rows[i] for i in free]
         if log_p is not None:
-            scores = logits.log_softmax(dim=1)[part].gather(1, chosen[:, None])[:, 0]  # (F)
-            log_p.append(_spread(scores, place, B))
-        yield _spread(chosen, place, B)
+            log_p.append(logits.log_softmax(dim=1)[part].gather(1, chosen[:, None])[:, 0])  # (F)
+        found = chosen
+        if len(free) < B:
+            found = ids.new_full((B,), -1)
+            found[[rows[i] for i in free]] = chosen
+        yield found  # (B)
         # The others go on with their prompts.
-        new = chosen  # (N)
+        new = chosen[:, None]  # (N, 1)
         if len(free) < len(rows):
-            new = ids[rows, position]  # (N)
-            new[free] = chosen
-        new = new[:, None]  # (N, 1)
+            new = ids[rows, position : position + 1]  # (N, 1)
+            new[free] = chosen[:, None]
         window = torch.cat([window, new], dim=1)[:, -size:]  # (N, T)
         if seen is not None:
             seen.scatter_(1, new, True)
@@ -220,14 +223,6 @@ def _stream(
             rows, new, window = [rows[i] for i in keep], new[keep], window[keep]
             seen = None if seen is None else seen[keep]
             cache.select(torch.tensor(keep, device=ids.device))
-
-
-def _spread(values: Tensor, rows: Sequence[int], n: int) -> Tensor:
-    """Return the values of some of n rows as those of all (n); the others have -1."""
-    if len(rows) == n:
-        return values
-    place = torch.tensor(rows, dtype=torch.int64, device=values.device)
-    return values.new_full((n,), -1).index_put((place,), values)
 
 
 def with_text(model: Decodable, logits: Tensor) -> Tensor:

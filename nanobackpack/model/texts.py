@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from nanobackpack.errors import WrongType, whole_numbers
-from nanobackpack.model.edits import EditLike
 from nanobackpack.model.generate import Decodable, Generators, stream
 from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
 
@@ -54,26 +53,23 @@ def generate(
     generator: Generators = None,
     *,
     stop: Sequence[int | str] = (),
-    restart: bool = False,
-    edits: EditLike = (),
-    **choice: Any,
+    **settings: Any,
 ) -> Any:
     """Continue input_ids (B, T) by sampling; return (B, T + max_new_tokens). Or continue a text, or a list of
     prompts of any lengths, each a text, a list of ids or a tensor (T): each comes back as it was given.
 
     `stop` are ids and texts that end a row. Ids keep what ended them, and a row of a tensor (B, T) repeats
-    it; texts end before it. `choice` are min_p and repetition_penalty, as `choose` takes them.
+    it; texts end before it. `settings`: edits, restart, min_p, repetition_penalty, as `stream` takes them.
     """
-    choice |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    choice |= {"restart": restart, "edits": edits}
+    settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     if not isinstance(input_ids, Tensor | str | list | tuple):
         raise WrongType("input_ids", PROMPTS, input_ids)
     if isinstance(input_ids, Tensor) and not stop:
-        steps = [new[:, None] for new in stream(model, input_ids, max_new_tokens, **choice)]  # (B, 1) each
+        steps = [new[:, None] for new in stream(model, input_ids, max_new_tokens, **settings)]  # (B, 1) each
         return torch.cat([input_ids, *steps], dim=1)  # (B, T + new)
     prompts = [input_ids] if isinstance(input_ids, str) else list(input_ids)
     rows = [Row(prompt_ids(model, prompt)) for prompt in prompts]
-    for _ in grow(model, rows, max_new_tokens, stop=stop, **choice):
+    for _ in grow(model, rows, max_new_tokens, stop=stop, **settings):
         pass
     if isinstance(input_ids, Tensor):
         full = [row.new + row.new[-1:] * (max_new_tokens - len(row.new)) for row in rows]
@@ -125,13 +121,14 @@ def grow(
     scores: list[Tensor] | None = [] if log_p else None
     settings |= {"lengths": list(map(len, prompts)), "ended": ended, "log_p": scores}
     for new in stream(model, ids, max_new_tokens, **settings):  # (B)
+        own = scores.pop().tolist() if scores else []  # in the order of those that have one
         for i, token in enumerate(new.tolist()):
             if token < 0:
                 continue
             row = rows[i]
             row.new.append(token)
-            if scores is not None:
-                row.log_p.append(scores[-1][i].item())
+            row.log_p += own[:1]
+            own = own[1:]
             row.end = token if token in stop else _text_end(model, row, texts)
             if row.end is not None or len(row.new) == max_new_tokens:
                 ended.add(i)

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nanobackpack.errors import InputError, first_line
+from nanobackpack.program import STDOUT
 
 MEGABYTE = 1 << 20
 _MAX_TEXT_BYTES = 1 << 30  # of a text that is read whole
 BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
-_OPEN_FILE = re.compile("/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]+)")  # names of files that are open
 UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
 _TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -171,9 +171,9 @@ def _is_running(process: int) -> bool:
 
 def check_writable(path: str) -> None:
     """Refuse a place where `writing` could not write, before any work is done; "" asks for no file."""
-    if not path:
-        return
     place = Path(path)
+    if not path or path in STDOUT:
+        return
     try:
         if place.is_dir():
             raise InputError(f"cannot write {path}: it is a folder, give the name of a file")
@@ -182,10 +182,8 @@ def check_writable(path: str) -> None:
             raise InputError(f"cannot write {path}: there is no folder {folder}, make it first")
         if place.exists() and not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if _is_written_into(place):
-            place.stat()
-        else:
-            temporary = _temporary(_target(place))
+        if place.is_file() or not place.exists():
+            temporary = _temporary(Path(os.path.realpath(place)))
             temporary.touch(exist_ok=False)
             temporary.unlink()
     except OSError as error:
@@ -196,26 +194,16 @@ def check_writable(path: str) -> None:
 def writing(path: str | Path) -> Iterator[BinaryIO]:
     """Write the file that the user names: whole or not at all, and a link stays, as its target is replaced.
 
-    A device, a pipe, or an open file such as /dev/stdout is written into.
+    A device or a pipe is written into.
     """
-    place = Path(path)
-    if not _is_written_into(place):
-        with replacing(_target(place)) as file:
+    place, is_stdout = Path(path), str(path) in STDOUT
+    if is_stdout or (place.exists() and not place.is_file()):
+        # What is printed to may be a file, which is not to begin anew.
+        with open(os.dup(1) if is_stdout else place, "wb") as file:
             yield file
-        return
-    opened = _OPEN_FILE.fullmatch(str(place))
-    number = opened and int(opened[2] or ("stdout", "stderr").index(opened[1]) + 1)
-    with open(place if number is None else os.dup(number), "wb") as file:
-        yield file
-
-
-def _is_written_into(place: Path) -> bool:
-    """Tell whether a place is no file that another could replace."""
-    return bool(_OPEN_FILE.fullmatch(str(place))) or (place.exists() and not place.is_file())
-
-
-def _target(place: Path) -> Path:
-    return Path(os.path.realpath(place))
+    else:
+        with replacing(Path(os.path.realpath(place))) as file:
+            yield file
 
 
 # --- Reading ----------------------------------------------------------------------------------

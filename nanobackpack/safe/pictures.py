@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-DEFAULT = "DejaVu Sans"  # the font that comes with matplotlib
-
-
 @contextlib.contextmanager
 def picture(
     opened: contextlib.AbstractContextManager[BinaryIO], size: tuple[float, float], text: str = ""
@@ -50,32 +47,19 @@ def picture(
 
 def fonts_for(text: str) -> tuple[list[str], str]:
     """Choose fonts that have the characters of a text, matplotlib's own first; also return those none has."""
-    from matplotlib import ft2font
+    from matplotlib import font_manager, ft2font
 
-    chosen = [DEFAULT]
-    lacking = {c for c in text if c.isprintable()}
-    for name, path in _installed_fonts():
-        if not lacking:
-            break
-        if name.startswith("Last Resort"):  # it has a box for every character
-            continue
+    def missing_in(path: str, characters: set[str]) -> set[str]:
+        font = ft2font.FT2Font(path)
+        return {c for c in characters if not font.get_char_index(ord(c))}
+
+    own = font_manager.findfont("DejaVu Sans")
+    chosen, lacking = ["DejaVu Sans"], missing_in(own, {c for c in text if c.isprintable()})
+    # Those of the system, looked for anew: what matplotlib remembers may be older than the newest font.
+    for path in sorted(font_manager.findSystemFonts()) if lacking else ():
         with contextlib.suppress(OSError, RuntimeError):  # a damaged font, or one of pictures
-            font = ft2font.FT2Font(path)
-            if has := {c for c in lacking if font.get_char_index(ord(c))}:
-                chosen.append(name)
-                lacking -= has
-    return list(dict.fromkeys(chosen)), "".join(sorted(lacking))
-
-
-def _installed_fonts() -> Iterator[tuple[str, str]]:
-    """Yield the name and the file of matplotlib's own font, the fonts it knows, and those installed since."""
-    from matplotlib import font_manager
-
-    manager = font_manager.fontManager
-    known = list(manager.ttflist)
-    yield DEFAULT, font_manager.findfont(DEFAULT)
-    yield from ((font.name, font.fname) for font in known)
-    for path in sorted(set(font_manager.findSystemFonts()) - {font.fname for font in known}):
-        with contextlib.suppress(Exception):  # not every file can be read
-            manager.addfont(path)
-        yield manager.ttflist[-1].name, path
+            if (left := missing_in(path, lacking)) < lacking:
+                font_manager.fontManager.addfont(path)
+                chosen.append(ft2font.FT2Font(path).family_name)
+                lacking = left
+    return chosen, "".join(sorted(lacking))

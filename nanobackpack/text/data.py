@@ -33,13 +33,12 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.safe.files import display_path, finish_replacing, verify
 from nanobackpack.text.meta import (
-    COUNTS,
     DTYPES,
     HELD_OUT,
     SPLITS,
     Meta,
-    is_trained_on,
     prepare_command,
+    read_counts,
     read_tokenizer,
 )
 from nanobackpack.text.tokenizer_files import tokenizer_to_use
@@ -169,15 +168,9 @@ class TokenData:
         return sum(self.meta.chars[part] for part in parts) / self.n_tokens(split)
 
     def token_counts(self) -> Tensor | None:
-        """Return how often each id occurs in the text to train on, (V,), as was counted when it was prepared;
-        None where it was not."""
-        path = self.folder / COUNTS
-        if not self.meta or not path.is_file():
-            return None
-        counts = torch.from_numpy(np.fromfile(path, "<i8"))  # (V,)
-        # One that an older version left behind is of another text.
-        n = sum(n for split, n in self.meta.tokens.items() if is_trained_on(split))
-        return counts if len(counts) == self.meta.vocab_size and counts.sum() == n else None
+        """Return how often each id occurs in the text to train on, (V,), None where nobody has counted."""
+        counts = read_counts(self.folder, self.meta) if self.meta else None
+        return None if counts is None else torch.from_numpy(counts)
 
     def fingerprint(self) -> dict[str, str]:
         """Return a fingerprint of the training and validation text.

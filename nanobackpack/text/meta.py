@@ -85,6 +85,16 @@ def is_trained_on(split: str) -> bool:
     return not split.endswith((SPLITS[1], HELD_OUT))
 
 
+def read_counts(folder: Path, meta: Meta) -> np.ndarray | None:
+    """Read how often each id occurs in the text to train on, (V,), as was counted when it was prepared."""
+    if not (folder / COUNTS).is_file():
+        return None
+    counts = np.fromfile(folder / COUNTS, "<i8")  # (V,)
+    # One that an older version left behind is of another text.
+    n = sum(n for split, n in meta.tokens.items() if is_trained_on(split))
+    return counts if len(counts) == meta.vocab_size and counts.sum() == n else None
+
+
 def _problem(values: Any) -> str:
     """Say what is wrong with the content of a meta.json, "" if nothing is."""
     if not isinstance(values, dict):

@@ -77,8 +77,11 @@ class Trainer:
         check_agreement(self.processes, initial, self.data, self.dtype)
         self.config = config = initial.config
         self.model = initial.model
+        # Weights, gradients, two averages, and what goes in and out of the blocks: do at least these fit?
         if not self.processes.is_distributed:
-            self.check_memory()
+            given = config.batch_size * config.block_size * config.n_embd * (self.model.config.n_block + 1)
+            copies = 1 if config.eval_only else 4
+            check_memory("this run", 4 * (copies * self.model.num_params() + given), self.device)
 
         # What takes a step: the model on its device, perhaps compiled or spread over the processes; the
         # optimizer; and for float16 the scaler, which keeps small gradients from vanishing.
@@ -114,13 +117,6 @@ class Trainer:
             "" if config.eval_only else describe_schedule(config, self.step, last_rate),
             describe_unchecked(unchecked),
         ]
-
-    def check_memory(self) -> None:
-        """Refuse a run that does not fit: weights, gradients, two averages, and what each block is given."""
-        config = self.config
-        n_blocks, copies = self.model.config.n_block, 1 if config.eval_only else 4
-        given = config.batch_size * config.block_size * config.n_embd * n_blocks
-        check_memory("this run", 4 * (copies * self.model.num_params() + given), self.device)
 
     # --- The loop -----------------------------------------------------------------------------
 

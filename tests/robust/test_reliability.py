@@ -563,6 +563,7 @@ def test_the_command_in_bad_step_json_comes_to_the_same_step(foxes: Path, tmp_pa
         (12, 5, "--batch_size=6 --gradient_accumulation_steps=10, which are 60 sequences"),
         (9, 1, "--batch_size=3 --gradient_accumulation_steps=3, which are 9 sequences"),
         (7, 2, "--batch_size=1 --gradient_accumulation_steps=14, which are 14 sequences"),
+        (10**15 + 37, 1, "--batch_size=1 --gradient_accumulation_steps=1000000000000037, "),  # a prime
         (1, 3, "take --recompute=True, or"),
     ],
 )
