@@ -85,7 +85,8 @@ def prepare_streams() -> None:
     # A character that their encoding does not have is written as \u5374.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # one that was a file when it was opened, and is none any more
+                stream.reconfigure(errors="backslashreplace")
 
 
 def protect_terminal() -> None:

@@ -195,7 +195,7 @@ def test_a_new_run_moves_the_one_before_aside(
     assert shlex.quote(f"--out_dir={older}") in said
     with pytest.raises(InputError, match=r"no checkpoint .*, such as .*older-\d of an earlier run"):
         train(tiny(foxes, out, seed=9, init_from="resume"))
-    with pytest.raises(InputError, match=r"no model in .*, ckpt\.pt or config\.json"):
+    with pytest.raises(InputError, match=r"no model in .* \(ckpt\.pt, or config\.json"):
         load_model(out)
     # The next one moves what that one has logged, and no checkpoint; then one is replaced.
     train(tiny(foxes, out, seed=9))
