@@ -144,7 +144,7 @@ def test_every_model(data: Path, tmp_path: Path, distributed: str, changes: dict
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_compiled(data: Path, tmp_path: Path, distributed: str) -> None:
-    assert_two_are_one(data, tmp_path, distributed=distributed, compile=True, n_layer=2)
+    assert_two_are_one(data, tmp_path, distributed=distributed, compile=True, n_layer=1)
 
 
 @pytest.mark.slow
