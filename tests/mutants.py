@@ -139,8 +139,8 @@ MUTANTS = [
     # padded ids can be sampled
     Mutant(
         GENERATE,
-        "choose(with_text(model, logits), ",
-        "choose(logits, ",
+        "choose(with_text(model, logits)[part], ",
+        "choose(logits[part], ",
         "test_generate.py::test_padded_ids_are_never_sampled",
     ),
     # top_p leaves out the token that reaches it; top_k the last one
@@ -158,12 +158,12 @@ MUTANTS = [
         "best // (V + 1), (best % V)",
         "test_evaluate.py::test_beams_keep_the_best_of_each_step",
     ),
-    # generation drops out
+    # a model in use is in eval mode itself, not a twin of it
     Mutant(
-        GENERATE,
-        "model.train(False)\n    try:\n        active",
-        "try:\n        active",
-        "test_generate.py::test_mode_is_restored",
+        "runtime.py",
+        "twin = copy.copy(model)",
+        "twin = model",
+        "test_python.py::test_no_use_changes_the_mode",
     ),
     # --- Edits ---
     # rows inside the word are amplified too
@@ -236,7 +236,7 @@ MUTANTS = [
         RUN,
         "self.received or number",
         "number",
-        f"{RELIABILITY}::test_the_first_signal_counts_and_a_second_ctrl_c_ends_the_run",
+        f"{RELIABILITY}::test_the_first_signal_counts_and_a_later_ctrl_c_ends_the_run",
     ),
     # --- Evaluation ---
     # a text is exact if any of its tokens is the likeliest; its first tokens are scored, not its last
