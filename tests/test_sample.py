@@ -266,6 +266,7 @@ def test_a_stop_is_never_shown(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr("sys.stdout.isatty", lambda: True)
         patch.setattr("sys.stdout.write", lambda text: pieces.append(text) or write(text))
         sampled(verb, *flags, "--stop", *stop)
+    assert "a shell writes a line end as" in verb("sample", "--max_new_tokens=1", "--stop", r"\n")[1]
     assert len([piece for piece in pieces if piece and piece in cut[0]["text"]]) > 5
 
 

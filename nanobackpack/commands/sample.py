@@ -59,6 +59,8 @@ def main(settings: SampleConfig) -> None:
         if model.tokenizer is None:
             raise InputError(f"{settings.model_path} came without a tokenizer, so it cannot read a prompt")
         edits = control.load(settings.edits, model) if settings.edits else ()
+        if processes.rank == 0 and any("\\n" in text for text in settings.stop):
+            warnings.warn("stop has a backslash and an n: a shell writes a line end as $'\\n'", stacklevel=1)
         with warnings.catch_warnings():
             if processes.rank:  # one process says it
                 warnings.simplefilter("ignore")
