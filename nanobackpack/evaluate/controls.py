@@ -59,17 +59,13 @@ class Figure:
         return Figure(self.n, lambda weights: self.of(weights) - other.of(weights))
 
 
-def mean_of(
-    values: Sequence[float] | Tensor,
-    then: Callable[[Tensor], Tensor] = lambda mean: mean,
-    sizes: Sequence[float] | None = None,
-) -> Figure:
-    """The mean of N values, of items that count alike or by their sizes; `then` makes a figure of it."""
+def mean_of(values: Sequence[float] | Tensor, sizes: Sequence[float] | None = None) -> Figure:
+    """The mean of N values, of items that count alike or by their sizes."""
     import torch
 
     value = torch.as_tensor(values, dtype=torch.float64)  # (N)
     size = torch.ones_like(value) if sizes is None else torch.as_tensor(sizes, dtype=torch.float64)  # (N)
-    return Figure(len(value), lambda weights: then(weights @ (value * size) / (weights @ size)))
+    return Figure(len(value), lambda weights: weights @ (value * size) / (weights @ size))
 
 
 def rank_correlation(values: Sequence[float] | Tensor, gold: Sequence[float] | Tensor) -> Figure:
@@ -104,7 +100,8 @@ def intervals(
     import torch
 
     found: dict[str, list[Tensor]] = {name: [] for name in figures}
-    for n in {figure.n for figure in figures.values()}:
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    for n in {figure.n for figure in figures.values()}:  # nothing is known of the spread of one item
         draw = torch.Generator().manual_seed(seed)
         for some in torch.arange(draws).split(max(1, (1 << 21) // n)):
             chosen = torch.randint(n, (len(some), n), generator=draw)  # (R, N)
@@ -112,8 +109,7 @@ def intervals(
             weights = torch.zeros_like(ones).scatter_add_(1, chosen, ones)  # (R, N): how often each came
             for name, figure in figures.items():
                 if figure.n == n:
-                    found[name].append(figure.of(weights))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+                    found[name].append(figure.of(weights) if n > 1 else ends * math.nan)
     both = {name: torch.cat(values).nanquantile(ends).tolist() for name, values in found.items()}
     return {name: (low, high) for name, (low, high) in both.items()}
 
@@ -192,7 +188,8 @@ class Controls(results.Result):
         rows = []
         for i, name in enumerate(self.names):
             low, high = self.intervals[i]
-            row = [name, f"{self.values[i]:.3f}", f"{low:.3f} to {high:.3f}", _spread(self.untrained[i])]
+            spread = "" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+            row = [name, f"{self.values[i]:.3f}", spread, _spread(self.untrained[i])]
             rows.append(row + [f"{x:.3f}" for x in self.unigram[i : i + 1]] + [_spread(self.seeds[i])])
         head = ["", "figure", "95 %", "untrained", *(["unigram"] if self.unigram else []), "seeds"]
         keep = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
@@ -223,18 +220,21 @@ def report(
     settings: Any,
     measure: Callable[[LanguageModel], Found],
     again: Callable[[LanguageModel], Evaluation] | None = None,
+    fresh: Callable[[LanguageModel], Evaluation] | None = None,
     counts: bool = False,
 ) -> Found:
     """Run an evaluation as results.report does, with controls if the settings want them.
 
-    `again` measures the models to compare with, where that is not the same; with `counts` the unigram is one.
+    `again` measures the models to compare with where that is not the same, and `fresh` the untrained ones;
+    with `counts` the unigram is compared too.
     """
 
     def controlled(model: LanguageModel) -> Found:
         found = measure(model)
         if not (settings.controls or settings.seeds) or not found.figures:
             return found
-        return dataclasses.replace(found, controls=compare(model, found, again or measure, settings, counts))
+        others = compare(model, found, settings, again or measure, fresh, counts)
+        return dataclasses.replace(found, controls=others)
 
     return results.report(settings, controlled)
 
@@ -242,14 +242,15 @@ def report(
 def compare(
     model: LanguageModel,
     found: Evaluation,
-    measure: Callable[[LanguageModel], Evaluation],
     settings: Any,
+    measure: Callable[[LanguageModel], Evaluation],
+    fresh: Callable[[LanguageModel], Evaluation] | None = None,
     counts: bool = False,
 ) -> Controls:
     """Measure what the figures found of a model are to be compared with."""
     from nanobackpack.train.checkpoint import load_model
 
-    def values(other: LanguageModel) -> list[float]:
+    def values(other: LanguageModel, measure: Callable[[LanguageModel], Evaluation] = measure) -> list[float]:
         with warnings.catch_warnings():  # the model itself has said it all
             warnings.simplefilter("ignore")
             figures = measure(other).figures
@@ -259,7 +260,7 @@ def compare(
     between = intervals(found.figures)
     own = [figure.value for figure in found.figures.values()]
     # One model at a time, so that no two of them need memory at once.
-    fresh = [values(untrained(model, seed)) for seed in range(3 if settings.controls else 0)]
+    new = [values(untrained(model, i), fresh or measure) for i in range(3 if settings.controls else 0)]
     base = unigram(model) if counts and settings.controls else None
     shares = values(base) if base else []
     others = [values(load_model(run, settings.tokenizer_name).to(device)) for run in settings.seeds]
@@ -268,7 +269,7 @@ def compare(
         names=names,
         values=own,
         intervals=[between[name] for name in names],
-        untrained=[[row[i] for row in fresh] for i in range(len(names))],
+        untrained=[[row[i] for row in new] for i in range(len(names))],
         unigram=shares,
         seeds=[[own[i], *(row[i] for row in others)] for i in range(len(names))],
     )
