@@ -14,7 +14,7 @@ import torch
 from conftest import PAPER, TINY
 from jobs import SERVER
 
-from nanobackpack.bench import BenchConfig, cases, main, workers
+from nanobackpack.bench import BenchConfig, cases, gpu, main, workers
 from nanobackpack.bench.cases import Case
 from nanobackpack.bench.workers import Bench, Setup, Text
 from nanobackpack.config import ModelConfig
@@ -66,7 +66,7 @@ def test_a_row_compares_the_numbers_it_names(
 
 
 def test_what_is_left_out_is_not_measured() -> None:
-    for case in cases.cases(quick=True, cuda=True):
+    for case in cases.cases(quick=True):
         if case.skip:
             row = case.run(Bench("cpu", quick=True))
             assert row["met"] is None
@@ -99,7 +99,7 @@ def test_the_measures_end_in_a_table_and_a_file(
     ]
     bench = Bench("cpu", quick=True)
     try:
-        cases.table(bench, table, str(tmp_path / "bench.json"))
+        cases.table((case.run(bench) for case in table), "cpu", str(tmp_path / "bench.json"))
     finally:
         bench.close()
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -131,3 +131,17 @@ def test_only_chooses_rows_by_name(tmp_path: Path) -> None:
     main(BenchConfig(device="cpu", only="flop", json=str(tmp_path / "flops.json")))
     rows = json.loads((tmp_path / "flops.json").read_text())["rows"]
     assert [row["met"] for row in rows] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "only", ["sum: ours", "sum: scaled", "sum: the same", "head: ours", "step: ours", "generate 1"]
+)
+def test_the_rows_of_a_gpu(only: str) -> None:
+    """On a CPU and in small: the ways that need no compiler agree with the plain formula."""
+    rows = [*gpu.rows(torch.device("cpu"), only, MANY._replace(D=24, T=16), (2, 1))]
+    assert rows
+    for row in rows:
+        assert row.keys() == KEYS
+        assert row["ours"] or row["plain"] or row["gpt"], row
+        if "error" in row["note"]:
+            assert float(row["note"].split("error ")[1]) < 1e-5
