@@ -74,6 +74,10 @@ class Bias(results.Result):
             rows.append([noun, *(f"{self.ratios[name][i]:.2f}" for name in names), f"{factor:.2f}"])
         return results.table(self.title, ["", *names, "factor"], rows)
 
+    def records(self) -> list[dict[str, Any]]:
+        nouns = zip(self.nouns, self.factors, *self.ratios.values(), strict=True)
+        return [dict(zip(("noun", "factor", *self.ratios), row, strict=True)) for row in nouns]
+
 
 def main(settings: BiasConfig) -> None:
     results.report(settings, lambda model: bias(model, settings))

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from nanobackpack.analysis import results
 from nanobackpack.analysis.results import Pooling
@@ -101,6 +101,9 @@ class LexicalSimilarity(results.Result):
         rows.append(["pairs", *(cell for n in self.n for cell in (str(n), *blank))])
         rows.append(["coverage", *(cell for c in self.coverage for cell in (f"{100 * c:.1f} %", *blank))])
         return results.table(self.title, head, rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        return results.entries(self.rho, "rho", measure=self.measures, set=self.sets, pooling=self.poolings)
 
 
 def main(settings: LexicalSimilarityConfig) -> None:

@@ -22,7 +22,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,6 +99,9 @@ class Topics(results.Result):
             rows["mean"] = [None if None in c else sum(c) / len(c) for c in columns]
         cells = [[name, *("" if v is None else f"{v:.2f} %" for v in row)] for name, row in rows.items()]
         return results.table(self.title, ["", "bag tokens", "bag words", "success"], cells)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(topic) for topic in self.topics]
 
 
 def main(settings: TopicConfig) -> None:
