@@ -1,6 +1,6 @@
 """Heat maps: a table of numbers as colours, blue below 0 and red above, as a PNG or for a notebook.
 
-draw("a.png", "a title", Grid(torch.tensor([[0.5, -1.0]]), ["sense 0"], ["'a'", "'b'"]))
+    draw("a.png", "a title", Grid(torch.tensor([[0.5, -1.0]]), ["sense 0"], ["'a'", "'b'"]))
 
 Letters: R rows, N columns.
 """
