@@ -80,8 +80,8 @@ class PlantedConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "steps", "texts", "test_texts"):
-            at_least(self, name, 1)
+        for name, low in (("seeds", 1), ("steps", 1), ("texts", 100), ("test_texts", 100)):
+            at_least(self, name, low)  # of fewer texts some have no case of what is measured
         if unknown := [name for name in self.models if name not in MODELS]:
             raise InputError(f"models: {unknown[0]!r} is unknown: take some of {', '.join(MODELS)}")
 
@@ -122,13 +122,15 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main(settings: PlantedConfig) -> None:
-    found = planted(settings)
+    for found in planted(settings):
+        # Written each time a model is done: of a study that is stopped, these remain.
+        results.write_json(str(Path(settings.out_dir) / "planted.json"), found)
     print(found.table())
-    results.write_json(str(Path(settings.out_dir) / "planted.json"), found)
 
 
-def planted(settings: PlantedConfig) -> Planted:
-    """Write the language's text, train all models on it, and measure them beside untrained ones."""
+def planted(settings: PlantedConfig) -> Iterator[Planted]:
+    """Write the language's text, train models on it, and measure them beside untrained ones; yield what is
+    known whenever one is done."""
     from nanobackpack.text.prepare import write_tokens
     from nanobackpack.text.splits import split_spread
 
@@ -138,14 +140,14 @@ def planted(settings: PlantedConfig) -> Planted:
     jobs = [(settings, kind, seed) for seed in range(settings.seeds) for kind in settings.models]
     done: dict[tuple[str, int], tuple[Figures, Figures]] = {}
     for (_, kind, seed), figures in _side_by_side(jobs, min(settings.jobs or os.cpu_count() or 1, len(jobs))):
-        done[kind, seed] = figures
         print(f"{kind}, seed {seed}: done", flush=True)
-    runs = {
-        before + kind: [done[kind, seed][i] for seed in range(settings.seeds)]
-        for i, before in enumerate(("", "untrained "))
-        for kind in settings.models
-    }
-    return Planted(title=f"the planted study, {settings.steps} steps", runs=runs)
+        done[kind, seed] = figures
+        runs = {
+            before + kind: [done[kind, n][i] for n in range(settings.seeds) if (kind, n) in done]
+            for i, before in enumerate(("", "untrained "))
+            for kind in settings.models
+        }
+        yield Planted(title=f"the planted study, {settings.steps} steps", runs=runs)
 
 
 def _side_by_side(jobs: Sequence[Job], n: int) -> Iterator[tuple[Job, tuple[Figures, Figures]]]:
@@ -186,6 +188,7 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
         if train(config):
             raise InputError("the training was stopped")
     device = pick_device(settings.device)
+    torch.manual_seed(seed)
     fresh = build_model(load_model(folder).config)
     fresh.tokenizer = load_model(folder).tokenizer
     figures: Figures = {}
@@ -199,6 +202,8 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
 
 
 def measure(model: LanguageModel, settings: PlantedConfig) -> Figures:
-    """Measure what a model has learned of the language, and what can be changed."""
+    """Measure what a model has learned of the language, and what can be changed. A figure is left out if the
+    texts are so few that they have no case of it."""
     n = settings.test_texts
-    return learned(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    found = learned(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    return {name: value for name, value in found.items() if not math.isnan(value)}
