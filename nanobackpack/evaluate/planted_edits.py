@@ -114,11 +114,12 @@ def learned(model: LanguageModel, n: int) -> Figures:
     truth = torch.zeros_like(odds)
     for noun, p in LANGUAGE.he.items():
         truth[nouns == texts.tokens([noun])] = torch.tensor(p).logit().item()
-    cities = texts.expects(CITIES)
+    right = log_p.argmax(dim=2) == texts.next  # (N, T)
     return {
         "learned: distance": texts.distance(log_p, LANGUAGE),
         "learned: bias, %": 100 * ((odds @ truth) / (truth @ truth)).item(),
-        "learned: facts, %": share((log_p.argmax(dim=2) == texts.next)[cities]),
+        "learned: cities, %": share(right[texts.expects(CITIES)]),
+        "learned: flags, %": share(right[texts.expects(COLOURS)]),
     }
 
 
@@ -130,47 +131,48 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
 
     A Backpack loses the sense whose removal helps most with the other half, in other texts; a GPT's
     embeddings lose what tells she from he. `optimised` has in place of 0 the best factor for each noun, found
-    in other texts. A GPT has one more remedy: the direction in which the embeddings of the other half follow
-    their odds.
+    in other texts. Each has one more remedy. What tells she from he is taken out of all senses of a Backpack;
+    out of a GPT's embeddings, the direction in which those of the other half follow their odds.
     """
-    from nanobackpack.analysis.control import ScaleSense, nullspace
-    from nanobackpack.model.backpack import GPT
+    from nanobackpack.analysis.control import ReplaceSenses, ScaleSense, nullspace
+    from nanobackpack.model.backpack import BackpackLM
     from nanobackpack.model.edits import GPTNullspace
 
     others, nouns = NOUNS[: len(NOUNS) // 2], NOUNS[len(NOUNS) // 2 :]
     fair = replace(LANGUAGE, he=LANGUAGE.he | dict.fromkeys(nouns, 0.5))
-    choose, test, ideal = (
-        Reading(model, draw(language, n, seed))
-        for language, seed in ((LANGUAGE, CHOOSE), (LANGUAGE, TEST), (fair, TEST))
-    )
+    choose, test = (Reading(model, draw(LANGUAGE, n, seed)) for seed in (CHOOSE, TEST))
+    ideal = Reading(model, draw(fair, n, TEST))
     he, she = choose.tokens(["he", "she"]).tolist()
     ids = choose.tokens(nouns).tolist()
 
     def bias(odds: Tensor, whose: Tensor, of: Sequence[str]) -> float:
         return odds[whose.unsqueeze(1).eq(choose.tokens(of)).any(dim=1)].abs().mean().item()
 
-    remedies: dict[str, EditLike] = {}
+    E = model.wte.weight.detach()
     scaled: Callable[[Sequence[int], float], Edit]
-    if isinstance(model, GPT):
-        scaled = lambda tokens, factor: nullspace(model, tokens, she, he, factor)  # noqa: E731
-        odds, whose = choose.odds(choose.log_p())
-        tokens = choose.tokens(others)
-        mean_odds = odds.new_tensor([odds[whose == token].mean() for token in tokens.tolist()])  # (nouns / 2)
-        E = model.wte.weight.detach()[tokens]  # (nouns / 2, D)
-        direction = (mean_odds - mean_odds.mean()) @ (E - E.mean(dim=0))  # (D)
-        remedies["direction of the nouns"] = GPTNullspace(tuple(ids), 0.0, direction)
-    else:
+    last: dict[str, EditLike]
+    if isinstance(model, BackpackLM):
         theirs = tuple(choose.tokens(others).tolist())
-        without = {
-            k: bias(*choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
+        without = [
+            bias(*choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
             for k in range(model.config.n_sense_vector)
-        }
-        sense = min(without, key=without.__getitem__)
+        ]
+        sense = without.index(min(without))
         scaled = lambda tokens, factor: ScaleSense(tuple(tokens), factor, sense)  # noqa: E731
+        C, g = model.sense_vectors(ids), E[she] - E[he]  # (nouns / 2, K, D), (D)
+        along = (C @ g)[..., None] * g / (g @ g)  # (nouns / 2, K, D)
+        last = {"out of all senses": ReplaceSenses(tuple(ids), (C - along).cpu())}
+    else:
+        scaled = lambda tokens, factor: nullspace(model, tokens, she, he, factor)  # type: ignore[arg-type]  # noqa: E731
+        odds, whose = choose.odds(choose.log_p())
+        e = E[choose.tokens(others)]  # (nouns / 2, D)
+        means = E.new_tensor([odds[whose == token].mean() for token in choose.tokens(others)])  # (nouns / 2)
+        direction = (means - means.mean()) @ (e - e.mean(dim=0))  # (D)
+        last = {"direction of the nouns": GPTNullspace(tuple(ids), 0.0, direction)}
     left = {f: choose.odds(choose.log_p(scaled(ids, f))) for f in FACTORS}
     best = {noun: min(FACTORS, key=lambda f: bias(*left[f], [noun])) for noun in nouns}
-    remedies = {"removed": scaled(ids, 0.0), **remedies}
-    remedies["optimised"] = [scaled(test.tokens([noun]).tolist(), factor) for noun, factor in best.items()]
+    optimised = [scaled(test.tokens([noun]).tolist(), factor) for noun, factor in best.items()]
+    remedies: dict[str, EditLike] = {"removed": scaled(ids, 0.0), "optimised": optimised, **last}
 
     before = test.log_p()
     rest = (test.latest(nouns) >= 0) & test.real & ~test.expects(["he", "she"])
@@ -205,7 +207,7 @@ def edit_facts(model: LanguageModel, n: int) -> Figures:
         else:
             edit = nullspace(model, [token], remove, add, factor=-1.0)  # type: ignore[arg-type]
         before, after = texts.log_p(), texts.log_p(edit)
-        right_before, right = before.argmax(dim=2) == texts.next, after.argmax(dim=2) == texts.next  # (N, T)
+        right = after.argmax(dim=2) == texts.next  # (N, T)
         here, cities = texts.latest(COUNTRIES) == token, texts.expects(CITIES)
         wanted, since = here & cities, texts.latest([country]) >= 0
         others, colours = cities & ~here & since, texts.expects(COLOURS) & here
@@ -215,9 +217,7 @@ def edit_facts(model: LanguageModel, n: int) -> Figures:
             "fact: ... in the worst template, %": min(
                 share(right[wanted & (texts.read == last)]) for last in texts.read[wanted].unique()
             ),
-            "fact: other countries' cities, before, %": share(right_before[others]),
             "fact: other countries' cities, %": share(right[others]),
-            "fact: the country's flag, before, %": share(right_before[colours]),
             "fact: the country's flag, %": share(right[colours]),
             "fact: elsewhere": elsewhere(before, after, since & texts.real & ~wanted),
             "fact: distance": texts.distance(after, moved),
@@ -248,27 +248,24 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
             f"Yesterday the {dice.choice(NOUNS)} {dice.choice(shown[0])} the {dice.choice(shown[1])}."
             for _ in range(n // 4)
         ]
-        begin: dict[str, tuple[list[str], EditLike]] = {
-            "nothing": ([""] * len(firsts), ()),
-            "a first sentence": (firsts, ()),
-        }
+        nothing = [""] * len(firsts)
+        ways: dict[str, tuple[list[str], EditLike]]
+        ways = {"nothing": (nothing, ()), "a first sentence": (firsts, ())}
         if isinstance(model, BackpackLM):
             bag = reading.tokens([*shown[0], *shown[1]]).tolist()
             for strength in (1, 2, 3):
-                edit = topic(model, bag, strength, peaks=peaks)
-                begin[f"senses, strength {strength}"] = ([""] * len(firsts), edit)
+                ways[f"senses, strength {strength}"] = nothing, topic(model, bag, strength, peaks=peaks)
         figures: Figures = {}
-        for way, (prompts, edits) in begin.items():
+        for way, (prompts, edits) in ways.items():
             rows = [[end, *tokenizer.encode(prompt)] for prompt in prompts]
             room = model.config.block_size - max(map(len, rows))
             draws = torch.Generator(reading.read.device).manual_seed(number)
             grown = model.generate(rows, room, generator=draws, stop=[end], edits=edits)
             texts = [tokenizer.decode(row[1:]).removesuffix("<|endoftext|>") for row in grown]
-            new = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
-            words = [word for text in new for word in text.replace(".", "").split()]
-            of_any = [word for word in words if any(word in some for some in hidden.values())]
-            on = sum(word in hidden[name] for word in of_any)
-            figures[f"topic, {way}: on topic, %"] = 100 * on / max(1, len(of_any))
+            new = " ".join(text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True))
+            words = [word for word in new.replace(".", " ").split() if word in set().union(*hidden.values())]
+            on = sum(word in hidden[name] for word in words)
+            figures[f"topic, {way}: on topic, %"] = 100 * on / max(1, len(words))
             right = sum(LANGUAGE.log_p(text) > float("-inf") for text in texts)
             figures[f"topic, {way}: right, %"] = 100 * right / len(texts)
         found.append(figures)
