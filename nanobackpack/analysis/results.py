@@ -62,7 +62,9 @@ class Result:
 
     def records(self) -> list[dict[str, Any]]:
         """List the rows of `to_dataframe`: one for each entry of the fields that are lists, else one."""
-        fields = {name: value for name, value in to_json_values(self).items() if name != "title"}
+        fields = to_json_values(self)
+        for name in ("title", "controls"):  # are not of one row
+            fields.pop(name, None)
         n = max((len(value) for value in fields.values() if isinstance(value, list)), default=1)
         lists = {name for name, value in fields.items() if isinstance(value, list) and len(value) == n}
         return [{k: v[i] if k in lists else v for k, v in fields.items()} for i in range(n)]
@@ -142,9 +144,11 @@ def check_finite(found: Any, name: str = "") -> None:
 
 
 def _results_in(found: Any) -> Iterator[Result]:
-    """Yield the results in a list, and in the lists in it."""
+    """Yield the results in a list, and in the lists in it; after each its controls, if it has them."""
     if isinstance(found, Result):
         yield found
+        if controls := getattr(found, "controls", None):
+            yield controls
     else:
         for part in found:
             yield from _results_in(part)
@@ -158,9 +162,10 @@ def write_json(path: str, value: Any) -> None:
 
 
 def to_json_values(value: Any) -> Any:
-    """Turn results into dicts and tensors into lists, as JSON takes them; NaN becomes null."""
+    """Turn results into dicts and tensors into lists, as JSON takes them; NaN becomes null. Fields that do
+    not show themselves (repr=False) are left out."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_json_values(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
     if hasattr(value, "tolist"):  # a tensor
         return to_json_values(value.tolist())
     if isinstance(value, dict):
