@@ -132,6 +132,7 @@ for verb in commands.VERBS:
 def test_the_package_needs_only_its_core_dependencies() -> None:
     """What pip installs without extras is enough to import everything, and every public name."""
     blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
+    blocked += ["trackio", "tensorboard"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({blocked}))
