@@ -81,7 +81,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("python", [sys.executable, os.environ.get("OTHER_TRANSFORMERS")])
 def test_without_nanobackpack(folders: dict[str, Path], python: str | None) -> None:
-    """In a Python of its own: this one, and the one with another transformers that OTHER_TRANSFORMERS names."""
+    """In a process of its own; also in the Python, with another transformers, that OTHER_TRANSFORMERS is."""
     if python is None:
         pytest.skip("OTHER_TRANSFORMERS names no other Python")
     command = [python, str(ROOT / "tests" / "hub_checks.py"), *map(str, folders.values())]

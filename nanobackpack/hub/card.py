@@ -26,7 +26,8 @@ tags: [{tags}]
 
 {senses}## How to open it
 
-{opening}In nanobackpack, to read and steer it:
+{opening}
+In nanobackpack, to read and steer it:
 
     import nanobackpack as nb
     model = nb.load_model("{name}")
@@ -35,40 +36,32 @@ Positions were learned up to {block_size} tokens, and no text can be longer.
 
 ## Citation
 
-{citation}"""
-
-BACKPACK_CITATION = """\
+{citation}
+"""
+OPENING = """\
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+    tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+    ids = tokenizer({start!r}, return_tensors="pt")
+    print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=True)[0]))
+"""
+BACKPACK = """\
     @inproceedings{hewitt2023backpack,
       title = {Backpack Language Models},
       author = {Hewitt, John and Thickstun, John and Manning, Christopher D. and Liang, Percy},
       booktitle = {Annual Meeting of the Association for Computational Linguistics (ACL)},
       year = {2023},
       url = {https://arxiv.org/abs/2305.16765}
-    }
-"""
-GPT_CITATION = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2).\n"
-OPENING = """\
-In transformers{trust}:
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{name}"{code})
-    tokenizer = AutoTokenizer.from_pretrained("{name}"{code})
-    ids = tokenizer({start!r}, return_tensors="pt")
-    print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=True)[0]))
-
-"""
+    }"""
+GPT = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)."
 
 
 def card(model: LanguageModel, run: Path, name: str, layout: str = "transformers") -> str:
     """Write the card of a model under the name it will have; `run` is where it came from."""
     c, backpack, words = model.config, isinstance(model, BackpackLM), typical_words(model)
-    opening = OPENING.format(
-        name=name,
-        start=words[0].strip() if words else "\n",
-        trust=", with the code that goes with it" if backpack else "",
-        code=", trust_remote_code=True" if backpack else "",
-    )
     shape = f"{c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, {c.n_token:,} tokens"
+    trust = ", trust_remote_code=True" if backpack else ""  # the code that goes with it
+    opening = OPENING.format(name=name, trust=trust, start=words[0].strip() if words else "\n")
     return CARD.format(
         name=name,
         tags="backpack, interpretability" if backpack else "gpt2",
@@ -76,11 +69,11 @@ def card(model: LanguageModel, run: Path, name: str, layout: str = "transformers
         size=model.num_params(),
         shape=f"{shape}, {c.n_sense_vector} senses a token" if backpack else shape,
         data=run_settings(run).get("dataset", "not known"),
-        training=_training(run),
-        senses=_senses(model, words) if backpack and words else "",
-        opening=opening if layout == "transformers" else f"It is in the layout of {layout}.\n\n",
+        training=last_loss(run),
+        senses=senses_of(model, words) if backpack and words else "",
+        opening=opening if layout == "transformers" else f"It is in the layout of {layout}.\n",
         block_size=c.block_size,
-        citation=BACKPACK_CITATION if backpack else GPT_CITATION,
+        citation=BACKPACK if backpack else GPT,
     )
 
 
@@ -95,19 +88,16 @@ def typical_words(model: LanguageModel, n: int = 5) -> list[str]:
     return sorted(words, key=lambda word: -min(len(word.strip()), 4))[:n]
 
 
-def _training(run: Path) -> str:
-    """The last losses that the run's log has."""
-    evaluated = [r for r in read_metrics(run / "metrics.jsonl") if {"val_loss", "val_loss_full"} & r.keys()]
-    if not evaluated:
-        return "not known"
-    last = evaluated[-1]
-    loss = last.get("val_loss_full", last.get("val_loss"))
-    return f"{last['step']:,} steps, then a loss of {loss:.4f} nats a token on the held-out text"
+def last_loss(run: Path) -> str:
+    for record in reversed(read_metrics(run / "metrics.jsonl")):
+        loss = record.get("val_loss_full", record.get("val_loss"))
+        if isinstance(loss, float):
+            return f"{record['step']:,} steps, then a loss of {loss:.4f} nats a token on the held-out text"
+    return "not known"
 
 
-def _senses(model: LanguageModel, words: list[str]) -> str:
+def senses_of(model: LanguageModel, words: list[str]) -> str:
     """What the senses of some words say, as text that no reader takes for markup."""
     senses = Senses(model)
-    tables = "\n".join(senses.sense_projection(word, k=6).table() for word in words)
-    indented = "\n".join(f"    {line}" for line in tables.splitlines())
-    return f"What each sense of a word predicts most, whatever stands around it:\n\n{indented}\n\n"
+    lines = [line for word in words for line in senses.sense_projection(word, k=6).table().splitlines()]
+    return "What each sense of a word predicts most:\n\n" + "".join(f"    {line}\n" for line in lines) + "\n"

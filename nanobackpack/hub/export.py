@@ -1,14 +1,14 @@
 """Models as other programs open them: a folder for transformers, backpack-gpt2's class or nanoBackpackLM.
 
-    export(model, Path("king"), card=about(model, "out-en"))     # hub/card.py
+    export(model, Path("king"), card=card(model, Path("out-en"), "king"))
     AutoModelForCausalLM.from_pretrained("king", trust_remote_code=True)
 
-    transformers     config.json, model.safetensors, generation_config.json, and for a Backpack the code that
-                     runs it, modeling_backpack.py; a GPT is GPT-2, which is part of the library
+    transformers     config.json, model.safetensors, generation_config.json, and of a Backpack its code,
+                     modeling_backpack.py; a GPT becomes the library's own GPT-2
     backpack-gpt2    config.json and pytorch_model.bin for the paper's class: its sense network, with biases
-    nanobackpacklm   ckpt.pt for nanoBackpackLM's sample.py; the nano sense network, or a GPT
-all with tokenizer.json and tokenizer_config.json, where the model has a tokenizer, but the last. load_model
-opens each of them. A model that a layout cannot hold is refused.
+    nanobackpacklm   ckpt.pt for nanoBackpackLM's sample.py: the nano sense network, or a GPT
+
+The first two have the tokenizer too. load_model opens all of them. What a layout cannot hold is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,14 @@ def push(folder: Path, name: str) -> None:
         ) from None
 
 
+def write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
 # --- transformers -----------------------------------------------------------------------------
 
 
-def _transformers(model: LanguageModel, folder: Path) -> None:
+def write_transformers(model: LanguageModel, folder: Path) -> None:
     if not find_spec("transformers"):
         raise InputError("export needs transformers: pip install 'nanobackpack[hub]'")
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
@@ -72,57 +75,53 @@ def _transformers(model: LanguageModel, folder: Path) -> None:
 
     from nanobackpack.hub.modeling_backpack import BackpackConfig, BackpackForCausalLM
 
-    settings = dataclasses.asdict(model.config)
-    del settings["model_name"]
-    other: Any
     if isinstance(model, BackpackLM):
-        other, state = BackpackForCausalLM(BackpackConfig(**settings)), model.state_dict()
-        state["lm_head.weight"] = state["wte.weight"]
+        settings = dataclasses.asdict(model.config)
+        del settings["model_name"]
+        other: Any = BackpackForCausalLM(BackpackConfig(**settings))
+        state = model.state_dict() | {"lm_head.weight": model.wte.weight}
     else:
-        other = GPT2LMHeadModel(GPT2Config(**_gpt2_settings(model)))
+        other = GPT2LMHeadModel(GPT2Config(**gpt2_settings(model)))
         # GPT-2 always has biases: those of a model without are 0.
         zeros = {name: torch.zeros_like(t) for name, t in other.state_dict().items() if name.endswith("bias")}
         state = zeros | export_state(model, GPT2)
     other.load_state_dict(state)
     other.tie_weights()
-    other.generation_config = GenerationConfig(**_generation(model))
+    # It generates as ours does: as far as positions were learned, never what stands for no text.
+    tokenizer, n = model.tokenizer, model.config.n_token
+    never = [*(tokenizer.unsampled_ids if tokenizer else ()), *range(n, model.config.vocab_size)]
+    tokens = {f"{role}_token_id": i for role, i in roles(tokenizer).items()}
+    longest = model.config.block_size
+    other.generation_config = GenerationConfig(max_length=longest, suppress_tokens=never or None, **tokens)
     watched = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try:
-        other.save_pretrained(folder)
-    finally:
-        logging.enable_progress_bar() if watched else None
-    _write_tokenizer(model, folder)
+    other.save_pretrained(folder)
+    if watched:
+        logging.enable_progress_bar()
+    write_tokenizer(model, folder)
 
 
-def _generation(model: LanguageModel) -> dict[str, Any]:
-    """How it generates as ours does: as far as positions were learned, never what stands for no text."""
-    n, tokenizer = model.config.n_token, model.tokenizer
-    never = [*(tokenizer.unsampled_ids if tokenizer else ()), *range(n, model.config.vocab_size)]
-    settings: dict[str, Any] = {"max_length": model.config.block_size, "suppress_tokens": never or None}
-    if tokenizer:
-        roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": _padding(tokenizer)}
-        settings |= {f"{role}_token_id": i for role, i in roles.items() if i is not None}
-    return settings
-
-
-def _padding(tokenizer: Tokenizer) -> int | None:
-    """What fills up the shorter texts of a batch: it is never looked at, so the end of a document will do."""
+def roles(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The special tokens by the roles that transformers gives them."""
+    if tokenizer is None:
+        return {}
+    # What fills up the shorter texts of a batch is never looked at: the end of a document will do.
     padding = [tokenizer.special[name] for name in ("[PAD]", "<pad>") if name in tokenizer.special]
-    return padding[0] if padding else tokenizer.eos_id
+    found = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": [*padding, tokenizer.eos_id][0]}
+    return {role: i for role, i in found.items() if i is not None}
 
 
-def _write_tokenizer(model: LanguageModel, folder: Path) -> None:
+def write_tokenizer(model: LanguageModel, folder: Path) -> None:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return
     name_of = {i: name for name, i in tokenizer.special.items()}
     inner, bos = hf.Tokenizer.from_str(tokenizer.to_json()), tokenizer.bos_id
-    if bos is not None:  # BERT's own would also end each prompt
-        template = [name_of[bos], "$A"]
-        inner.post_processor = TemplateProcessing(
-            single=template, pair=[*template, "$B"], special_tokens=[(name_of[bos], bos)]
-        )
+    if bos is not None:  # BERT's own post-processor would also end each prompt
+        single, pair = f"{name_of[bos]} $A", f"{name_of[bos]} $A $B"
+        tokens = [(name_of[bos], bos)]
+        inner.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+    inner.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
@@ -130,53 +129,35 @@ def _write_tokenizer(model: LanguageModel, folder: Path) -> None:
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
     }
-    roles = {"bos": bos, "eos": tokenizer.eos_id, "pad": _padding(tokenizer), "unk": tokenizer.unknown_id}
-    settings |= {f"{role}_token": name_of[i] for role, i in roles.items() if i in name_of}
-    inner.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    named = roles(tokenizer) | ({} if tokenizer.unknown_id is None else {"unk": tokenizer.unknown_id})
+    settings |= {f"{role}_token": name_of[i] for role, i in named.items() if i in name_of}
+    write_json(settings, folder / "tokenizer_config.json")
 
 
-def _gpt2_settings(model: LanguageModel) -> dict[str, Any]:
+def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
     """The settings of GPT-2 and of backpack-gpt2, by their names there."""
     c = model.config
-    settings: dict[str, Any] = {
-        "n_layer": c.n_layer,
-        "n_head": c.n_head,
-        "n_embd": c.n_embd,
-        "vocab_size": c.vocab_size,
-    }
-    settings |= {f"{part}_pdrop": c.dropout for part in ("embd", "attn", "resid")}
-    settings["scale_attn_by_inverse_layer_idx"] = c.scale_attn_by_inverse_layer_idx
-    return settings | {"n_positions": c.block_size}
+    same_name = ("n_layer", "n_head", "n_embd", "vocab_size", "scale_attn_by_inverse_layer_idx")
+    settings = {name: getattr(c, name) for name in same_name} | {"n_positions": c.block_size}
+    return settings | {f"{part}_pdrop": c.dropout for part in ("embd", "attn", "resid")}
 
 
 # --- The others -------------------------------------------------------------------------------
 
 
-def _backpack_gpt2(model: LanguageModel, folder: Path) -> None:
-    state = export_state(model, PAPER)
-    settings = _gpt2_settings(model) | {
-        "architectures": ["BackpackGPT2LMHeadModel"],
-        "model_type": "backpack-gpt2",
-        "num_senses": model.config.n_sense_vector,
-        "sense_intermediate_scale": 4,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "n_inner": None,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    torch.save(state, folder / "pytorch_model.bin")
-    _write_tokenizer(model, folder)
+def write_backpack_gpt2(model: LanguageModel, folder: Path) -> None:
+    torch.save(export_state(model, PAPER), folder / "pytorch_model.bin")
+    named = {"architectures": ["BackpackGPT2LMHeadModel"], "model_type": "backpack-gpt2"}
+    senses = {"num_senses": model.config.n_sense_vector, "sense_intermediate_scale": 4}
+    write_json(gpt2_settings(model) | named | senses, folder / "config.json")
+    write_tokenizer(model, folder)
 
 
-def _nanobackpacklm(model: LanguageModel, folder: Path) -> None:
+def write_nanobackpacklm(model: LanguageModel, folder: Path) -> None:
     layout = NANO if isinstance(model, BackpackLM) else NANO_GPT
     state, c = export_state(model, layout), model.config
-    # Masks, which its modules hold besides.
-    context = layout.key("context.")
-    masked = [f"{context}h.{i}.attn.bias" for i in range(c.n_block if c.dropout else 0)]
+    # Masks, which some of its modules hold.
+    masked = [f"{layout.key('context.')}h.{i}.attn.bias" for i in range(c.n_block if c.dropout else 0)]
     masked += [f"{NANO.key('alpha.')}bias"] if layout is NANO else []
     state |= dict.fromkeys(masked, torch.ones(c.block_size, c.block_size).tril()[None, None])
     names = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
@@ -185,6 +166,8 @@ def _nanobackpacklm(model: LanguageModel, folder: Path) -> None:
     torch.save({"model": state, "model_args": args}, folder / "ckpt.pt")
 
 
-WRITERS: dict[str, Callable[[LanguageModel, Path], None]] = {
-    "transformers": _transformers, "backpack-gpt2": _backpack_gpt2, "nanobackpacklm": _nanobackpacklm
-}  # fmt: skip
+WRITERS = {
+    "transformers": write_transformers,
+    "backpack-gpt2": write_backpack_gpt2,
+    "nanobackpacklm": write_nanobackpacklm,
+}
