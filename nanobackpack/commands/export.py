@@ -47,14 +47,15 @@ def main(settings: ExportConfig) -> None:
     from nanobackpack.analysis import control
     from nanobackpack.hub.card import card
     from nanobackpack.hub.export import export, push
-    from nanobackpack.train.checkpoint import load_model
+    from nanobackpack.train.checkpoint import load_model, run_settings
 
     run, folder = map(Path, settings.paths)
     model = load_model(run, settings.tokenizer_name)
     if settings.edits:
         model = control.bake(model, control.load(settings.edits, model))
     name = settings.push or folder.name
-    export(model, folder, settings.layout, card(model, run, name, settings.layout))
+    dataset = str(run_settings(run).get("dataset", ""))
+    export(model, folder, settings.layout, card(model, run, name, settings.layout), dataset)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if settings.push:
         push(folder, settings.push)

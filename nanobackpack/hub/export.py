@@ -32,15 +32,20 @@ from nanobackpack.safe.files import display_path
 from nanobackpack.text.tokenizer import Tokenizer
 
 
-def export(model: LanguageModel, folder: Path, layout: str = "transformers", card: str = "") -> None:
-    """Write a model into a new folder, all of it or nothing; `card` becomes its README.md."""
+def export(
+    model: LanguageModel, folder: Path, layout: str = "transformers", card: str = "", dataset: str = ""
+) -> None:
+    """Write a model into a new folder, all of it or nothing; `card` becomes its README.md.
+
+    `dataset`: name of the data, where nanoBackpackLM finds the characters of its tokenizer.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{display_path(folder)} is there already: give the name of a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
         new = Path(beside) / "model"
         new.mkdir()
-        WRITERS[layout](model, new)
+        WRITERS[layout](model, new, dataset)
         if card:
             (new / "README.md").write_text(card, encoding="utf-8")
         os.replace(new, folder)
@@ -67,7 +72,7 @@ def write_json(values: dict[str, Any], path: Path) -> None:
 # --- transformers -----------------------------------------------------------------------------
 
 
-def write_transformers(model: LanguageModel, folder: Path) -> None:
+def write_transformers(model: LanguageModel, folder: Path, dataset: str) -> None:
     if not find_spec("transformers"):
         raise InputError("export needs transformers: pip install 'nanobackpack[hub]'")
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
@@ -145,7 +150,7 @@ def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
 # --- The others -------------------------------------------------------------------------------
 
 
-def write_backpack_gpt2(model: LanguageModel, folder: Path) -> None:
+def write_backpack_gpt2(model: LanguageModel, folder: Path, dataset: str) -> None:
     torch.save(export_state(model, PAPER), folder / "pytorch_model.bin")
     named = {"architectures": ["BackpackGPT2LMHeadModel"], "model_type": "backpack-gpt2"}
     senses = {"num_senses": model.config.n_sense_vector, "sense_intermediate_scale": 4}
@@ -153,7 +158,7 @@ def write_backpack_gpt2(model: LanguageModel, folder: Path) -> None:
     write_tokenizer(model, folder)
 
 
-def write_nanobackpacklm(model: LanguageModel, folder: Path) -> None:
+def write_nanobackpacklm(model: LanguageModel, folder: Path, dataset: str) -> None:
     layout = NANO if isinstance(model, BackpackLM) else NANO_GPT
     state, c = export_state(model, layout), model.config
     # Masks, which some of its modules hold.
@@ -163,7 +168,7 @@ def write_nanobackpacklm(model: LanguageModel, folder: Path) -> None:
     names = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
     names += ["n_sense_vector"] if layout is NANO else []
     args = {name: getattr(c, name) for name in names}
-    torch.save({"model": state, "model_args": args}, folder / "ckpt.pt")
+    torch.save({"model": state, "model_args": args, "config": {"dataset": dataset}}, folder / "ckpt.pt")
 
 
 WRITERS = {
