@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from nanobackpack import BackpackLM, ModelConfig
-from nanobackpack.evaluate.language import CITIES, NOUNS, TOKENIZER, TOPICS, Language, corpus, verbs
+from nanobackpack.evaluate.language import CITIES, NOUNS, TOKENIZER, TOPICS, Language, corpus, draw, verbs
 from nanobackpack.evaluate.planted import PlantedConfig, planted, spread
 from nanobackpack.evaluate.planted_edits import (
     Reading,
     ask_for_topics,
-    draw,
     edit_facts,
     learned,
     remove_bias,
@@ -55,6 +54,7 @@ def test_probabilities_by_hand():
         ("that she", "she"),  # no template
         (" Yesterday the pilot served the rice.", ""),  # two sentences
         ("rice.", "rice"),
+        ("rice.", "rice.."),
     ],
 )
 def test_what_is_no_text_of_the_language(old: str, new: str):

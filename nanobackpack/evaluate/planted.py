@@ -44,7 +44,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "backpack-4": {"n_layer": 3, "n_sense_vector": 4},
     "backpack-16": {"n_layer": 3, "n_sense_vector": 16},
     "backpack-paper": {"n_layer": 2, "n_sense_vector": 8, "sense_network": "paper"},
-    "backpack-slow": {"n_layer": 3, "n_sense_vector": 8, "learning_rate": 5e-4, "min_lr": 5e-5},
     "backpack-muon": {"n_layer": 3, "n_sense_vector": 8, "optimizer": "muon", "learning_rate": 1e-3},
     "gpt-muon": {"n_layer": 2, "model_name": "gpt2", "optimizer": "muon", "learning_rate": 1e-3},
 }

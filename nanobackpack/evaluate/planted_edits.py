@@ -12,12 +12,15 @@ Letters: N texts, T tokens of a text and its end, V vocabulary, K senses, M posi
 
 from __future__ import annotations
 
+import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import TYPE_CHECKING
 
-from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, Language, things, verbs
+from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, Language, draw, things, verbs
 from nanobackpack.text.tokenizer import needs_tokenizer, token_id
 
 if TYPE_CHECKING:
@@ -33,15 +36,6 @@ CHANGED = 6  # facts that are edited, one at a time
 FACTORS = [i / 10 for i in range(-10, 11)]
 
 Figures = dict[str, float]
-
-
-def draw(language: Language, n: int, seed: int, word: str = "") -> list[str]:
-    """Draw n texts; with a word, such that hold it."""
-    dice, texts = random.Random(seed), list[str]()
-    while len(texts) < n:
-        if word in (text := language.draw(dice)):
-            texts.append(text)
-    return texts
 
 
 class Reading:
@@ -222,7 +216,7 @@ def edit_facts(model: LanguageModel, n: int) -> Figures:
             "fact: elsewhere": elsewhere(before, after, since & texts.real & ~wanted),
             "fact: distance": texts.distance(after, moved),
         })  # fmt: skip
-    return {name: sum(figures[name] for figures in found) / len(found) for name in found[0]}
+    return {name: mean(figures[name] for figures in found) for name in found[0]}
 
 
 # --- Topics ---------------------------------------------------------------------------------------
@@ -241,7 +235,7 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
     end, tokenizer, dice = reading.tokenizer.eos_id or 0, reading.tokenizer, random.Random(TEST)
     hidden = {name: {*verbs(name)[2:], *things(name)[3:]} for name in TOPICS}
     peaks = sense_peaks(model) if isinstance(model, BackpackLM) else None
-    found: list[Figures] = []
+    found: dict[str, list[float]] = defaultdict(list)
     for number, name in enumerate(TOPICS):
         shown = verbs(name)[:2], things(name)[:3]
         firsts = [
@@ -255,7 +249,6 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
             bag = reading.tokens([*shown[0], *shown[1]]).tolist()
             for strength in (1, 2, 3):
                 ways[f"senses, strength {strength}"] = nothing, topic(model, bag, strength, peaks=peaks)
-        figures: Figures = {}
         for way, (prompts, edits) in ways.items():
             rows = [[end, *tokenizer.encode(prompt)] for prompt in prompts]
             room = model.config.block_size - max(map(len, rows))
@@ -265,8 +258,7 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
             new = " ".join(text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True))
             words = [word for word in new.replace(".", " ").split() if word in set().union(*hidden.values())]
             on = sum(word in hidden[name] for word in words)
-            figures[f"topic, {way}: on topic, %"] = 100 * on / max(1, len(words))
-            right = sum(LANGUAGE.log_p(text) > float("-inf") for text in texts)
-            figures[f"topic, {way}: right, %"] = 100 * right / len(texts)
-        found.append(figures)
-    return {way: sum(figures[way] for figures in found) / len(found) for way in found[0]}
+            found[f"topic, {way}: on topic, %"].append(100 * on / max(1, len(words)))
+            right = sum(LANGUAGE.log_p(text) > -math.inf for text in texts)
+            found[f"topic, {way}: right, %"].append(100 * right / len(texts))
+    return {name: mean(values) for name, values in found.items()}
