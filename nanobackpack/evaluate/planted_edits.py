@@ -1,13 +1,13 @@
-"""What a model has learned of the planted language, and what edits of it do: the figures of one model.
+"""What edits do to a model of the planted language: a bias removed, a fact moved, a topic asked for.
 
-    learned(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)     # figures by name
 
 All figures are of n texts or so, drawn anew. A `distance` is in nats a text, from the language that a perfect
 edit would lead to, to what the model does: KL(language ‖ model), exact up to the choice of texts. `elsewhere`
 is what an edit changes where it should change nothing, after the edited word, in nats a token: KL(model ‖
 edited model). Before the edited word, and in texts without it, nothing changes at all.
 
-Letters: N texts, T tokens of a text and its end, V vocabulary, K senses, M positions.
+Letters: N texts, T tokens of a text and its end, V vocabulary, K senses, D width.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, Language, draw, things, verbs
-from nanobackpack.text.tokenizer import needs_tokenizer, token_id
+from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, draw, things, verbs
+from nanobackpack.evaluate.planted_reading import CHOOSE, LANGUAGE, TEST, Figures, Reading, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,92 +29,15 @@ if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
     from nanobackpack.model.edits import Edit, EditLike
 
-LANGUAGE = Language()
 CITIES, COUNTRIES = list(LANGUAGE.cities.values()), list(LANGUAGE.cities)
-CHOOSE, TEST = 1, 2  # seeds of the texts that something is chosen on, and of those that it is measured on
 CHANGED = 6  # facts that are edited, one at a time
 FACTORS = [i / 10 for i in range(-10, 11)]
-
-Figures = dict[str, float]
-
-
-class Reading:
-    """Texts before a model: what it predicts at each position, and where which words are to come."""
-
-    def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
-        import torch
-
-        from nanobackpack.runtime import pad_right
-
-        self.model, self.texts, self.tokenizer = model, texts, needs_tokenizer(model.tokenizer)
-        end = self.tokenizer.eos_id or 0
-        rows = [[end, *self.tokenizer.encode(text), end] for text in texts]
-        ids = pad_right(rows, model.wte.weight.device)  # (N, T + 1)
-        self.read, self.next = ids[:, :-1], ids[:, 1:]  # (N, T) each
-        self.at = torch.arange(self.read.size(1), device=ids.device)  # (T)
-        lengths = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
-        self.real = self.at < lengths[:, None]  # (N, T): the rest is padding
-
-    def tokens(self, words: Sequence[str]) -> Tensor:
-        return self.read.new_tensor([token_id(self.tokenizer, word) for word in words])
-
-    def log_p(self, edits: EditLike = ()) -> Tensor:
-        """Predict, under edits: (N, T, V)."""
-        from nanobackpack.runtime import eval_mode
-
-        with eval_mode(self.model) as model:
-            return model(self.read, edits=edits).logits.log_softmax(dim=2)
-
-    def expects(self, words: Sequence[str]) -> Tensor:
-        """Find the positions where one of the words comes next, (N, T)."""
-        return self.next.unsqueeze(2).eq(self.tokens(words)).any(dim=2) & self.real
-
-    def latest(self, words: Sequence[str]) -> Tensor:
-        """Find the latest of the words at each position: its token, or -1, (N, T)."""
-        hit = self.read.unsqueeze(2).eq(self.tokens(words)).any(dim=2)  # (N, T)
-        at = self.at.where(hit, -1).cummax(dim=1).values  # (N, T)
-        return self.read.gather(1, at.clamp(min=0)).where(at >= 0, -1)
-
-    def distance(self, log_p: Tensor, language: Language) -> float:
-        """Estimate KL(language ‖ model) in nats a text, if the texts are drawn from the language."""
-        of_next = log_p.gather(2, self.next[..., None])[..., 0]  # (N, T)
-        truth = sum(map(language.log_p, self.texts))
-        return (truth - of_next[self.real].double().sum().item()) / len(self.texts)
-
-    def odds(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute log p(he)/p(she) where a pronoun comes next, and the token of its noun, (M) each."""
-        where = self.expects(["he", "she"])
-        he, she = self.tokens(["he", "she"])
-        return (log_p[..., he] - log_p[..., she])[where], self.latest(NOUNS)[where]
-
-
-def share(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()
 
 
 def elsewhere(before: Tensor, after: Tensor, where: Tensor) -> float:
     """Compute KL(before ‖ after) in nats a token, at the positions `where` (N, T)."""
     kl = (before.exp() * (before - after)).sum(dim=2)  # (N, T)
     return kl[where].double().mean().item()
-
-
-def learned(model: LanguageModel, n: int) -> Figures:
-    """Measure what a model knows of the language; of the bias, the slope of its log odds on the true ones."""
-    import torch
-
-    texts = Reading(model, draw(LANGUAGE, n, TEST))
-    log_p = texts.log_p()
-    odds, nouns = texts.odds(log_p)  # (M) each
-    truth = torch.zeros_like(odds)
-    for noun, p in LANGUAGE.he.items():
-        truth[nouns == texts.tokens([noun])] = torch.tensor(p).logit().item()
-    right = log_p.argmax(dim=2) == texts.next  # (N, T)
-    return {
-        "learned: distance": texts.distance(log_p, LANGUAGE),
-        "learned: bias, %": 100 * ((odds @ truth) / (truth @ truth)).item(),
-        "learned: cities, %": share(right[texts.expects(CITIES)]),
-        "learned: flags, %": share(right[texts.expects(COLOURS)]),
-    }
 
 
 # --- Bias -----------------------------------------------------------------------------------------
