@@ -113,7 +113,7 @@ def test_what_was_planted_in_a_model_is_found_and_removed():
     assert learned(model, 100)["learned: bias, %"] > 20
     carried = carriers(model, 100)
     assert sum(carried.values()) == pytest.approx(learned(model, 100)["learned: bias, %"], rel=1e-4)
-    assert carried["carried: by the senses of the token before, %"] == pytest.approx(0, abs=1)
+    assert carried["carried: by the senses of words after it, %"] == pytest.approx(0, abs=1)
     assert carried["carried: by the senses of the noun, %"] > 20
     found = remove_bias(model, 100)
     # Sense 2 is found, and nothing but the nouns of other sentences, which are not edited, is left.

@@ -62,7 +62,8 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     he, she = choose.tokens(["he", "she"]).tolist()
     ids = choose.tokens(nouns).tolist()
 
-    def bias(odds: Tensor, whose: Tensor, of: Sequence[str]) -> float:
+    def bias(pronouns: tuple[Tensor, Tensor], of: Sequence[str]) -> float:
+        odds, whose = pronouns  # (M) each
         return odds[whose.unsqueeze(1).eq(choose.tokens(of)).any(dim=1)].abs().mean().item()
 
     E = model.wte.weight.detach()
@@ -71,7 +72,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     if isinstance(model, BackpackLM):
         theirs = tuple(choose.tokens(others).tolist())
         without = [
-            bias(*choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
+            bias(choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
             for k in range(model.config.n_sense_vector)
         ]
         sense = without.index(min(without))
@@ -87,7 +88,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
         direction = (means - means.mean()) @ (e - e.mean(dim=0))  # (D)
         last = {"direction of the nouns": GPTNullspace(tuple(ids), 0.0, direction)}
     left = {f: choose.odds(choose.log_p(scaled(ids, f))) for f in FACTORS}
-    best = {noun: min(FACTORS, key=lambda f: bias(*left[f], [noun])) for noun in nouns}
+    best = {noun: min(FACTORS, key=lambda f: bias(left[f], [noun])) for noun in nouns}
     optimised = [scaled(test.tokens([noun]).tolist(), factor) for noun, factor in best.items()]
     remedies: dict[str, EditLike] = {"removed": scaled(ids, 0.0), "optimised": optimised, **last}
 
@@ -96,7 +97,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     found = {"bias: distance, unedited": ideal.distance(ideal.log_p(), fair)}
     for name, edits in remedies.items():
         after = test.log_p(edits)
-        taken = 1 - bias(*test.odds(after), nouns) / bias(*test.odds(before), nouns)
+        taken = 1 - bias(test.odds(after), nouns) / bias(test.odds(before), nouns)
         found[f"bias, {name}: taken away, %"] = 100 * taken
         found[f"bias, {name}: elsewhere"] = elsewhere(before, after, rest)
         found[f"bias, {name}: distance"] = ideal.distance(ideal.log_p(edits), fair)

@@ -106,7 +106,7 @@ def learned(model: LanguageModel, n: int) -> Figures:
 
 def carriers(model: BackpackLM, n: int) -> Figures:
     """Divide a Backpack's bias, which is a sum over the senses of all tokens, by whose senses they are: the
-    noun's, those of the token before the pronoun, which the context may weigh by the noun, or others'."""
+    noun's, or those of words after and before it, which the context weighs by what the noun is."""
     import torch
 
     texts = Reading(model, draw(LANGUAGE, n, TEST))
@@ -115,11 +115,11 @@ def carriers(model: BackpackLM, n: int) -> Figures:
     pull = model.sense_vectors() @ (he - she)  # (V, K): what each sense of each token says for he
     weights = model.contextualization(texts.read)  # (N, K, T, T)
     parts = (weights * pull[texts.read].mT[:, :, None]).sum(dim=1)[where]  # (M, T): of each token read
-    row, at = where.nonzero().unbind(dim=1)  # (M) each: the text, and the position
-    its = texts.read[row] == noun[where][:, None]  # (M, T): a noun may come twice
-    before = texts.at == at[:, None]  # (M, T)
+    row, at = where.nonzero().unbind(dim=1)  # (M) each: the text, and the position before the pronoun
+    its = (texts.read[row] == noun[where][:, None]) & (texts.at <= at[:, None])  # (M, T): it may come twice
+    after = texts.at > texts.at.where(its, -1).amax(dim=1, keepdim=True)  # (M, T)
     truth = texts.true_odds(noun[where])  # (M)
-    sums = {"the noun": its, "the token before": before, "others": ~its & ~before}
+    sums = {"the noun": its, "words after it": after, "words before it": ~its & ~after}
     return {
         f"carried: by the senses of {name}, %": 100 * slope(torch.where(of, parts, 0).sum(dim=1), truth)
         for name, of in sums.items()
