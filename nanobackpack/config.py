@@ -110,7 +110,8 @@ class TrainConfig(Architecture):
     """Folder for checkpoints, metrics.jsonl, config.json and loss.png."""
     init_from: str = "scratch"
     """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped; or the weights of gpt2,
-    gpt2-medium, gpt2-large, gpt2-xl, of a run's folder, a checkpoint, a model folder, or a hub's name."""
+    gpt2-medium, gpt2-large, gpt2-xl, backpack-small (the paper's, where no folder is called so), of a run's
+    folder, a checkpoint, a model folder, or a hub's name."""
     overwrite: bool = False
     """Replace the run that is in out_dir; False: a new run moves it to out_dir/older-1, older-2, ..."""
     eval_interval: int = 2000
