@@ -581,7 +581,10 @@ def test_results_are_data_frames(monkeypatch: pytest.MonkeyPatch):
     changed = effect(senses, control.ScaleSense(tokens=(1,), factor=0.0), "ab", n=0, tested=["c"])
     assert changed.to_dataframe()["probability"].tolist() == changed.probabilities[0].tolist()
     # Of test sets: one row for each entry of the lists.
-    bias = Bias(title="x", sense=0, nouns=["a", "b"], factors=[1.0, 2.0], ratios={"r": [3.0, 4.0]})
+    bias = Bias(
+        title="x", sense=0, nouns=["a", "b"], factors=[1.0, 2.0], ratios={"r": [3.0, 4.0]},
+        seen=None, pronouns_seen=None, edits={},
+    )  # fmt: skip
     assert bias.to_dataframe().to_dict("list") == {"noun": ["a", "b"], "factor": [1.0, 2.0], "r": [3.0, 4.0]}
     counts = {"n": [1, 2], "left_out": [0, 0], "equal": [0, 1]}
     assert len(Blimp(title="x", names=["a", "b"], accuracy=[0.5, 1.0], **counts).to_dataframe()) == 2
