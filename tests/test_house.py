@@ -71,7 +71,7 @@ def test_nothing_is_imported_in_a_circle() -> None:
 # --- What needs no torch ----------------------------------------------------------------------
 
 NO_TORCH = ["errors", "config", "cli", "text.tokenizer", "text.tokenizer_files", "text.corpus", "text.splits"]
-NO_TORCH += ["program", "text.prepare", "analysis.results", "__main__"]
+NO_TORCH += ["program", "text.dictionaries", "text.prepare", "analysis.results", "__main__"]
 NO_TORCH_FOLDERS = ("safe", "evaluate", "commands")
 
 
