@@ -152,11 +152,16 @@ def test_gender_bias_of_a_gpt():
 
 
 def test_gender_bias_in_chinese(tmp_path: Path, capsys: Capture):
-    """Nouns of several characters are scaled in all of them; what cannot be spelled is left out."""
+    """Nouns of several characters are scaled in all of them; what cannot be spelled is left out. What that
+    costs is measured on text with these nouns and without."""
     folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来想一想站起")
-    out, err = run_program(
-        "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b"
+    (tmp_path / "text.txt").write_text(
+        "那个士兵说，进到屋子里走那个人".replace("人", "他") * 3, encoding="utf-8"
     )
+    out, err = run_program(
+        "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b",
+        f"--held_out={tmp_path}/text.txt",
+    )  # fmt: skip
     assert err == ""
     result = json.loads((tmp_path / "b").read_text())
     assert result["nouns"] == ["士兵", "教师"]
@@ -167,6 +172,10 @@ def test_gender_bias_in_chinese(tmp_path: Path, capsys: Capture):
     he, she = encode("他她")
     rows = [encode(text) for text in ("那个士兵说，", "士兵进到屋子里，", "士兵走了过来，")]
     edit = ScaleSense(tuple(encode("士兵")), 0.0, result["sense"])
+    assert list(result["costs"]) == ["removed", "optimised"]
+    assert result["costs"]["removed"]["kl"][0] > 0
+    assert result["seen"] is None
+    assert len(result["controls"]["untrained"][0]) == 3
     assert result["ratios"]["removed"][0] == pytest.approx(bias.bias_ratio(model, rows, he, she, edit))
 
 
@@ -191,7 +200,8 @@ def test_controlled_texts():
     hits = sum(token in (1, 3) for row in rows.tolist() for token in row)
     assert result.bag_tokens == pytest.approx(100 * hits / (4 * 59))
     words = [word for text in result.texts for word in text.split("\n") if word]
-    assert result.bag_words == pytest.approx(100 * sum(word in ("ab", "c") for word in words) / len(words))
+    share = sum(word in ("ab", "c") for word in words) / (len(words) + 4)  # with the mark that begins each
+    assert result.bag_words == pytest.approx(100 * share)
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
         ((again, _),) = topic.topic(model, {"mine": ["ab", "c"]}, replace(settings, batch_size=3))
     assert again.texts == result.texts
@@ -202,10 +212,15 @@ def test_controlled_texts():
 
 def test_word_share():
     """Words are counted as such, in Chinese by the characters they have in the text."""
-    assert topic.word_share(["Film, film and TV!", "a filmy tv"], ["film", "TV"]) == 4 / 7
-    assert topic.word_share(["却说曹操大骂，操贼曹操曹操。", "abc曹操"], ["曹操"]) == 8 / (12 + 3)
-    assert topic.word_share(["曹操曹操曹"], ["操曹"]) == 4 / 5
-    assert topic.word_share([""], ["a"]) == 0
+    for text, words, plain, paper in (
+        ("Film, film and TV!", ["film", "TV"], (3 / 4, 4), (2 / 7, 7)),  # as Table 12: with , ! and a mark
+        ("a filmy tv", ["film", "TV"], (1 / 3, 3), (0, 4)),
+        ("却说曹操大骂，操贼曹操曹操。", ["曹操"], (6 / 12, 12), (6 / 15, 15)),
+        ("曹操曹操曹", ["操曹"], (4 / 5, 5), (4 / 6, 6)),
+        ("", ["a"], (0, 1), (0, 1)),
+    ):
+        assert topic.word_share(text, words, "plain") == plain
+        assert topic.word_share(text, words, "paper") == paper
 
 
 def test_sentiment():

@@ -105,9 +105,11 @@ def check_finite(found: Any, name: str = "") -> None:
 
 
 def _results_in(found: Any) -> Iterator[Result]:
-    """Yield the results in a list, and in the lists in it."""
+    """Yield the results in a list, and in the lists in it; after each its controls, if it has them."""
     if isinstance(found, Result):
         yield found
+        if controls := getattr(found, "controls", None):
+            yield controls
     else:
         for part in found:
             yield from _results_in(part)
@@ -121,9 +123,10 @@ def write_json(path: str, value: Any) -> None:
 
 
 def to_json_values(value: Any) -> Any:
-    """Turn results into dicts and tensors into lists, as JSON takes them; NaN becomes null."""
+    """Turn results into dicts and tensors into lists, as JSON takes them; NaN becomes null. Fields that do
+    not show themselves (repr=False) are left out."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_json_values(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_json_values(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
     if hasattr(value, "tolist"):  # a tensor
         return to_json_values(value.tolist())
     if isinstance(value, dict):
