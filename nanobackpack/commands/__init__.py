@@ -40,6 +40,7 @@ VERBS = {
     "blimp": ("evaluate.blimp", "is the grammatical sentence likelier?"),
     "wcpc": ("evaluate.wcpc", "Chinese words from their context"),
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
+    "words": ("evaluate.words", "a study: trains models on dictionaries, and compares their senses"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }
