@@ -42,6 +42,8 @@ VERBS = {
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
     "words": ("evaluate.words", "a study: trains models on dictionaries, and compares their senses"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
+    "export": ("commands.export", "a folder that transformers and others open"),
+    "planted": ("evaluate.planted", "a study of a language whose truth is known"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }
 

@@ -27,7 +27,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,6 +115,9 @@ class Topics(controls.Evaluation):
         costs = [found.cost.table() for found in self.topics if found.cost]
         head = ["", "bag tokens", "bag words", "success"]
         return "\n".join([results.table(self.title, head, cells), *costs])
+
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(topic) for topic in self.topics]
 
 
 def main(settings: TopicConfig) -> None:
