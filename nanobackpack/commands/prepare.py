@@ -13,11 +13,8 @@ A known data set, by its name; --input takes local copies instead of a download:
     nanobackpack prepare shakespeare_char      Tiny Shakespeare by characters; downloads 1.1 MB, once
     nanobackpack prepare shakespeare           the same by GPT-2's tokens
     nanobackpack prepare pydocs_char           Python's own help texts by characters; needs no network
-<<<<<<< HEAD
     nanobackpack prepare words                 what words mean, of two dictionaries; downloads 25 MB
-=======
     nanobackpack prepare planted               a made-up language with known bias, topics and facts, by words
->>>>>>> main
     nanobackpack prepare openwebtext           by GPT-2's tokens, from the hub, some 40 GB of text
     nanobackpack prepare tigerbot              Chinese, from the hub, by Chinese BERT's tokens
     nanobackpack prepare clue_small            Chinese: CLUE's corpora, from folders that you have to fetch
@@ -131,7 +128,6 @@ def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
     return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
 
 
-<<<<<<< HEAD
 def words(settings: PrepareConfig, folder: Path) -> Plan:
     """Dictionaries, a line for each meaning: of 2 % of the words all lines are for validation."""
     paths: list[str | Path] = [*settings.input]
@@ -156,13 +152,13 @@ DICTIONARIES = [
         14_800_692,
     ),
 ]
-=======
+
+
 def planted(settings: PrepareConfig, folder: Path) -> Plan:
     """The language of `nanobackpack planted`: 60,000 short texts, each a document."""
     if settings.input:
         raise InputError("planted has texts of its own: leave --input out")
     return {"": language.corpus()}, split_spread(0.02), {}
->>>>>>> main
 
 
 def local_or_hub(settings: PrepareConfig, hub: str, field: str) -> Corpus:
@@ -257,11 +253,8 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "shakespeare_char": (shakespeare, "char"),
     "shakespeare": (shakespeare, "gpt2"),
     "pydocs_char": (pydocs_char, "char"),
-<<<<<<< HEAD
     "words": (words, "bpe:20480"),
-=======
     "planted": (planted, language.TOKENIZER),
->>>>>>> main
     "openwebtext": (openwebtext, "gpt2"),
     "tigerbot": (tigerbot, "chinese-character-bert"),
     "clue_small": (clue_small, "chinese-character-bert"),
