@@ -424,17 +424,29 @@ _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")  # where par
 _GROWTH = {"BertNormalizer": 3, "ByteLevel": 4, "Metaspace": 2, "BPEDecoder": 2, "CTC": 2}
 _MAX_GROWTH = 1000  # GPT-2's chain makes 4 of one at most, the longest real ones below 200
 _MAX_PARTS = 200
+# The time for a word grows with the square of the longest that WordPiece looks into, and that for a character
+# with the longest token of Unigram. Known ones have 100 and 16 characters.
+_MAX_WORD = 200
 
 
 def check_tokenizer(text: str, source: str) -> dict[str, Any]:
     """Look through a tokenizer.json for parts with which the tokenizers library would take all memory;
     return what is in it.
 
-    Those are tables longer than the file, very many parts, and chains that make a text 1,000 times longer.
+    Those are tables longer than the file, very many parts, chains that make a text 1,000 times longer, and
+    words so long that the library would never end.
     """
     tokenizer = parse_json(text, source)
     if not isinstance(tokenizer, dict) or "model" not in tokenizer:
         raise InputError(f"{source} is not a tokenizer.json: it has no entry 'model'")
+    model = tokenizer["model"] if isinstance(tokenizer["model"], dict) else {}
+    vocabulary, longest = model.get("vocab"), model.get("max_input_chars_per_word", 100)
+    if isinstance(vocabulary, list):  # of Unigram
+        longest = max(
+            (len(str(entry[0])) for entry in vocabulary if isinstance(entry, list) and entry), default=0
+        )
+    if not isinstance(longest, int) or longest > _MAX_WORD:
+        raise InputError(f"{source} has words of {short_repr(longest)} characters: {_MAX_WORD} are allowed")
     for chain in _CHAINS:
         growth, parts = 1, [tokenizer.get(name) for name in chain]
         for n, part in enumerate(parts):  # which grows while it is read
