@@ -214,10 +214,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     # Links are followed, since the cache of a model hub is made of them.
     if path.exists() and not path.is_file():
         raise InputError(f"{display_path(path)} is not a file")
-    if path.stat().st_size > limit:
+    if (n_bytes := path.stat().st_size) > limit:
         raise InputError(f"{display_path(path)} has more than {limit:,} bytes, too many for such a file")
     with open(path, "rb") as file:
-        return file.read(limit)  # some endless files say that they are empty
+        return file.read(n_bytes) if n_bytes else b""  # those of the kernel say so, and some never end
 
 
 def read_json(path: Path, limit: int = MEGABYTE) -> Any:
@@ -323,4 +323,4 @@ def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object]
 
 def plain_name(name: object) -> bool:
     """Tell whether a name found in a file can only mean something in that file's own folder."""
-    return isinstance(name, str) and name == Path(name).name != ".." and "\0" not in name and len(name) < 256
+    return isinstance(name, str) and name == Path(name).name != ".." and name.isprintable() and len(name) < 256
