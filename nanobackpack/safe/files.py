@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
 UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
-_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
+_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)(?:\.\w+)?\.tmp")  # the name of a new file
+_OWN = secrets.token_hex(4)  # in another container there may be a process of the same number
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -135,7 +137,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
 
 def _temporary(path: Path) -> Path:
     """Name the place where the new file for `path` is written, in the same folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{_OWN}.tmp")
 
 
 def _sync_folders(folders: Iterable[Path]) -> None:
@@ -323,4 +325,6 @@ def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object]
 
 def plain_name(name: object) -> bool:
     """Tell whether a name found in a file can only mean something in that file's own folder."""
-    return isinstance(name, str) and name == Path(name).name != ".." and name.isprintable() and len(name) < 256
+    return (
+        isinstance(name, str) and name == Path(name).name != ".." and name.isprintable() and len(name) < 256
+    )

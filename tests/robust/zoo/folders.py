@@ -312,6 +312,9 @@ LOGS: Table = {
         '{"step": "x", "train_loss": {}}\n[1]\n7\nnull\n{"train_loss": 1}\n{"step": 1e999}\n',
         "texts, lists and nothing for numbers"),
     "cut": ('{"step": 1, "train_lo', "its end is missing"),
+    "deep-enough": (
+        "\n".join(f'{{"step": 1, "x": {"[" * n}{"]" * n}}}' for n in range(900, 1000)),
+        "900 lists in each other and more: some can be read, but not written again"),
 }  # fmt: skip
 beasts("metrics-", in_file("metrics.jsonl"), LOGS, "metrics", harmless=LOGS)
 

@@ -193,6 +193,12 @@ beast(
 )  # fmt: skip
 
 
+beast(
+    "nano-dataset-half", lambda d: changed(d, put("config", dataset="\ud800"), old=True),
+    "the tokenizer is to be found in half a character", "model", harmless=True,
+)  # fmt: skip
+
+
 def shared(d: Path) -> None:
     sizes = SIZES | {"n_layer": 250, "n_embd": 128}
     state = checkpoint.build_model(ModelConfig(**sizes | {"n_layer": 2})).state_dict()
@@ -219,7 +225,7 @@ STATES: Table = {
     "scalar": (put(*AVERAGES, exp_avg=torch.zeros(())), "a mean that is one number"),
     "shape": (put(*AVERAGES, exp_avg=torch.zeros(10**6)), "a mean of another shape"),
     "beyond-float32": (
-        put(*AVERAGES, exp_avg=torch.full((4, 8), 1e300, dtype=torch.float64)), "a mean of 10^300, in float64"),
+        put(*AVERAGES, exp_avg=torch.full((4, 8), 1e300, dtype=torch.float64)), "a mean of 10^300"),
     "steps": (put(*AVERAGES, step=torch.zeros(3)), "three counts of steps"),
     "complex": (
         lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"] * 1j)(c), "a complex mean"),
