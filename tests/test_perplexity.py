@@ -226,9 +226,7 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
     for name in (str(tmp_path), f"{run}/../x", "../x", "data/../../x", "..\\x", "a\0b", "/dev/zero", "/a b"):
         flag = shlex.quote(f"--dataset={name}").replace("\0", " ")
         (tmp_path / "config.json").write_text(json.dumps({"dataset": "data", key: name}))
-        with pytest.raises(
-            InputError, match=re.escape(flag) + "$"
-        ):
+        with pytest.raises(InputError, match=re.escape(flag) + "$"):
             open_stream(PerplexityConfig(out_dir=str(tmp_path)))
 
 

@@ -225,7 +225,8 @@ STATES: Table = {
     "scalar": (put(*AVERAGES, exp_avg=torch.zeros(())), "a mean that is one number"),
     "shape": (put(*AVERAGES, exp_avg=torch.zeros(10**6)), "a mean of another shape"),
     "beyond-float32": (
-        put(*AVERAGES, exp_avg=torch.full((4, 8), 1e300, dtype=torch.float64)), "a mean of 10^300"),
+        lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"].double() + 1e300)(c),
+        "a mean of 10^300"),
     "steps": (put(*AVERAGES, step=torch.zeros(3)), "three counts of steps"),
     "complex": (
         lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"] * 1j)(c), "a complex mean"),
