@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanobackpack.errors import InputError
 
@@ -99,10 +100,21 @@ def in_eval_mode(model: AnyModule) -> AnyModule:
 
 
 @contextlib.contextmanager
+def any_length() -> Iterator[None]:
+    """Attend without cuDNN, which on a GPU plans for 50 ms whenever it meets a text of a new length. That
+    is well spent in training, where all are of one length, but not on text that grows token by token."""
+    if not torch.cuda.is_initialized():
+        yield
+        return
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
+
+
+@contextlib.contextmanager
 def eval_mode(model: AnyModule) -> Iterator[AnyModule]:
     """Use a model without training it: `with eval_mode(model) as model:` has it in eval mode, and there are
     no gradients."""
-    with torch.no_grad():
+    with torch.no_grad(), any_length():
         yield in_eval_mode(model)
 
 
@@ -111,7 +123,9 @@ def pick_compile(setting: Literal["auto"] | bool, device: torch.device) -> bool:
     if setting is False or (setting == "auto" and device.type != "cuda"):
         return False
     if device.type == "cuda":
-        missing = "" if torch.utils._triton.has_triton() else "Triton"
+        from torch.utils._triton import has_triton  # no part of torch imports it before this
+
+        missing = "" if has_triton() else "Triton"
     else:
         compilers = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
         missing = "" if any(map(shutil.which, compilers)) else "a C++ compiler"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import PAPER, TINY
+from jobs import SERVER
 
-from nanobackpack.bench import BenchConfig, cases, main, workers
+from nanobackpack.bench import BenchConfig, cases, gpu, main, workers
 from nanobackpack.bench.cases import Case
 from nanobackpack.bench.workers import Bench, Setup, Text
 from nanobackpack.config import ModelConfig
@@ -65,19 +66,20 @@ def test_a_row_compares_the_numbers_it_names(
 
 
 def test_what_is_left_out_is_not_measured() -> None:
-    for case in cases.cases(quick=True, cuda=True):
+    for case in cases.cases(quick=True):
         if case.skip:
             row = case.run(Bench("cpu", quick=True))
             assert row["met"] is None
             assert "--quick" in row["note"]
 
 
-@pytest.mark.parametrize("rows", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_measures_end_in_a_table_and_a_file(
-    rows: slice, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "SECONDS", (0.0, 0.0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the processes of the programs
+    # The processes of the programs are forks of one that has imported torch.
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda name: SERVER)
     inf, decoded, named = math.inf, MANY._replace(T=32), SMALL._replace(V=200)
     slides, restarts = (partial(cases.generate_on, n=20, restart=restart) for restart in (False, True))
     ten = partial(cases.generate, n=8, samples=10, some=2)
@@ -94,10 +96,10 @@ def test_the_measures_end_in_a_table_and_a_file(
         Case("prepare", Text(1, "bpe:300"), "MB/s", "ours/plain", 0.8, inf, cases.prepare),
         Case("peak", Text(1, "char"), "MB", "ours/limit", 0, 1, partial(cases.prepare, peak=True)),
         Case("memory", MANY, "MB", "ours/plain", 0, 1 / 3, partial(cases.memory, ours="ours recompute")),
-    ][rows]
+    ]
     bench = Bench("cpu", quick=True)
     try:
-        cases.table(bench, table, str(tmp_path / "bench.json"))
+        cases.table((case.run(bench) for case in table), "cpu", str(tmp_path / "bench.json"))
     finally:
         bench.close()
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -129,3 +131,17 @@ def test_only_chooses_rows_by_name(tmp_path: Path) -> None:
     main(BenchConfig(device="cpu", only="flop", json=str(tmp_path / "flops.json")))
     rows = json.loads((tmp_path / "flops.json").read_text())["rows"]
     assert [row["met"] for row in rows] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "only", ["sum: ours", "sum: scaled", "sum: the same", "head: ours", "step: ours", "generate 1"]
+)
+def test_the_rows_of_a_gpu(only: str) -> None:
+    """On a CPU and in small: the ways that need no compiler agree with the plain formula."""
+    rows = [*gpu.rows(torch.device("cpu"), only, MANY._replace(D=24, T=16), (2, 1))]
+    assert rows
+    for row in rows:
+        assert row.keys() == KEYS
+        assert row["ours"] or row["plain"] or row["gpt"], row
+        if "error" in row["note"]:
+            assert float(row["note"].split("error ")[1]) < 1e-5

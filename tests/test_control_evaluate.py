@@ -152,11 +152,16 @@ def test_gender_bias_of_a_gpt():
 
 
 def test_gender_bias_in_chinese(tmp_path: Path, capsys: Capture):
-    """Nouns of several characters are scaled in all of them; what cannot be spelled is left out."""
+    """Nouns of several characters are scaled in all of them; what cannot be spelled is left out. What that
+    costs is measured on text with these nouns and without."""
     folder = save_tiny(tmp_path / "run", "他她士兵教师那个说，进到屋子里走了过来想一想站起")
-    out, err = run_program(
-        "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b"
+    (tmp_path / "text.txt").write_text(
+        "那个士兵说，进到屋子里走那个人".replace("人", "他") * 3, encoding="utf-8"
     )
+    out, err = run_program(
+        "gender_bias", folder, capsys, "--language=zh", "--max_iter=3", f"--json={tmp_path}/b",
+        f"--held_out={tmp_path}/text.txt",
+    )  # fmt: skip
     assert err == ""
     result = json.loads((tmp_path / "b").read_text())
     assert result["nouns"] == ["士兵", "教师"]
@@ -167,6 +172,10 @@ def test_gender_bias_in_chinese(tmp_path: Path, capsys: Capture):
     he, she = encode("他她")
     rows = [encode(text) for text in ("那个士兵说，", "士兵进到屋子里，", "士兵走了过来，")]
     edit = ScaleSense(tuple(encode("士兵")), 0.0, result["sense"])
+    assert list(result["costs"]) == ["removed", "optimised"]
+    assert result["costs"]["removed"]["kl"][0] > 0
+    assert result["seen"] is None
+    assert len(result["controls"]["untrained"][0]) == 3
     assert result["ratios"]["removed"][0] == pytest.approx(bias.bias_ratio(model, rows, he, she, edit))
 
 
@@ -191,7 +200,8 @@ def test_controlled_texts():
     hits = sum(token in (1, 3) for row in rows.tolist() for token in row)
     assert result.bag_tokens == pytest.approx(100 * hits / (4 * 59))
     words = [word for text in result.texts for word in text.split("\n") if word]
-    assert result.bag_words == pytest.approx(100 * sum(word in ("ab", "c") for word in words) / len(words))
+    share = sum(word in ("ab", "c") for word in words) / (len(words) + 4)  # with the mark that begins each
+    assert result.bag_words == pytest.approx(100 * share)
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
         ((again, _),) = topic.topic(model, {"mine": ["ab", "c"]}, replace(settings, batch_size=3))
     assert again.texts == result.texts
@@ -202,10 +212,15 @@ def test_controlled_texts():
 
 def test_word_share():
     """Words are counted as such, in Chinese by the characters they have in the text."""
-    assert topic.word_share(["Film, film and TV!", "a filmy tv"], ["film", "TV"]) == 4 / 7
-    assert topic.word_share(["却说曹操大骂，操贼曹操曹操。", "abc曹操"], ["曹操"]) == 8 / (12 + 3)
-    assert topic.word_share(["曹操曹操曹"], ["操曹"]) == 4 / 5
-    assert topic.word_share([""], ["a"]) == 0
+    for text, words, plain, paper in (
+        ("Film, film and TV!", ["film", "TV"], (3 / 4, 4), (2 / 7, 7)),  # as Table 12: with , ! and a mark
+        ("a filmy tv", ["film", "TV"], (1 / 3, 3), (0, 4)),
+        ("却说曹操大骂，操贼曹操曹操。", ["曹操"], (6 / 12, 12), (6 / 15, 15)),
+        ("曹操曹操曹", ["操曹"], (4 / 5, 5), (4 / 6, 6)),
+        ("", ["a"], (0, 1), (0, 1)),
+    ):
+        assert topic.word_share(text, words, "plain") == plain
+        assert topic.word_share(text, words, "paper") == paper
 
 
 def test_sentiment():
@@ -419,27 +434,28 @@ needs_mauve = pytest.mark.skipif(not importlib.util.find_spec("mauve"), reason="
 
 @needs_mauve
 @pytest.mark.slow
-def test_topic_command_measures_mauve(tmp_path: Path):
+def test_topic_command_measures_mauve(tmp_path: Path, capsys: Capture):
     """Texts next to themselves have a higher MAUVE than next to others; it is printed and in the file."""
-    # In processes of their own, as mauve-text's libraries can crash torch afterwards.
-    program = Path(__file__).parents[1] / "experiments" / "topic_control.py"
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, program, f"--out_dir={folder}", "--device=cpu", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
     folder, features = save_tiny(tmp_path / "run", "ab\n"), gpt2_folder(tmp_path / "gpt2-tiny")
     arguments = ["--bag", "a", "--strength=1", "--num_samples=40", "--length=12", f"--json={tmp_path}/j"]
-    run(*arguments)
+    run_program("topic_control", folder, capsys, *arguments)
     own = [t.replace("\n", "") for t in json.loads((tmp_path / "j").read_text())["topics"][0]["texts"]]
-    scores = []
-    for texts in (own, ["a" * 11] * 40):
-        (tmp_path / "real.txt").write_text("\n".join(texts))
-        given = [f"--reference={tmp_path}/real.txt", f"--features={features}", "--evaluate"]
-        out = run(*arguments, *given)
-        scores.append(json.loads((tmp_path / "j").read_text())["mauve"])
-        assert f"\n  MAUVE {scores[-1]:.3f}" in out
-    assert scores[1] < scores[0] <= 1
+    for name, texts in (("own", own), ("others", ["a" * 11] * 40)):
+        (tmp_path / name).write_text("\n".join(texts))
+    # In a process of its own, as mauve-text's libraries can crash torch afterwards.
+    code = """if True:
+        import contextlib, sys
+        from nanobackpack.commands import main
+        for real in ("own", "others"):
+            with contextlib.suppress(SystemExit):
+                main(["topic", "--evaluate", f"--reference={real}", *sys.argv[1:]])
+    """
+    command = [sys.executable, "-c", code, f"--out_dir={folder}", "--device=cpu", *arguments]
+    command += [f"--features={features}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    own_score, others_score = map(float, re.findall(r"\n  MAUVE (.*)", done.stdout))
+    assert json.loads((tmp_path / "j").read_text())["mauve"] == pytest.approx(others_score, abs=6e-4)
+    assert others_score < own_score <= 1
 
 
 @needs_mauve

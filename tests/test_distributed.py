@@ -1,6 +1,6 @@
-"""Several processes, started by torchrun on this machine's CPU and connected over loopback.
+"""Several processes on this machine's CPU, connected over loopback.
 
-torchrun runs train.py, sample.py, or this very file: `failing` below is a training that goes wrong.
+Most are forks of one process that has imported torch (jobs.py), a few are started by torchrun itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from conftest import save_tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import LIMIT_S, Job, before_steps
 from test_trainer import (
     ROOT,
     TEXT,
@@ -39,7 +41,8 @@ from test_trainer import (
 
 import nanobackpack as nb
 from nanobackpack import cli
-from nanobackpack.config import TrainConfig
+from nanobackpack.commands.sample import main as sample
+from nanobackpack.config import SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
@@ -48,7 +51,6 @@ from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.trainer import Trainer, train
 
 CPU = torch.device("cpu")
-LIMIT_S = 240  # far above what any of these takes, far below the patience of torch.distributed
 WIDE = {"n_embd": 32}  # V <= D: the sum runs over logits instead of vectors
 
 
@@ -87,10 +89,10 @@ def torchrun(*command: str, n: int = 2, **env: str) -> tuple[int, str, str]:
 
 def train_on(config: TrainConfig, n: int = 2) -> str:
     """Train on n processes; returns what they print."""
-    status, out, err = torchrun(str(ROOT / "train.py"), *flags(config), n=n)
-    assert status == 0, err
-    assert "error" not in err
-    return out
+    status, printed = Job(config, n=n).result()
+    assert status == 0, printed
+    assert "error" not in printed
+    return printed
 
 
 def assert_equal_losses(a: Path, b: Path) -> None:
@@ -106,23 +108,21 @@ def assert_equal_losses(a: Path, b: Path) -> None:
 # 3 batches to evaluate: one process gets a filler. A higher rate magnifies rounding: at 1e-2 one process with
 # 2 x 8 sequences and one with 4 x 4 differ by 2e-5 after 20 steps, and two processes no less.
 STEPS = {"max_iters": 20, "eval_interval": 10, "eval_iters": 3, "learning_rate": 1e-3, "min_lr": 1e-4}
-
-
-def assert_two_are_one(data: Path, tmp_path: Path, **changes: Any) -> str:
-    train(tiny(data, tmp_path / "one", **STEPS | changes, gradient_accumulation_steps=4))
-    out = train_on(tiny(data, tmp_path / "two", **STEPS | changes, gradient_accumulation_steps=2))
-    assert_equal_losses(tmp_path / "one", tmp_path / "two")
-    return out
+SHORT = STEPS | {"max_iters": 6, "eval_interval": 3}
 
 
 def test_ddp(data: Path, tmp_path: Path) -> None:
-    out = assert_two_are_one(data, tmp_path)
+    train(tiny(data, tmp_path / "one", **STEPS, gradient_accumulation_steps=4))
+    two = tiny(data, tmp_path / "two", **STEPS, gradient_accumulation_steps=2)
+    status, out, err = torchrun(str(ROOT / "train.py"), *flags(two))
+    assert (status, "error" in err) == (0, False), err
+    assert_equal_losses(tmp_path / "one", tmp_path / "two")
     assert out.count("step 0: train loss") == 1  # only one of them speaks
     assert "on 2 × cpu (ddp)" in out
     assert "128 tokens per step" in out
-    two = tmp_path / "two"
-    assert {p.name for p in two.iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
-    ours, one = saved(two)["model"], saved(tmp_path / "one")["model"]
+    made = [{p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert made[0] == made[1]
+    ours, one = saved(tmp_path / "two")["model"], saved(tmp_path / "one")["model"]
     assert max(float((ours[k] - one[k]).abs().max()) for k in one) < 1e-4
 
 
@@ -137,14 +137,20 @@ def test_ddp(data: Path, tmp_path: Path) -> None:
     ids=["wide", "paper", "gpt2"],
 )
 def test_every_model(data: Path, tmp_path: Path, distributed: str, changes: dict[str, Any]) -> None:
-    assert_two_are_one(data, tmp_path, distributed=distributed, **changes)
+    train(tiny(data, tmp_path / "one", **SHORT | changes, gradient_accumulation_steps=4))
+    shared = SHORT | changes | {"distributed": distributed, "gradient_accumulation_steps": 2}
+    train_on(tiny(data, tmp_path / "two", **shared))
+    assert_equal_losses(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
-def test_compiled(data: Path, tmp_path: Path, distributed: str) -> None:
-    assert_two_are_one(data, tmp_path, distributed=distributed, compile=True, n_layer=1)
+def test_compiled(data: Path, tmp_path: Path) -> None:
+    compiled = SHORT | {"compile": True, "n_layer": 1}
+    train(tiny(data, tmp_path / "one", **compiled, gradient_accumulation_steps=4))
+    for how in ("ddp", "fsdp"):
+        train_on(tiny(data, tmp_path / how, **compiled, distributed=how, gradient_accumulation_steps=2))
+        assert_equal_losses(tmp_path / "one", tmp_path / how)
 
 
 @pytest.mark.slow
@@ -162,8 +168,8 @@ def test_two_nodes(data: Path, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    train(tiny(data, tmp_path / "one", **STEPS, gradient_accumulation_steps=2))
-    command = [str(ROOT / "train.py"), *flags(tiny(data, tmp_path / "two", **STEPS))]
+    train(tiny(data, tmp_path / "one", **SHORT, gradient_accumulation_steps=2))
+    command = [str(ROOT / "train.py"), *flags(tiny(data, tmp_path / "two", **SHORT))]
     nodes = [
         launch(
             ["--nproc_per_node=1", "--nnodes=2", f"--node_rank={rank}", "--master_addr=127.0.0.1",
@@ -241,19 +247,16 @@ def test_a_generator_for_each_row_is_that_row_alone() -> None:
     assert split_random(range(1)) == choose(logits[:1], generator=torch.Generator().manual_seed(0)).tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 5])
-def test_sampling_prints_the_same(tmp_path: Path, num_samples: int) -> None:
-    run = save_tiny(tmp_path / "run", "abcdefg")
-    command = [str(ROOT / "sample.py"), f"--out_dir={run}", "--device=cpu", "--start=ab"]
-    command += [f"--num_samples={num_samples}", "--max_new_tokens=30"]
-    alone = subprocess.run(
-        [sys.executable, *command], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True
-    )
-    status, out, err = torchrun("--", *command)  # or torchrun takes --start for a setting of its own
-    assert status == 0, err
-    assert alone.stdout.count("-" * 15) == num_samples
-    assert out == alone.stdout
+def test_sampling_prints_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_samples: int
+) -> None:
+    settings: dict[str, Any] = {"num_samples": num_samples, "max_new_tokens": 30, "device": "cpu"}
+    config = SampleConfig(out_dir=str(save_tiny(tmp_path / "run", "abcdefg")), start="ab", **settings)
+    sample(config)
+    alone = capsys.readouterr().out
+    assert alone.count("-" * 15) == num_samples
+    assert Job(config, n=2, work=sample).result() == (0, alone)
 
 
 # --- Checkpoints are the same file however many wrote them ------------------------------------
@@ -308,29 +311,23 @@ def test_what_another_number_of_processes_cannot_keep_is_said(data: Path, tmp_pa
 # --- When something goes wrong ----------------------------------------------------------------
 
 
-def failing(kind: str, argv: list[str]) -> None:
-    """A training of which rank 1 goes wrong in step 3, as `kind` says."""
+def failing(kind: str) -> None:
+    """From now on rank 1 goes wrong in step 3, as `kind` says."""
 
-    class Failing(Trainer):
-        def train_step(self, lr: float) -> torch.Tensor:
-            if self.step == 3 and self.processes.rank == 1:
-                if kind == "killed":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if kind == "terminated":
-                    os.kill(os.getpid(), signal.SIGTERM)
-                if kind == "nan":
-                    with torch.no_grad():
-                        self.model.wte.weight[:, 0] = torch.nan
-                if kind == "input":
-                    raise InputError("the wrong file: take another")
-                assert kind != "bug", "ours"
-            return super().train_step(lr)
+    def fail(trainer: Trainer) -> None:
+        if trainer.step == 3 and trainer.processes.rank == 1:
+            if kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if kind == "nan":
+                with torch.no_grad():
+                    trainer.model.wte.weight[:, 0] = torch.nan
+            if kind == "input":
+                raise InputError("the wrong file: take another")
+            assert kind != "bug", "ours"
 
-    def run(config: TrainConfig) -> int:
-        with joined(config.device, config.backend) as processes:
-            return Failing(config, processes).run()
-
-    cli.run(run, TrainConfig, argv)
+    before_steps(fail)
 
 
 @pytest.mark.slow
@@ -344,24 +341,25 @@ def failing(kind: str, argv: list[str]) -> None:
     ],
 )
 def test_one_failing_ends_all(data: Path, tmp_path: Path, distributed: str, kind: str, line: str) -> None:
-    config = tiny(data, tmp_path, max_iters=1000, distributed=distributed)
-    status, _, err = torchrun(__file__, kind, *flags(config))
-    assert status != 0
-    (said,) = re.findall(r"^error: (.*)$", err, re.M)
-    assert re.fullmatch(line, said), said
-    assert ("AssertionError: ours" in err) == (kind == "bug")
-    assert saved(tmp_path)["iter_num"] == 2
-    assert finite(saved(tmp_path))
-    assert not temporary(tmp_path)
+    out = tmp_path / "out"
+    job = Job(tiny(data, out, max_iters=1000, distributed=distributed), n=2, before=partial(failing, kind))
+    assert job.ends_within(LIMIT_S)
+    assert all(process.exitcode for process in job.ranks)
+    said = re.findall(r"^error: (.*)$", job.printed, re.M)
+    assert any(re.fullmatch(line, words) for words in said), job.printed
+    assert ("AssertionError: ours" in job.printed) == (kind == "bug")
+    assert saved(out)["iter_num"] == 2
+    assert finite(saved(out))
+    assert not temporary(out)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path, max_iters=1000, distributed="fsdp")
-    status, out, err = torchrun(__file__, "terminated", *flags(config))
-    assert status == 0, err
-    assert "stopped at step 4, saved" in out
-    assert saved(tmp_path)["iter_num"] == 4
+    config = tiny(data, tmp_path / "out", max_iters=1000, distributed="fsdp")
+    status, printed = Job(config, n=2, before=partial(failing, "terminated")).result()
+    assert status == 0, printed
+    assert "stopped at step 4, saved" in printed
+    assert saved(tmp_path / "out")["iter_num"] == 4
 
 
 @pytest.mark.slow
@@ -381,17 +379,12 @@ def test_sigterm_to_the_job_saves(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flag", "message"), [("--n_layer=six", "n_layer='six'"), ("--dataset=nowhere", "nowhere")]
-)
-def test_bad_settings_are_one_line_however_many(tmp_path: Path, flag: str, message: str) -> None:
-    status, out, err = torchrun(
-        str(ROOT / "train.py"), "--device=cpu", f"--out_dir={tmp_path / 'out'}", flag, n=3
-    )
+def test_a_bad_setting_is_one_line_however_many(tmp_path: Path) -> None:
+    flags = ["--device=cpu", f"--out_dir={tmp_path / 'out'}", "--dataset=nowhere"]
+    status, out, err = torchrun(str(ROOT / "train.py"), *flags)
     assert status == 1  # torchrun's own, whatever its processes' are; theirs it reports
     assert "exitcode  : 2" in err
-    assert len(re.findall(r"^error: ", err, re.M)) == 1
-    assert message in err
+    assert len(re.findall(r"^error: .*nowhere", err, re.M)) == err.count("error: ") == 1
     assert out == ""
     assert not (tmp_path / "out").exists()
 
@@ -512,7 +505,3 @@ def test_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [pick_device(name, 1) for name in ("auto", "cuda")] == [torch.device("cuda:1")] * 2
     with pytest.raises(InputError, match="--nproc_per_node=2"):
         pick_device("auto", 2)
-
-
-if __name__ == "__main__":
-    failing(sys.argv[1], sys.argv[2:])

@@ -23,6 +23,7 @@ from nanobackpack.evaluate import blimp, lambada, wcpc
 from nanobackpack.evaluate.lexical_similarity import (
     FORMATS,
     WordPair,
+    chosen_sense,
     lexical_similarity,
     read_pairs,
     spearman,
@@ -243,7 +244,7 @@ def test_lexical_similarity(model: BackpackLM | GPT):
     """Spearman's ρ of cosines with scores: E, flat, every sense and min, for means and first tokens."""
     pytest.importorskip("scipy")
     got = lexical_similarity(model, {"simlex": [*PAIRS, WordPair("ab", "xyz", 3.0)], "rg65": PAIRS[:9]})
-    assert (got.n, got.coverage) == ([28, 9], [28 / 29, 1.0])
+    assert (got.n, got.coverage, got.seen) == ([28, 9], [28 / 29, 1.0], None)
     K = 0 if isinstance(model, GPT) else model.config.n_sense_vector
     assert got.measures == ["E"] + (["flat", *(f"sense {i}" for i in range(K)), "min"] if K else [])
     assert got.rho.shape == (len(got.measures), 2, 2)
@@ -269,7 +270,35 @@ def test_lexical_similarity(model: BackpackLM | GPT):
                 assert got.rho[r, s, p].item() == pytest.approx(expected, abs=1e-6)
     text = got.table()
     assert "96.6 %" in text
-    assert len(text.splitlines()) == len(got.measures) + 4
+    assert len(text.splitlines()) == len(got.measures) + 5
+    # Without a model: the share of letters that both words have.
+    letters = [2 * len({*p.first} & {*p.second}) / len([*{*p.first}, *{*p.second}]) for p in PAIRS]
+    assert got.figures["simlex avg shared tokens"].value == pytest.approx(plain_spearman(letters, gold))
+    if K:
+        least, E = (got.figures[f"simlex first {name}"].value for name in ("min", "E"))
+        assert got.figures["simlex first min − E"].value == pytest.approx(least - E)
+
+
+def test_a_sense_is_chosen_on_one_half_and_measured_on_the_other():
+    """With as many senses of noise as pairs the best of all looks good; that of the other half does not."""
+    draw = torch.Generator().manual_seed(1)
+    noise = torch.randn(60, 200, generator=draw, dtype=torch.float64)  # (N, K)
+    gold = torch.randn(60, generator=draw).tolist()
+    assert max(spearman(sense, gold) for sense in noise.T) > 0.25
+    assert abs(chosen_sense(noise, gold).value) < 0.2
+    noise[:, 7] = torch.tensor(gold)  # a true one is found in both halves
+    assert chosen_sense(noise, gold).value == pytest.approx(1)
+
+
+def test_words_that_were_seen(speller: BackpackLM):
+    """Pairs count as seen if the rarest letter of both words occurs often enough."""
+    speller.token_counts = torch.tensor([0, 20, 10, 9, 50, 0, 0, 0, 0, 0, 0])
+    rows = [("a", "b", 1.0), ("ab", "d", 2.0), ("ac", "b", 3.0), ("a", "e", 1.0)]
+    pairs = [WordPair(*row) for row in rows]
+    got = lexical_similarity(speller, {"simlex": pairs})
+    assert (got.one_token, got.seen) == ([0.5], [0.5])
+    assert "both seen 10 times  50.0 %" in got.table()
+    assert lexical_similarity(speller, {"simlex": pairs}, min_count=9).seen == [0.75]
 
 
 def test_contextualized_words_have_no_embedding(model: BackpackLM | GPT):
@@ -440,8 +469,14 @@ def test_programs(folder: Path, capsys: Capture):
         ("lexical_similarity", f"rg65={folder / 'rg.csv'}", [], lexical_similarity(model, {"rg65": PAIRS})),
     ):
         out, err = run_program(name, folder, capsys, f"--data={data}", f"--json={path}", *more)
-        assert (out, err) == (result.table() + "\n", "")
-        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(result.to_json())
+        assert err == ""
+        assert out.startswith(result.table() + "\n# controls of these figures\n")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        controls = found.pop("controls")
+        assert json.loads(result.to_json()) == found | {"controls": None}
+        assert controls["names"] == list(result.figures)
+        assert controls["values"] == pytest.approx([figure.value for figure in result.figures.values()])
+        assert [len(values) for values in controls["untrained"]] == [3] * len(controls["names"])
 
 
 def test_blimp_takes_folders(folder: Path, capsys: Capture):
@@ -450,7 +485,7 @@ def test_blimp_takes_folders(folder: Path, capsys: Capture):
     assert "has no .jsonl files" in err
     for name in ("order", "again"):
         shutil.copy(folder / "order.jsonl", folder / "sets" / f"{name}.jsonl")
-    out, _ = run_program("blimp", folder, capsys, f"--data={folder / 'sets'}")
+    out, _ = run_program("blimp", folder, capsys, f"--data={folder / 'sets'}", "--controls=False")
     pairs = blimp.read_sentence_pairs(folder / "order.jsonl")
     assert out == blimp.blimp(load_model(folder), {"again": pairs, "order": pairs}).table() + "\n"
 

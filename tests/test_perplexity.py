@@ -108,13 +108,13 @@ def test_a_random_sample_is_repeatable(tmp_path: Path) -> None:
 
 
 def test_bits() -> None:
-    row = with_bits("val", 10, 2 * math.log(2), 4.0)
+    row = with_bits("val", [(2 * math.log(2), 10)], 4.0)
     assert (row.perplexity, row.bits_per_token, row.bits_per_char) == pytest.approx((4.0, 2.0, 0.5))
-    assert with_bits("val", 10, 1.0).bits_per_char is None
-    assert with_bits("val", 10, 1e4).perplexity == math.inf
-    both = mean("all", [with_bits("a", 30, 1.0, 2.0), with_bits("b", 10, 3.0, 6.0)])
-    assert both == with_bits("all", 40, 1.5, 3.0)
-    assert mean("all", [row, with_bits("b", 10, 3.0)]).bits_per_char is None
+    assert with_bits("val", [(1.0, 10)]).bits_per_char is None
+    assert with_bits("val", [(1e4, 10)]).perplexity == math.inf
+    both = mean("all", [with_bits("a", [(1.0, 30)], 2.0), with_bits("b", [(3.0, 10)], 6.0)])
+    assert both == with_bits("all", [(2.0, 20), (1.0, 20)], 3.0)
+    assert mean("all", [row, with_bits("b", [(3.0, 10)])]).bits_per_char is None
 
 
 # --- The programs -----------------------------------------------------------------------------
@@ -169,10 +169,15 @@ def test_perplexity_py(run: Path, capsys: Capture) -> None:
     assert row["nats_per_token"] == pytest.approx(end["val_loss_full"], abs=1e-6)
     assert row["perplexity"] == pytest.approx(math.exp(end["val_loss_full"]), rel=1e-6)
     assert row["bits_per_char"] == pytest.approx(end["val_bits_per_char"] / 3, rel=1e-6)
-    head, *lines = out.splitlines()[1:]
+    head, line = out.splitlines()[1:3]
     assert head.split() == ["split", "tokens", "nats/token", "perplexity", "bits/char"]
-    assert lines[0].split()[:2] == ["evaluation", "199"]
-    assert len({len(line) for line in (head, *lines)}) == 1
+    assert line.split()[:2] == ["evaluation", "199"]
+    assert len(head) == len(line)
+    # Beside it models that have learned nothing.
+    controls = result["controls"]
+    assert controls["values"][0] == pytest.approx(row["nats_per_token"])
+    assert len(set(controls["untrained"][0])) == 3
+    assert all(nats > row["nats_per_token"] for nats in controls["untrained"][0])
 
 
 @pytest.mark.parametrize(("flag", "n"), [("--text", 44), ("--dataset", 44), ("--text", 17), ("--text", 5)])
@@ -181,7 +186,13 @@ def test_a_text_is_measured_token_by_token(run: Path, capsys: Capture, flag: str
     model, file = checkpoint.load_model(run / "out"), run / "quick.txt"
     text = "the lazy dog jumps over the quick brown fox."[:n]  # two windows of 16 and a rest, one, a rest
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    given = [f"{flag}={file}", "--per_token", f"--json={run / 'text.json'}", "--batch_size=1"]
+    given = [
+        f"{flag}={file}",
+        "--per_token",
+        f"--json={run / 'text.json'}",
+        "--batch_size=1",
+        "--controls=False",
+    ]
     out, _ = run_program("perplexity", run / "out", capsys, *given)
     ids = np.array(model.tokenizer.encode(text))
     losses = direct(model, ids, 16)
@@ -269,7 +280,7 @@ def test_a_hugging_face_gpt2_on_a_file(tmp_path: Path, capsys: Capture) -> None:
     model = save_gpt2(tmp_path / "gpt")
     stream(tmp_path, name="de_evaluation")
     given = [f"--init_from={tmp_path / 'gpt'}", f"--dataset={tmp_path / 'de_evaluation.bin'}"]
-    out, _ = run_program("perplexity", tmp_path, capsys, *given)
+    out, _ = run_program("perplexity", tmp_path, capsys, *given, "--controls=False")
     expected = np.mean(direct(model, STREAM, T))
     line = out.splitlines()[-1].split()
     assert line == ["de_evaluation", "63", f"{expected:.4f}", f"{math.exp(expected):,.2f}", "-"]
@@ -284,7 +295,7 @@ def test_per_language(tmp_path: Path, capsys: Capture) -> None:
     args = {"model": model.state_dict(), "model_args": vars(model.config), "tokenizer": None}
     checkpoint.save_checkpoint(tmp_path / "ckpt.pt", args)
     given = [f"--dataset={tmp_path}", f"--json={tmp_path / 'x.json'}"]
-    out, _ = run_program("perplexity_per_language", tmp_path, capsys, *given)
+    out, _ = run_program("perplexity_per_language", tmp_path, capsys, *given, "--controls=False")
     lines = out.splitlines()[2:]
     losses = {language: direct(model, tokens, T) for language, tokens in ids.items()}
     means = {f"{language}_evaluation": np.mean(x) for language, x in losses.items()}

@@ -11,12 +11,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanobackpack.analysis.control import applied
-from nanobackpack.analysis.results import Ranking, Result, table
+from nanobackpack.analysis.results import Ranking, Result, entries, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
 from nanobackpack.text.tokenizer import TextOrIds, Tokenizer, find_word, token_id
@@ -32,6 +33,7 @@ class Effect(Result):
     samples_after: list[str]
     tested: list[str]  # N tokens asked about
     probabilities: Tensor  # (N, 2) of each as the next token, before and after
+    cost: Result | None = None  # what the edits do to other text, if it was measured
 
     @property
     def ratios(self) -> Tensor:
@@ -52,12 +54,26 @@ class Effect(Result):
                 for token, (p, q), ratio in rows
             ]
             lines.append(table("", ["", "before", "after", "ratio"], cells))
+        if self.cost:
+            lines.append(self.cost.table())
         return "\n".join(lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        return entries(self.probabilities, "probability", token=self.tested, edits=["before", "after"])
 
 
 def _first_document(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Return the text of ids up to the end of the document."""
     return tokenizer.decode(ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids)
+
+
+def edited_words(edits: EditLike) -> set[tuple[int, ...]]:
+    """Give what edits look for in a text: some for each of their tokens, some for all of them together."""
+    return {
+        part
+        for edit in flatten_edits(edits)
+        for part in ([edit.edited_tokens] if isinstance(edit, IN_WORD) else zip(edit.edited_tokens))
+    }
 
 
 def effect(
@@ -78,12 +94,7 @@ def effect(
     ids = torch.tensor([senses.encode(prompt)], device=model.wte.weight.device)  # (1, T)
     tokens = [token_id(tokenizer, word) for word in tested]
 
-    # What the edits look for in a text: some for each of their tokens, some for all of them together.
-    edited = {
-        part
-        for edit in flatten_edits(edits)
-        for part in ([edit.edited_tokens] if isinstance(edit, IN_WORD) else zip(edit.edited_tokens))
-    }
+    edited = edited_words(edits)
     if edited and not any(find_word(tokenizer, ids[0].tolist(), part) for part in edited):
         names = ", ".join(repr("".join(map(tokenizer.token, part))) for part in sorted(edited)[:5])
         warnings.warn(

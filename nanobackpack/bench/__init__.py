@@ -4,6 +4,7 @@
     nanobackpack bench --quick                          # a minute or two: fewer repetitions, smaller sizes
     nanobackpack bench --only="train step" --json=bench.json
     nanobackpack bench --only=none --plot=bench.png     # no table: the time of a step over T, K, V and B
+    nanobackpack bench --device=cuda                    # the table for a GPU, see gpu.py
 
 The columns are three programs, each in a process of its own:
 
@@ -47,17 +48,20 @@ class BenchConfig(Settings):
 def main(settings: BenchConfig) -> None:
     """Measure the rows that are asked for, then profile and draw if asked to."""
     # torch and everything that needs it come in here, so that `nanobackpack bench --help` is quick
+    from nanobackpack.bench import gpu
     from nanobackpack.bench.cases import cases, plot, profile, table
     from nanobackpack.bench.workers import Bench
     from nanobackpack.runtime import pick_device
 
     for path in (settings.json, settings.profile, settings.plot):
         check_writable(path)
-    device = str(pick_device(settings.device))
-    bench = Bench(device, settings.quick)
+    device = pick_device(settings.device)
+    bench = Bench(str(device), settings.quick)
     try:
-        chosen = cases(settings.quick, cuda=device.startswith("cuda"))
-        table(bench, [c for c in chosen if settings.only.lower() in c.what.lower()], settings.json)
+        chosen = [case for case in cases(settings.quick) if settings.only.lower() in case.what.lower()]
+        on_gpu = device.type == "cuda"
+        rows = gpu.rows(device, settings.only) if on_gpu else (case.run(bench) for case in chosen)
+        table(rows, str(device), settings.json)
         if settings.profile:
             profile(bench, Path(settings.profile))
         if settings.plot:

@@ -16,7 +16,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanobackpack.bench.plain import plain_logits
 from nanobackpack.bench.workers import KINDS, Bench, Setup, Text
 from nanobackpack.config import ModelConfig
-from nanobackpack.model.flops import flops_per_step, peak_flops
+from nanobackpack.model.flops import flops_per_step
 from nanobackpack.safe.files import writing
 from nanobackpack.safe.pictures import picture
 from nanobackpack.text.data import TokenData
@@ -193,23 +193,16 @@ def counted_flops(config: ModelConfig, batch_size: int) -> int:
     return counter.get_total_flops()
 
 
-def utilisation(bench: Bench, setup: Setup) -> dict[str, Any]:
-    """TFLOP/s in a step, as the plain formula counts them, and the most the device could do."""
-    numbers = {k: flops_per_step(setup.model(k), setup.B) / ms / 1e9 for k, ms in bench.steps(setup).items()}
-    peak = peak_flops(torch.device(bench.device))
-    return numbers | ({"peak": peak / 1e12} if peak else {"note": "the peak of this device is not known"})
-
-
 # --- The table --------------------------------------------------------------------------------
 
 
-def cases(quick: bool, cuda: bool) -> list[Case]:
-    """The rows, in order."""
+def cases(quick: bool) -> list[Case]:
+    """The rows on a CPU, in order; gpu.py has those on a GPU."""
     chars4, inf, some = CHARS._replace(K=4), math.inf, 20 * quick
     slide, long, words = chars4._replace(B=1), chars4._replace(B=1, T=512), WORDS._replace(B=1, T=512)
-    large = Setup(V=50304, L=12, H=12, D=768, T=1024, B=12 if cuda else 2, K=16)
+    large = Setup(V=50304, L=12, H=12, D=768, T=1024, B=2, K=16)
     senses = Setup(V=2000 if quick else 50257, L=1, H=12, D=768, T=64, B=1, K=16)
-    text, two, compiled = Text(2 if quick else 10, "bpe:8192"), ("ours", "gpt"), ("plain compiled", "ours")
+    text, two = Text(2 if quick else 10, "bpe:8192"), ("ours", "gpt")
     recompute = partial(memory, ours="ours recompute")
     slides, restarts = (partial(generate_on, n=500, restart=restart) for restart in (False, True))
     many, few = partial(generate, n=500, some=some), partial(generate, n=300, some=some)
@@ -246,16 +239,11 @@ def cases(quick: bool, cuda: bool) -> list[Case]:
         Case("FLOP count", WORDS, "GFLOP", "ours/torch", 0.99, 1.01, partial(count, kind="ours")),
         Case("FLOP count, GPT", WORDS, "GFLOP", "ours/torch", 0.99, 1.01, partial(count, kind="gpt")),
     ]  # fmt: skip
-    return rows + cuda * [
-        Case("train step", large, "ms", "plain/ours", 3, inf, steps),
-        Case("train step, compiled", large, "ms", "plain/ours", 0, inf, partial(steps, kinds=compiled)),
-        Case("train step, GPT", large, "ms", "ours/gpt", 0, 1.15, steps),
-        Case("MFU", large, "TFLOP/s", "ours/peak", 0.45, inf, utilisation),
-    ]
+    return rows
 
 
 WIDTHS = {
-    "what": 22, "config": 35, "unit": 8, "ours": -8, "plain": -8, "gpt": -8,
+    "what": 42, "config": 35, "unit": 8, "ours": -8, "plain": -8, "gpt": -8,
     "compares": 10, "ratio": -6, "target": 12, "met": 3, "note": 0,
 }  # fmt: skip
 
@@ -275,17 +263,17 @@ def cell_text(value: Any) -> str:
 # --- The program ------------------------------------------------------------------------------
 
 
-def table(bench: Bench, cases: list[Case], file: str = "") -> None:
-    """Print each row as soon as it is measured; write all of them to the file."""
-    about, rows = machine(bench.device), []
+def table(rows: Iterable[dict[str, Any]], device: str, file: str = "") -> None:
+    """Print each row as soon as it is measured; write those there are to the file, each time."""
+    about, done = machine(device), []
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(line({name: name for name in WIDTHS}))
-    for case in cases:
-        rows.append(case.run(bench))
-        print(line(rows[-1]), flush=True)
-    if file:
-        with writing(file) as f:
-            f.write((json.dumps({"machine": about, "rows": rows}, indent=2) + "\n").encode())
+    print(line({name: name for name in WIDTHS}), flush=True)
+    for row in rows:
+        done.append(row)
+        print(line(row), flush=True)
+        if file:
+            with writing(file) as f:
+                f.write((json.dumps({"machine": about, "rows": done}, indent=2) + "\n").encode())
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Setup(NamedTuple):
 
     def model(self, kind: str) -> ModelConfig:
         sizes: dict[str, Any] = {"n_head": self.H, "n_embd": self.D, "block_size": self.T}
-        if kind == "gpt":
-            return ModelConfig(model_name="gpt2", n_layer=self.L - 1, vocab_size=self.V, **sizes)
+        if kind.startswith("gpt"):  # the same context network; "gpt deep": as many layers as the Backpack has
+            n_layer = self.L - (kind == "gpt")
+            return ModelConfig(model_name="gpt2", n_layer=n_layer, vocab_size=self.V, **sizes)
         return ModelConfig(n_layer=self.L, n_sense_vector=self.K, vocab_size=self.V, **sizes)
 
     def ids(self, seed: int) -> Tensor:

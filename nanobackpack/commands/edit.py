@@ -9,7 +9,8 @@ The edit holds wherever the word's token comes (Backpack paper, section 6.3; its
 and Barack, need no `--remove` and `--add`). Of a word of several tokens say which to edit, in other words
 too: some with `--tokens`, or all with `--everywhere`. What is removed, added or copied stands for its first
 token. With `--copy` the word takes over some senses of another one instead. `--save` keeps the edit for
-`nanobackpack sample --edits=FILE`. Shown are the likeliest next tokens and samples, before and after.
+`nanobackpack sample --edits=FILE`. Shown are the likeliest next tokens and samples, before and after, and
+what the edit costs, where held-out text is at hand (evaluate/cost.py).
 """
 
 from __future__ import annotations

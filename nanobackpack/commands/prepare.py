@@ -13,6 +13,7 @@ A known data set, by its name; --input takes local copies instead of a download:
     nanobackpack prepare shakespeare_char      Tiny Shakespeare by characters; downloads 1.1 MB, once
     nanobackpack prepare shakespeare           the same by GPT-2's tokens
     nanobackpack prepare pydocs_char           Python's own help texts by characters; needs no network
+    nanobackpack prepare planted               a made-up language with known bias, topics and facts, by words
     nanobackpack prepare openwebtext           by GPT-2's tokens, from the hub, some 40 GB of text
     nanobackpack prepare tigerbot              Chinese, from the hub, by Chinese BERT's tokens
     nanobackpack prepare clue_small            Chinese: CLUE's corpora, from folders that you have to fetch
@@ -33,6 +34,7 @@ from typing import Any, Literal
 
 from nanobackpack.config import Settings
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate import language
 from nanobackpack.safe.download import download
 from nanobackpack.safe.files import display_path
 from nanobackpack.safe.run import ending_signals
@@ -122,6 +124,13 @@ def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
     text = "\n".join(topics[name] for name in sorted(topics))
     corpus = from_text(text, f"pydoc_data.topics of Python {platform.python_version()}")
     return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
+
+
+def planted(settings: PrepareConfig, folder: Path) -> Plan:
+    """The language of `nanobackpack planted`: 60,000 short texts, each a document."""
+    if settings.input:
+        raise InputError("planted has texts of its own: leave --input out")
+    return {"": language.corpus()}, split_spread(0.02), {}
 
 
 def local_or_hub(settings: PrepareConfig, hub: str, field: str) -> Corpus:
@@ -216,6 +225,7 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "shakespeare_char": (shakespeare, "char"),
     "shakespeare": (shakespeare, "gpt2"),
     "pydocs_char": (pydocs_char, "char"),
+    "planted": (planted, language.TOKENIZER),
     "openwebtext": (openwebtext, "gpt2"),
     "tigerbot": (tigerbot, "chinese-character-bert"),
     "clue_small": (clue_small, "chinese-character-bert"),

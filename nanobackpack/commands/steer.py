@@ -9,17 +9,19 @@ The first two multiply one sense of the word, or all, wherever it stands: 0 remo
 too ("the" in "other" where tokens are characters); with `--everywhere` each of its tokens is, in every word.
 `--amplify`, for a word of several tokens, has a factor for each: the word counts as much as before, but for
 other parts of itself; without a prompt nanoBackpackLM's own are taken, with its test tokens. `--tokens` lists
-how likely these are before and after; `--save` keeps the edit for `nanobackpack sample --edits=FILE`.
+how likely these are before and after; `--save` keeps the edit for `nanobackpack sample --edits=FILE`. Where
+held-out text is at hand the edit's cost follows (evaluate/cost.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from nanobackpack.analysis.results import report
 from nanobackpack.config import AnalysisConfig, Special
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate.cost import CostConfig
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.text.tokenizer import word_ids
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EffectConfig(AnalysisConfig):
+class EffectConfig(AnalysisConfig, CostConfig):
     """What the commands share that edit a model and show what it says before and after."""
 
     prompt: str = ""
@@ -105,13 +107,16 @@ def effects(
 ) -> list[Effect]:
     """Make an edit, look what it does to each prompt, and save it if the settings say so."""
     from nanobackpack.analysis import control
-    from nanobackpack.analysis.effect import effect
+    from nanobackpack.analysis.effect import edited_words, effect
     from nanobackpack.analysis.senses import Senses
+    from nanobackpack.evaluate.cost import cost, held_out
 
     senses = Senses(model, settings.bos, special=settings.special != "plain", typed=True)
     edit = make_edit(senses, settings)
     sizes = {"k": settings.k, "n": settings.num_samples, "new_tokens": settings.max_new_tokens}
     found = [effect(senses, edit, prompt, **sizes, seed=settings.seed, tested=tokens) for prompt in prompts]
+    text = held_out(model, settings, sorted(edited_words(edit)))
+    found[-1] = replace(found[-1], cost=cost(model, edit, text))
     if settings.save:
         control.save(edit, settings.save, model)
     return found

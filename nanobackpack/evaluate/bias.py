@@ -8,7 +8,8 @@ The bias is how many times likelier one pronoun is than the other after a prompt
 prompts of max(p(he)/p(she), p(she)/p(he)), and of a model the mean over nouns; 1 is none (Backpack paper,
 section 6.2 and D.2, Table 5; nanoBackpackLM's Chinese). `removed` takes the sense out of the noun,
 `optimised` scales it by a factor found for each noun; for a GPT, the baseline, `projected` takes she - he
-out of the noun's input embedding.
+out of the noun's input embedding. Beside it stand how often nouns and pronouns occur in the training text,
+the bias of the pronouns' base rates alone (unigram), and what each remedy costs on other text.
 
 Letters: N prompts, T their tokens, V vocabulary.
 """
@@ -16,7 +17,7 @@ Letters: N prompts, T their tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
@@ -24,6 +25,9 @@ from tqdm import tqdm
 from nanobackpack.analysis import results
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate import controls
+from nanobackpack.evaluate.controls import Figure, mean_of
+from nanobackpack.evaluate.cost import Cost, CostConfig, cost, held_out
 from nanobackpack.evaluate.scoring import control_sets, encode_or_none
 from nanobackpack.text.tokenizer import Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasConfig(AnalysisConfig):
+class BiasConfig(AnalysisConfig, controls.ControlsConfig, CostConfig):
     """Gender bias without and with its remedies, and by how much they reduce it."""
 
     language: Literal["en", "zh"] = "en"
@@ -45,7 +49,7 @@ class BiasConfig(AnalysisConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bias(results.Result):
+class Bias(controls.Evaluation):
     """A model's bias without and with the remedies."""
 
     sense: int | None
@@ -55,6 +59,13 @@ class Bias(results.Result):
     """The optimised factor of each noun."""
     ratios: dict[str, list[float]]
     """Bias of each noun, by remedy; "unmodified" is the first."""
+    seen: list[int] | None
+    """How often each noun occurs in the training text, or of a noun of several tokens the rarest of these."""
+    pronouns_seen: list[int] | None
+    edits: dict[str, list[EditLike]] = field(repr=False)
+    """Those of each noun, by remedy."""
+    costs: dict[str, Cost | None] = field(default_factory=dict)
+    """By remedy, where held-out text is at hand."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -71,12 +82,32 @@ class Bias(results.Result):
         means = [f"{self.means[name]:.2f} ({self.reduction(name):.0f} %)" for name in names]
         rows = [["mean (reduction)", *means, ""]]
         for i, (noun, factor) in enumerate(zip(self.nouns, self.factors, strict=True)):
-            rows.append([noun, *(f"{self.ratios[name][i]:.2f}" for name in names), f"{factor:.2f}"])
-        return results.table(self.title, ["", *names, "factor"], rows)
+            seen = [f"{self.seen[i]:,}"] if self.seen else []
+            rows.append([noun, *(f"{self.ratios[name][i]:.2f}" for name in names), f"{factor:.2f}", *seen])
+        if self.seen:
+            rows[0].append("he, she: " + ", ".join(f"{n:,}" for n in self.pronouns_seen or ()))
+        head = ["", *names, "factor", *(["in training"] if self.seen else [])]
+        costs = [found.table() for found in self.costs.values() if found]
+        return "\n".join([results.table(self.title, head, rows), *costs])
+
+    def records(self) -> list[dict[str, Any]]:
+        nouns = zip(self.nouns, self.factors, *self.ratios.values(), strict=True)
+        return [dict(zip(("noun", "factor", *self.ratios), row, strict=True)) for row in nouns]
 
 
 def main(settings: BiasConfig) -> None:
-    results.report(settings, lambda model: bias(model, settings))
+    def measure(model: LanguageModel) -> Bias:
+        from nanobackpack.analysis.effect import edited_words
+        from nanobackpack.model.edits import flatten_edits
+
+        found = bias(model, settings)
+        edits = {name: flatten_edits(of) for name, of in found.edits.items() if name != "unmodified"}
+        words = {word for some in edits.values() for word in edited_words(some)}
+        text = held_out(model, settings, sorted(words))
+        costs = {name: cost(model, some, text, f"{name}, of all nouns,") for name, some in edits.items()}
+        return replace(found, costs=costs)
+
+    controls.report(settings, measure, again=lambda model: bias(model, settings), counts=True)
 
 
 def bias(model: LanguageModel, settings: BiasConfig) -> Bias:
@@ -126,15 +157,23 @@ def bias(model: LanguageModel, settings: BiasConfig) -> Bias:
         "optimised": [remedy(n.ids, factor, sense) for n, factor in zip(nouns, factors, strict=True)],
     }
     what = "GPT" if is_gpt else f"sense {sense}"
+    counts = model.token_counts
+    ratios = {
+        name: [bias_ratio(model, n.prompts, he, she, e) for n, e in zip(nouns, edits, strict=True)]
+        for name, edits in remedies.items()
+    }
+    figures: dict[str, Figure] = {name: mean_of(values) for name, values in ratios.items()}
+    figures |= {f"{name} − unmodified": figures[name] - figures["unmodified"] for name in list(ratios)[1:]}
     return Bias(
         title=f"bias of {len(nouns)} nouns ({settings.language}, {what})",
+        figures=figures,
         sense=sense,
         nouns=[noun.word for noun in nouns],
         factors=factors,
-        ratios={
-            name: [bias_ratio(model, n.prompts, he, she, e) for n, e in zip(nouns, edits, strict=True)]
-            for name, edits in remedies.items()
-        },
+        ratios=ratios,
+        seen=None if counts is None else [int(counts[noun.ids].min()) for noun in nouns],
+        pronouns_seen=None if counts is None else [int(counts[he]), int(counts[she])],
+        edits=remedies,
     )
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate import scoring
+from nanobackpack.evaluate import controls, scoring
+from nanobackpack.evaluate.controls import Evaluation, Figure, mean_of
 from nanobackpack.safe.files import display_path
 from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
 
@@ -38,7 +39,7 @@ class BlimpConfig(scoring.TestSetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blimp(results.Result):
+class Blimp(Evaluation):
     """How often the grammatical sentence is the likelier one, for each of S test sets."""
 
     names: list[str]
@@ -72,12 +73,15 @@ class Blimp(results.Result):
 def main(settings: BlimpConfig) -> None:
     files = files_in(settings.data)
     sets = {file.stem: read_sentence_pairs(file)[: settings.limit or None] for file in files}
-    results.report(settings, lambda model: blimp(model, sets, settings.bos, settings.batch_size))
+    controls.report(
+        settings, lambda model: blimp(model, sets, settings.bos, settings.batch_size), counts=True
+    )
 
 
 def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16) -> Blimp:
     """Score named sets of (good, bad) sentences."""
     accuracy, n, left_out, equal = [], [], [], []
+    figures: dict[str, Figure] = {}
     for name, pairs in sets.items():
         # A pair is scored only if both of its sentences can be, and if they are not the same.
         both = [[_to_score(model, sentence, bos) for sentence in pair] for pair in pairs]
@@ -92,11 +96,18 @@ def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_
         scores = [score.log_p for score in scoring.score_texts(model, texts, batch_size, name)]
         correct = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
         accuracy.append(sum(correct) / len(correct))
+        figures[name] = mean_of(correct)
         n.append(len(correct))
         left_out.append(unknown)
         equal.append(same)
     return Blimp(
-        title="sentence pairs", names=list(sets), accuracy=accuracy, n=n, left_out=left_out, equal=equal
+        title="sentence pairs (chance: 50 %)",
+        figures=figures,
+        names=list(sets),
+        accuracy=accuracy,
+        n=n,
+        left_out=left_out,
+        equal=equal,
     )
 
 

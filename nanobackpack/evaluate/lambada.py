@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate import scoring
+from nanobackpack.evaluate import controls, scoring
+from nanobackpack.evaluate.controls import Evaluation, mean_of
 from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class LambadaConfig(scoring.TestSetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lambada(results.Result):
+class Lambada(Evaluation):
     """How well last words are predicted."""
 
     perplexity: float
@@ -60,7 +61,9 @@ class Lambada(results.Result):
 
 def main(settings: LambadaConfig) -> None:
     passages = read_passages(settings.data)[: settings.limit or None]
-    results.report(settings, lambda model: lambada(model, passages, settings.bos, settings.batch_size))
+    controls.report(
+        settings, lambda model: lambada(model, passages, settings.bos, settings.batch_size), counts=True
+    )
 
 
 def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, batch_size: int = 16) -> Lambada:
@@ -84,6 +87,10 @@ def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, bat
     scores = scoring.score_texts(model, texts, batch_size, "passages")
     return Lambada(
         title="last words",
+        figures={
+            "log perplexity": mean_of([-score.log_p for score in scores]),
+            "accuracy": mean_of([score.exact for score in scores]),
+        },
         perplexity=math.exp(-sum(s.log_p for s in scores) / len(scores)),
         accuracy=sum(s.exact for s in scores) / len(scores),
         n=len(texts),

@@ -11,6 +11,9 @@ are the embedding E, all senses end to end (flat), each sense, and the least cos
 A word of several tokens is the mean of their vectors (avg), its first token (first), or its contextualized
 senses; the paper takes the better of the first two for each model. Words are taken as they stand, with the
 space before them where the tokenizer joins it; no BOS.
+
+The best of many senses is good by chance too. So the controls have a sense that is chosen on one half of the
+pairs and measured on the other, both ways; and what pairs of words score by the tokens they share alone.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from nanobackpack.analysis import results
 from nanobackpack.analysis.results import Pooling
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate import controls
+from nanobackpack.evaluate.controls import Figure, rank_correlation
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import needs_tokenizer, word_ids
+from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer, word_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,13 +52,15 @@ FORMATS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LexicalSimilarityConfig(AnalysisConfig):
+class LexicalSimilarityConfig(AnalysisConfig, controls.ControlsConfig):
     """Rank correlation of the cosines of words with people's judgement of how alike they are."""
 
     data: tuple[str, ...] = ()
     """Test sets as NAME=FILE; NAME is simlex, simverb, rg65, ws353, wordsim240 or wordsim297."""
     poolings: tuple[Pooling, ...] = ("avg", "first")
     """How a word of several tokens becomes one vector: avg, first, contextualized."""
+    min_count: int = 10
+    """A word counts as seen if each of its tokens occurs so often in the training text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +81,7 @@ class WordPair(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LexicalSimilarity(results.Result):
+class LexicalSimilarity(controls.Evaluation):
     """Spearman's ρ of R measures on S test sets, for P ways to make a vector of a word's tokens."""
 
     may_be_nan = ("rho",)
@@ -90,6 +97,12 @@ class LexicalSimilarity(results.Result):
     """S: pairs compared."""
     coverage: list[float]
     """S: their share of the test set; the others have characters that the tokenizer does not know."""
+    one_token: list[float]
+    """S: share of the test set in which both words are one token."""
+    seen: list[float] | None
+    """S: share in which both words have been seen in training; None if that is not known."""
+    min_count: int
+    """How often each token of such a word occurs there."""
 
     def table(self) -> str:
         head = ["", *(f"{name} {pooling}" for name in self.sets for pooling in self.poolings)]
@@ -99,20 +112,28 @@ class LexicalSimilarity(results.Result):
         # These are numbers of a set, not of its poolings: they stand in the set's first column.
         blank = [""] * (len(self.poolings) - 1)
         rows.append(["pairs", *(cell for n in self.n for cell in (str(n), *blank))])
-        rows.append(["coverage", *(cell for c in self.coverage for cell in (f"{100 * c:.1f} %", *blank))])
+        seen = {f"both seen {self.min_count} times": self.seen} if self.seen else {}
+        for name, shares in ({"coverage": self.coverage, "both one token": self.one_token} | seen).items():
+            rows.append([name, *(cell for share in shares for cell in (f"{100 * share:.1f} %", *blank))])
         return results.table(self.title, head, rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        return results.entries(self.rho, "rho", measure=self.measures, set=self.sets, pooling=self.poolings)
 
 
 def main(settings: LexicalSimilarityConfig) -> None:
     named = [item.partition("=")[::2] for item in settings.data]
     sets = {name: read_pairs(name, path) for name, path in named}
-    results.report(settings, lambda model: lexical_similarity(model, sets, settings.poolings))
+    controls.report(
+        settings, lambda model: lexical_similarity(model, sets, settings.poolings, settings.min_count)
+    )
 
 
 def lexical_similarity(
     model: LanguageModel,
     sets: Mapping[str, Sequence[WordPair]],
     poolings: Sequence[Pooling] = ("avg", "first"),
+    min_count: int = 10,
 ) -> LexicalSimilarity:
     """Correlate the cosines of words with people's scores, on named test sets."""
     import torch
@@ -135,25 +156,89 @@ def lexical_similarity(
     # The vectors of each word are computed once.
     words = sorted({word for pairs in kept.values() for pair in pairs for word in (pair.first, pair.second)})
     index = {word: i for i, word in enumerate(words)}
-    columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
-    for pooling in poolings:
-        vectors = word_vectors(model, words, pooling)  # (N, 1 + K, D)
-        for column, pairs in zip(columns, kept.values(), strict=True):
-            a = vectors[[index[pair.first] for pair in pairs]]  # (pairs, 1 + K, D)
-            b = vectors[[index[pair.second] for pair in pairs]]  # (pairs, 1 + K, D)
-            gold = [pair.score for pair in pairs]
-            column.append(torch.tensor([spearman(measure, gold) for measure in _measures(a, b)]))  # (R)
     is_gpt = model.config.model_name == "gpt2"
     sense_names = [] if is_gpt else [f"sense {i}" for i in range(model.config.n_sense_vector)]
+    measures = ["E"] if is_gpt else ["E", "flat", *sense_names, "min"]
+    columns: list[list[Tensor]] = [[] for _ in kept]  # (S, P) of (R)
+    figures: dict[str, Figure] = {}
+    for pooling in poolings:
+        vectors = word_vectors(model, words, pooling)  # (N, 1 + K, D)
+        for column, (name, pairs) in zip(columns, kept.items(), strict=True):
+            a = vectors[[index[pair.first] for pair in pairs]]  # (pairs, 1 + K, D)
+            b = vectors[[index[pair.second] for pair in pairs]]  # (pairs, 1 + K, D)
+            gold, cosines = [pair.score for pair in pairs], _measures(a, b)
+            column.append(torch.tensor([spearman(measure, gold) for measure in cosines]))  # (R)
+            rows = dict(zip(measures, cosines, strict=True))
+            found = compared(rows, shared_tokens(tokenizer, pairs), gold)
+            figures |= {f"{name} {pooling} {row}": figure for row, figure in found.items()}
+    # How often has each word been seen? At most as often as its rarest token.
+    counts, ids = model.token_counts, {word: word_ids(tokenizer, word) for word in words}
+    often = {word: counts is not None and int(counts[ids[word]].min()) >= min_count for word in words}
+    short = {word: len(ids[word]) == 1 for word in words}
+
+    def share(both: Mapping[str, bool]) -> list[float]:
+        return [sum(both[p.first] and both[p.second] for p in kept[name]) / len(sets[name]) for name in kept]
+
     return LexicalSimilarity(
         title="Spearman's ρ with human judgements",
+        figures=figures,
         sets=list(kept),
         poolings=list(poolings),
-        measures=["E"] if is_gpt else ["E", "flat", *sense_names, "min"],
+        measures=measures,
         rho=torch.stack([torch.stack(column, dim=1) for column in columns], dim=1),  # (R, S, P)
         n=[len(pairs) for pairs in kept.values()],
         coverage=[len(kept[name]) / len(sets[name]) for name in kept],
+        one_token=share(short),
+        seen=None if counts is None else share(often),
+        min_count=min_count,
     )
+
+
+# --- What is compared -----------------------------------------------------------------------------
+
+
+def compared(rows: Mapping[str, Tensor], shared: Tensor, gold: Sequence[float]) -> dict[str, Figure]:
+    """Make the figures that the controls compare, of the cosines (N) of each measure."""
+    import torch
+
+    figures = {name: rank_correlation(rows[name], gold) for name in ("E", "flat", "min") if name in rows}
+    if senses := [row for name, row in rows.items() if name.startswith("sense")]:
+        figures["sense of the other half"] = chosen_sense(torch.stack(senses, dim=1), gold)
+    figures["shared tokens"] = rank_correlation(shared, gold)
+    figures = {name: figure for name, figure in figures.items() if not math.isnan(figure.value)}
+    differences = {
+        f"{name} − {base}": figures[name] - figures[base]
+        for base in ("E", "shared tokens")
+        for name in figures
+        if base in figures and name not in ("shared tokens", base)
+    }
+    return figures | differences
+
+
+def chosen_sense(senses: Tensor, gold: Sequence[float]) -> Figure:
+    """Choose on each half of N pairs the sense whose cosines (N, K) fit best, and measure it on the other."""
+    import torch
+
+    scores = torch.tensor(gold, dtype=torch.float64)  # (N)
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
+    parts = []
+    for chosen_on, rows in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        fits = [spearman(sense, scores[chosen_on].tolist()) for sense in senses[chosen_on].T]
+        best = max(range(len(fits)), key=lambda k: (not math.isnan(fits[k]), fits[k]))
+        parts.append((rows, rank_correlation(senses[rows, best], scores[rows])))
+    (first, one), (second, other) = parts
+    return Figure(len(scores), lambda w: (one.of(w[:, first]) + other.of(w[:, second])) / 2)
+
+
+def shared_tokens(tokenizer: Tokenizer, pairs: Sequence[WordPair]) -> Tensor:
+    """Give the share of tokens that both words of N pairs have, (N): similarity without a model."""
+    import torch
+
+    found = []
+    for pair in pairs:
+        a, b = (set(word_ids(tokenizer, word)) for word in (pair.first, pair.second))
+        found.append(2 * len(a & b) / (len(a) + len(b)))
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def word_vectors(model: LanguageModel, words: list[str], pooling: Pooling) -> Tensor:
@@ -189,15 +274,7 @@ def _measures(a: Tensor, b: Tensor) -> list[Tensor]:
 
 def spearman(measure: Tensor, gold: Sequence[float]) -> float:
     """Give Spearman's rank correlation of N cosines with N scores; NaN if either are all the same."""
-    try:
-        from scipy.stats import spearmanr
-    except ImportError:
-        raise InputError("correlations need SciPy: pip install 'nanobackpack[analysis]'") from None
-    # Cosines that differ by the errors of float64 alone, as those of pairs of equal words, share their rank.
-    values = measure.double().round(decimals=9)
-    if values.isnan().any() or values.unique().numel() < 2 or len(set(gold)) < 2:
-        return math.nan
-    return float(spearmanr(values.numpy(), gold).statistic)
+    return math.nan if measure.isnan().any() else rank_correlation(measure, gold).value
 
 
 def read_pairs(name: str, path: str | Path) -> list[WordPair]:

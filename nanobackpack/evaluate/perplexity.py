@@ -20,26 +20,29 @@ import dataclasses
 import math
 import shlex
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from nanobackpack.analysis.prompts import warn_of_names
-from nanobackpack.analysis.results import Result, report, width
+from nanobackpack.analysis.results import width
 from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, escape_controls
+from nanobackpack.evaluate import controls
 from nanobackpack.safe.files import display_path, read_json, read_text, with_lf
 from nanobackpack.text.tokenizer import needs_tokenizer
 
 if TYPE_CHECKING:
-    from nanobackpack.model.backpack import GPT, BackpackLM, LanguageModel
+    from torch import Tensor
+
+    from nanobackpack.model.backpack import LanguageModel
     from nanobackpack.text.data import TokenData
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityConfig(LoadConfig):
+class PerplexityConfig(LoadConfig, controls.ControlsConfig):
     """The perplexity of a model."""
 
     dataset: str = ""
@@ -78,6 +81,8 @@ class StreamLoss:
     bits_per_token: float
     bits_per_char: float | None
     """Comparable between tokenizers."""
+    batches: list[tuple[float, int]] = field(default_factory=list, repr=False, compare=False)
+    """Mean loss and number of tokens of each batch of windows."""
 
 
 class TokenLoss(NamedTuple):
@@ -89,7 +94,7 @@ class TokenLoss(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity(Result):
+class Perplexity(controls.Evaluation):
     """A model on one split, or on each language of it and on all, or on a text."""
 
     model: str
@@ -118,15 +123,26 @@ class Perplexity(Result):
             lines.append(f"  {loss.nats:8.4f}  {math.exp(-loss.nats):6.4f}  {loss.token!r}")
         return "\n".join(lines)
 
+    def records(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(row) for row in self.rows]
+
 
 def main(settings: PerplexityConfig) -> None:
     from nanobackpack.runtime import keep_memory
 
     keep_memory()
-    report(settings, lambda model: perplexity(model, settings))
+    # Models that know nothing are the same everywhere: a few batches will do.
+    whole = _text_file(settings) or settings.batches
+    few = settings if whole else dataclasses.replace(settings, batches=8)
+    controls.report(
+        settings,
+        lambda model: perplexity(model, settings),
+        fresh=lambda model: perplexity(model, few),
+        counts=True,
+    )
 
 
-def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexity:
+def perplexity(model: LanguageModel, settings: PerplexityConfig) -> Perplexity:
     """Measure all that the settings ask for."""
     from nanobackpack.analysis import control
     from nanobackpack.train.checkpoint import check_vocabulary
@@ -146,6 +162,11 @@ def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexit
             rows = [stream_loss(model, data, part, settings) for part in parts]
     if len(rows) > 1:
         rows.append(mean("all", rows))
+    # Under edits there is nothing to compare with: they are for this model alone.
+    figures = {
+        f"{row.split}, nats/token": controls.mean_of(*map(list, zip(*row.batches, strict=True)))
+        for row in ([] if settings.edits else rows)
+    }
 
     kind = "Backpack" if model.config.model_name == "backpack-lm" else "GPT"
     what = f"{settings.batches} random batches" if settings.batches else "all"
@@ -154,6 +175,7 @@ def perplexity(model: BackpackLM | GPT, settings: PerplexityConfig) -> Perplexit
     return Perplexity(
         title=f"{settings.model_path}, a {kind} of {model.num_params():,} parameters, on {what} of {source} "
         f"in windows of {size}{under}",
+        figures=figures,
         model=settings.model_path,
         data=source,
         block_size=size,
@@ -175,17 +197,16 @@ def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: Per
         draw = generator(settings.seed)
         batches = (data.batch(split, B, T, draw) for _ in range(settings.batches))
         size = settings.batches * B * T
-    total, n = 0.0, 0
+    found: list[tuple[float, int]] = []
     bar = tqdm(
         desc=escape_controls(split), total=size, unit="token", unit_scale=True, disable=None, leave=False
     )
     with eval_mode(model) as model, bar:
         for x, y in batches:  # (B, T) each
             loss = model(x.to(device), y.to(device), loss_only=True).loss
-            total += loss.item() * y.numel()  # the last window is shorter: each token counts alike
-            n += y.numel()
+            found.append((loss.item(), y.numel()))
             bar.update(y.numel())
-    return with_bits(split, n, total / n, data.chars_per_token(split))
+    return with_bits(split, found, data.chars_per_token(split))
 
 
 def _text_file(settings: PerplexityConfig) -> str:
@@ -204,10 +225,34 @@ def _text_file(settings: PerplexityConfig) -> str:
 
 def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[StreamLoss, list[TokenLoss]]:
     """Measure a text as one document, in windows of block_size as a data set is; and each of its tokens."""
-    import torch
     from torch.nn import functional as F
 
     from nanobackpack.runtime import eval_mode
+
+    tokenizer = needs_tokenizer(model.tokenizer)
+    windows, chars = text_windows(model, path, batch_size)
+    nats: list[float] = []
+    found: list[tuple[float, int]] = []
+    ids = [i for _, y in windows for i in y.flatten().tolist()]
+    bar = tqdm(desc=path.name, total=len(ids), unit="token", unit_scale=True, disable=None, leave=False)
+    with eval_mode(model) as model, bar:
+        for x, y in windows:  # (B, T) each
+            logits = model(x).logits.flatten(0, 1)  # (B·T, V)
+            some = F.cross_entropy(logits.float(), y.flatten(), reduction="none").tolist()
+            nats += some
+            found.append((sum(some) / len(some), len(some)))
+            bar.update(y.numel())
+    losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(ids, nats, strict=True)]
+    return with_bits(path.name, found, chars), losses
+
+
+def text_windows(
+    model: LanguageModel, path: Path, batch_size: int
+) -> tuple[list[tuple[Tensor, Tensor]], float]:
+    """Cut a text, as one document, into windows of block_size, x and y (b, T) each, then what is left; give
+    the characters of a token too."""
+    import torch
+
     from nanobackpack.text.corpus import KINDS
 
     tokenizer, T = needs_tokenizer(model.tokenizer), model.config.block_size
@@ -226,24 +271,20 @@ def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[Stream
     x, y = ids[:-1], ids[1:]
     whole = len(x) // T * T
     windows = [(x[:whole].view(-1, T), y[:whole].view(-1, T)), (x[None, whole:], y[None, whole:])]
-    nats: list[float] = []
-    bar = tqdm(desc=path.name, total=len(y), unit="token", unit_scale=True, disable=None, leave=False)
-    with eval_mode(model) as model, bar:
-        for some in windows:
-            for inputs, targets in zip(
-                *(rows.split(batch_size) for rows in some), strict=True
-            ):  # (B, T) each
-                if targets.numel():
-                    logits = model(inputs).logits.flatten(0, 1)  # (B·T, V)
-                    nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="none").tolist()
-                    bar.update(targets.numel())
-    losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(y.tolist(), nats, strict=True)]
-    chars = len(text) / len(tokenizer.encode(text))
-    return with_bits(path.name, len(nats), sum(nats) / len(nats), chars), losses
+    batches = [
+        pair
+        for some in windows
+        for pair in zip(*(rows.split(batch_size) for rows in some), strict=True)
+        if pair[0].numel()
+    ]
+    return batches, len(text) / len(tokenizer.encode(text))
 
 
-def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) -> StreamLoss:
-    """Express a loss, in nats per token, as a perplexity and in bits; chars: per token, if known."""
+def with_bits(split: str, batches: list[tuple[float, int]], chars: float | None = None) -> StreamLoss:
+    """Express the losses of batches, in nats per token, as a perplexity and in bits; chars: per token, if
+    known. Each token counts alike, though the last window is shorter."""
+    tokens = sum(n for _, n in batches)
+    nats = sum(loss * n for loss, n in batches) / tokens
     bits = nats / math.log(2)
     return StreamLoss(
         split=split,
@@ -253,6 +294,7 @@ def with_bits(split: str, tokens: int, nats: float, chars: float | None = None) 
         perplexity=math.exp(nats) if nats < 709 else math.inf,
         bits_per_token=bits,
         bits_per_char=bits / chars if chars else None,
+        batches=batches,
     )
 
 
@@ -261,7 +303,7 @@ def mean(split: str, parts: list[StreamLoss]) -> StreamLoss:
     n = sum(p.tokens for p in parts)
     known = all(p.chars_per_token for p in parts)
     chars = sum(p.tokens * (p.chars_per_token or 0) for p in parts) / n if known else None
-    return with_bits(split, n, sum(p.tokens * p.nats_per_token for p in parts) / n, chars)
+    return with_bits(split, [batch for p in parts for batch in p.batches], chars)
 
 
 def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nanobackpack.analysis.results import check_finite
 from nanobackpack.config import ReadConfig
 from nanobackpack.errors import InputError, escape_controls
+from nanobackpack.evaluate.controls import ControlsConfig
 from nanobackpack.safe.files import display_path, parse_json, read_text
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -116,7 +117,7 @@ def encode_or_none(tokenizer: Tokenizer, text: str, encode: Encoder = Tokenizer.
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSetConfig(ReadConfig):
+class TestSetConfig(ReadConfig, ControlsConfig):
     """What the programs that read a test set of JSON lines share."""
 
     data: str | tuple[str, ...] = ""

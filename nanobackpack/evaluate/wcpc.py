@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
-from nanobackpack.evaluate import scoring
+from nanobackpack.evaluate import controls, scoring
+from nanobackpack.evaluate.controls import Evaluation, mean_of
 from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class MaskedText(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wcpc(results.Result):
+class Wcpc(Evaluation):
     """How often the word is the first guess, or among the first three."""
 
     top1: float
@@ -79,7 +80,7 @@ class Wcpc(results.Result):
 
 def main(settings: WcpcConfig) -> None:
     items = read_masked_texts(settings.data)[: settings.limit or None]
-    results.report(settings, lambda model: wcpc(model, items, settings.protocol, settings.bos))
+    controls.report(settings, lambda model: wcpc(model, items, settings.protocol, settings.bos), counts=True)
 
 
 def wcpc(
@@ -99,10 +100,12 @@ def wcpc(
     if not words:
         raise InputError("no item can be predicted: this tokenizer does not know their characters")
     both = list(zip(words, guesses, strict=True))
+    top1, top3 = (mean_of([word in found[:n] for word, found in both]) for n in (1, 3))
     return Wcpc(
         title=f"words from their context, protocol {protocol}",
-        top1=sum(word in found[:1] for word, found in both) / len(both),
-        top3=sum(word in found for word, found in both) / len(both),
+        figures={"top-1": top1, "top-3": top3},
+        top1=top1.value,
+        top3=top3.value,
         n=len(both),
         left_out=len(items) - len(both),
         guesses=guesses,

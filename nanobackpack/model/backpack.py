@@ -49,7 +49,7 @@ from nanobackpack.model.kernels import (
     unique_ids,
 )
 from nanobackpack.model.texts import generate
-from nanobackpack.runtime import in_eval_mode
+from nanobackpack.runtime import any_length, in_eval_mode
 
 if TYPE_CHECKING:
     from nanobackpack.text.tokenizer import Tokenizer
@@ -358,6 +358,7 @@ class GPT(LanguageModel):
         h = self.context(e)  # (B, T, D)
         return tied_head(h, self.wte.weight, targets, loss_only, at)
 
+    @any_length()
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         e = cache.edits.edit_inputs(input_ids, self.wte(input_ids))  # (B, T, D)
         h = self.context(e, cache)[:, -1]  # (B, D)
@@ -441,6 +442,7 @@ class BackpackLM(LanguageModel):
             cache.sense_memory = SenseMemory(V, senses)
         return cache
 
+    @any_length()
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
         q, k = self.alpha.queries_and_keys(h)  # (B, K, T, D/K)

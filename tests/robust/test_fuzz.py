@@ -46,5 +46,5 @@ def test_a_failure_is_counted_and_shown(
 
 
 @pytest.mark.slow
-def test_thousands_of_inputs() -> None:
-    assert all(row["failures"] == 0 for row in fuzz(4_000, seed=7).values())
+def test_more_inputs() -> None:
+    assert all(row["failures"] == 0 for row in fuzz(1_000, seed=7).values())

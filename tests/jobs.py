@@ -33,9 +33,9 @@ from nanobackpack.train.log import Log
 from nanobackpack.train.trainer import Trainer, train
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["stress", "faults", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed"]
-)
+# All that a training imports; torch does part of it only when an optimizer or FSDP is first used.
+TORCH = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
+SERVER.set_forkserver_preload(["jobs", "stress", "matplotlib.backends.backend_agg", *TORCH])
 LIMIT_S = 120  # far above what any job takes
 
 FULL = {"max_iters": 16, "eval_interval": 4, "dropout": 0.2, "gradient_accumulation_steps": 2}
@@ -47,11 +47,11 @@ class Job:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Any,
         *,
         n: int = 1,
         before: Callable[[], None] | None = None,
-        work: Callable[[TrainConfig], int | None] = train,
+        work: Callable[[Any], int | None] = train,
         log: Path | None = None,
     ) -> None:
         self.log = log or Path(config.out_dir).parent / f"{Path(config.out_dir).name[:40]}.log"
@@ -115,8 +115,8 @@ class Job:
 
 
 def _run(
-    work: Callable[[TrainConfig], int | None],
-    config: TrainConfig,
+    work: Callable[[Any], int | None],
+    config: Any,
     before: Callable[[], None] | None,
     env: dict[str, str],
     log: str,
