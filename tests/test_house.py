@@ -130,14 +130,15 @@ for verb in commands.VERBS:
 
 
 def test_the_package_needs_only_its_core_dependencies() -> None:
-    """What pip installs without extras is enough to import everything, and every public name."""
+    """What pip installs without extras is enough to import everything, and every public name: but for the
+    file that goes with exported models, and is imported by transformers."""
     blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
     blocked += ["trackio", "tensorboard"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({blocked}))
 import nanobackpack
-for name in {[*MODULES]}:
+for name in {[m for m in MODULES if m != "nanobackpack.hub.modeling_backpack"]}:
     importlib.import_module(name)
 for name in nanobackpack.__all__:
     assert getattr(nanobackpack, name) is not None

@@ -327,7 +327,7 @@ def test_own_tensors_refused(tmp_path: Path, key: str, value: Any, message: str)
 
 WITH_LAYOUT = [
     *((s, NANO) for name, s in BACKPACKS.items() if name.startswith("nano")),
-    *((s, PAPER) for name, s in BACKPACKS.items() if name.startswith("paper")),
+    *((s, PAPER) for name, s in BACKPACKS.items() if name.startswith("paper-bias")),
     ({"model_name": "gpt2"}, NANO_GPT),
     (GPTS["gpt-bias"], GPT2),
 ]

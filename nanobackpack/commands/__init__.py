@@ -41,6 +41,7 @@ VERBS = {
     "wcpc": ("evaluate.wcpc", "Chinese words from their context"),
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
+    "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }

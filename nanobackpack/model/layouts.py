@@ -3,6 +3,7 @@
     nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or nanoGPT's GPT
     backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model
     GPT-2            a folder in Hugging Face's layout
+    nanobackpack     a folder of `nanobackpack export` (hub/), or what transformers saved of one: our names
 
 The tensors may also stand alone in a file, or under names to which a wrapper put its own. What settings they
 do not tell by their shapes then come from a config.json beside them.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Layout:
     copies: dict[str, tuple[str, ...]]  # our name: their further names of the same tensor
     transposed: re.Pattern[str] | None = None  # weights stored (in, out)
     interleaved: re.Pattern[str] | None = None  # number i of sense l stored at i·K + l instead of l·D + i
+    holds: dict[str, Any] = field(default_factory=dict)  # the settings of all models that it has
 
     def key(self, name: str) -> str:
         """Their name of our parameter."""
@@ -85,6 +87,7 @@ NANO = Layout(
         )
     },
     interleaved=re.compile(r"senses\.(ff_2\.c_proj|ln_2)\."),
+    holds={"model_name": "backpack-lm", "sense_network": "nano", "scale_attn_by_inverse_layer_idx": False},
 )
 PAPER = Layout(
     title="backpack-gpt2",
@@ -101,14 +104,16 @@ PAPER = Layout(
         "context.wpe.weight": ("backpack.position_embeddings.weight",),
     },
     transposed=re.compile(r"(context|senses)\..*\bc_(attn|fc|proj)\.weight$"),  # but not those of α
+    holds={"model_name": "backpack-lm", "sense_network": "paper", "bias": True},
 )
 NANO_GPT = Layout(
     title="nanoGPT",
     prefixes={"wte.": "transformer.wte.", "context.": "transformer."},
     copies={"wte.weight": ("lm_head.weight",)},
+    holds={"model_name": "gpt2", "scale_attn_by_inverse_layer_idx": False},
 )
-GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
-OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
+GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed, holds={"model_name": "gpt2"})
+OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies=NANO_GPT.copies)
 
 # Buffers: causal masks, the count of an average. The leading dot matters: `attn.c_attn.bias` is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n_averaged")
@@ -215,6 +220,9 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
             f"senses baked into a table do not fit the layout of {layout.title}: export the model they were "
             "baked from; this one is kept whole by checkpoint.save_model, and load_model opens it"
         )
+    for name, value in layout.holds.items():
+        if (ours := getattr(model.config, name)) != value:
+            raise InputError(f"{layout.title} has no model with {name}={ours}, only with {name}={value}")
     state: State = {}
     for name, p in model.named_parameters():
         t = layout.reorder(name, p.detach(), model.config, inward=False)
@@ -233,6 +241,8 @@ def read_foreign(content: dict[str, Any], file: Path) -> tuple[ModelConfig, Stat
     settings = read_json(beside) if beside.is_file() else {}
     if not isinstance(settings, dict):
         raise InputError(f"{beside} must hold an object of settings")
+    if settings.get("model_type") == OURS.title:
+        return read_export(settings, state, source)
     if settings.keys() & {"model_type", "n_positions"} or any("gpt2_model." in key for key in state):
         return read_hugging_face(settings, state, source)
     return read_nano(settings, state, source)
@@ -347,6 +357,14 @@ def read_hugging_face(
         ours |= {"sense_network": "paper", "n_sense_vector": settings["num_senses"]}
     state, layout = (state, PAPER) if backpack else _as_gpt(state)
     return _with_padding(model_config(ours, source)), state, layout
+
+
+def read_export(settings: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
+    """The config.json and tensors of an export for transformers, as read_nano gives them."""
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - {"model_name"}
+    if missing := sorted(names - settings.keys()):
+        raise InputError(f"{source}: config.json has no {missing[0]}")
+    return model_config({name: settings[name] for name in names}, source), unwrap(state, source), OURS
 
 
 def model_config(settings: dict[str, Any], source: str) -> ModelConfig:
