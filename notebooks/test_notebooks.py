@@ -54,12 +54,21 @@ def test_it_shows_what_it_does(path: Path) -> None:
     assert not re.search(r"/(tmp|home|root|work)/", str(cells))
 
 
+def settled(text: str) -> str:
+    """What a terminal shows at last: of each line what was written over it, and no progress bars."""
+    lines = [re.split(r"\r|\x1b\[2K", line.rstrip("\r"))[-1] for line in text.split("\n")]
+    return "\n".join(line for line in lines if not re.search("[█░]|%[|]", line))
+
+
 def keep(notebook: Any, path: Path) -> None:
-    """Write a notebook that has been run, without progress bars and times."""
+    """Write a notebook that has been run, with its outputs, but without progress bars and times."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            written = [output for output in cell.outputs if output.output_type == "stream"]
+            text = settled("".join(output.text for output in written if output.name == "stdout"))
+            shown = [output for output in cell.outputs if output not in written]
+            cell.outputs = ([nbformat.v4.new_output("stream", text=text)] if text else []) + shown
     nbformat.write(notebook, path)
 
 
