@@ -77,6 +77,7 @@ NO_TORCH = [
     "text.tokenizer",
     "text.tokenizer_files",
     "text.corpus",
+    "text.dictionaries",
     "text.readers",
     "text.splits",
 ]

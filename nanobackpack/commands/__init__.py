@@ -40,6 +40,7 @@ VERBS = {
     "blimp": ("evaluate.blimp", "is the grammatical sentence likelier?"),
     "wcpc": ("evaluate.wcpc", "Chinese words from their context"),
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
+    "words": ("evaluate.words", "a study: trains models on dictionaries, and compares their senses"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
     "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),

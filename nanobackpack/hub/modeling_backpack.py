@@ -31,7 +31,8 @@ from transformers.utils import can_return_tuple
 SETTINGS = {  # nanobackpack's ModelConfig, and two of the library's
     "n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "n_sense_vector": 16, "vocab_size": 50304,
     "vocab_used": 0, "sense_network": "nano", "sense_table": False, "dropout": 0.0, "bias": False,
-    "scale_attn_by_inverse_layer_idx": False, "use_cache": True, "initializer_range": 0.02,
+    "scale_attn_by_inverse_layer_idx": False, "sense_intermediate_scale": 4, "alpha_dropout": False,
+    "gelu": "tanh", "use_cache": True, "initializer_range": 0.02,
 }  # fmt: skip
 
 
@@ -82,14 +83,15 @@ def additive_mask(given: Tensor | None, at: Tensor, S: int, dtype: torch.dtype) 
 
 
 class BackpackMLP(nn.Module):
-    def __init__(self, d_in, d_out, config):
+    def __init__(self, d_in, d_out, config, scale=4):
         super().__init__()
-        self.c_fc = nn.Linear(d_in, 4 * d_in, bias=config.bias)
-        self.c_proj = nn.Linear(4 * d_in, d_out, bias=config.bias)
+        self.c_fc = nn.Linear(d_in, scale * d_in, bias=config.bias)
+        self.c_proj = nn.Linear(scale * d_in, d_out, bias=config.bias)
+        self.approximate = "none" if config.gelu == "exact" else "tanh"
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
 
 
 class BackpackAttention(nn.Module):
@@ -163,7 +165,8 @@ class BackpackPaperSenses(nn.Module):
         super().__init__()
         D, K = config.n_embd, config.n_sense_vector
         self.ln_0, self.ln_1, self.ln_2 = (nn.LayerNorm(D, bias=config.bias) for _ in range(3))
-        self.mlp, self.final_mlp = BackpackMLP(D, D, config), BackpackMLP(D, K * D, config)
+        self.mlp = BackpackMLP(D, D, config)
+        self.final_mlp = BackpackMLP(D, K * D, config, config.sense_intermediate_scale)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, e):
@@ -190,7 +193,7 @@ class BackpackSenseWeights(nn.Module):
         D, K, nano = config.n_embd, config.n_sense_vector, config.sense_network == "nano"
         self.n_sense, self.index = K, config.n_block
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
-        self.dropout = config.dropout if nano else 0.0  # on α itself
+        self.dropout = config.dropout if nano or config.alpha_dropout else 0.0  # on α itself
         self.c_attn = nn.Linear(D, 2 * D, bias=config.bias and not nano)
 
     def forward(self, h, senses, mask, cache, need_alpha):

@@ -58,8 +58,9 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files 
 _DATA = (
     r" (numpy|omegaconf|argparse|collections|datetime|pathlib|_codecs|torch.(\w*\d|device)|__builtin__.set)"
 )
-_MAKE_PLAIN = """import sys, torch; plain = lambda v: v if torch.is_tensor(v) or v is None else
-v.tolist() if hasattr(v, "tolist") else {k: plain(x) for k, x in v.items()} if hasattr(v, "items") else
+_MAKE_PLAIN = """import sys, torch; plain = lambda v: v if torch.is_tensor(v) or v is None else str(v)
+if isinstance(v, type) else v.tolist() if hasattr(v, "tolist") else plain(dict(v.items_ex(False))) if
+hasattr(v, "items_ex") else {k: plain(x) for k, x in v.items()} if hasattr(v, "items") else
 [plain(x) for x in v] if isinstance(v, (list, tuple, set)) else v if isinstance(v, (int, float, str)) else
 str(v); torch.save(plain(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])""".replace("\n", " ")
 # What else lies in folders of models, by its name and its beginning.
