@@ -199,6 +199,10 @@ class TrainConfig(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out_dir != self.out_dir.encode(errors="replace").decode():
+            raise InputError(
+                f"out_dir={short_repr(self.out_dir)} is no UTF-8, which torch cannot open: rename it"
+            )
         # Settings that contradict each other, and the way out.
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise InputError(
