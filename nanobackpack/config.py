@@ -78,6 +78,12 @@ class ModelConfig(Architecture):
     """Senses are a table of V·K vectors in place of a network, as nanobackpack.control.bake makes them."""
     scale_attn_by_inverse_layer_idx: bool = False
     """Divide the attention scores of block i by i + 1, as backpack-gpt2 does."""
+    sense_intermediate_scale: int = 4
+    """Width of the paper's last sense MLP, in D; 1 in the smaller models of the paper's table 8."""
+    alpha_dropout: bool = False
+    """Dropout on α with the paper's sense network too, as Levanter's Backpacks have; nano always has it."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """tanh: GPT-2's approximation; exact: as nanoGPT's own since May 2023."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +110,8 @@ class TrainConfig(Architecture):
     """Folder for checkpoints, metrics.jsonl, config.json and loss.png."""
     init_from: str = "scratch"
     """scratch: new weights; resume: go on exactly where out_dir/ckpt.pt stopped; or the weights of gpt2,
-    gpt2-medium, gpt2-large, gpt2-xl, of a run's folder, a checkpoint, a model folder, or a hub's name."""
+    gpt2-medium, gpt2-large, gpt2-xl, backpack-small (the paper's, where no folder is called so), of a run's
+    folder, a checkpoint, a model folder, or a hub's name."""
     overwrite: bool = False
     """Replace the run that is in out_dir; False: a new run moves it to out_dir/older-1, older-2, ..."""
     eval_interval: int = 2000
@@ -192,6 +199,10 @@ class TrainConfig(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out_dir != self.out_dir.encode(errors="replace").decode():
+            raise InputError(
+                f"out_dir={short_repr(self.out_dir)} is no UTF-8, which torch cannot open: rename it"
+            )
         # Settings that contradict each other, and the way out.
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise InputError(
@@ -343,7 +354,7 @@ BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
         "a number from 1 up",
         lambda x: 1 <= x < math.inf,
         "n_head n_embd block_size n_sense_vector vocab_size eval_interval log_interval batch_size "
-        "lr_decay_iters k",
+        "lr_decay_iters k sense_intermediate_scale",
     ),
     # More than these would take for ever.
     ("a number from 0 up to 1,000,000", lambda x: 0 <= x <= 10**6, "num_samples batches shards"),

@@ -331,24 +331,36 @@ def test_a_local_folder_comes_before_the_hub(hub: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_s_command_on_backpack_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where nobody has trained it yet, the config that would is named; where somebody has, it samples."""
+    """It is the folder of that name, else the published model; where neither is, both ways are named."""
     start = "What is the answer to life, the universe, and everything?"
     flags = ["--init_from=backpack-small", f"--start={start}", "--num_samples=5", "--max_new_tokens=100"]
 
-    def sampled(folder: Path) -> tuple[str, str]:
-        monkeypatch.chdir(folder)
+    def sampled() -> tuple[str, str]:
         with pytest.raises(SystemExit):
             cli.run(sample.main, SampleConfig, flags)
         out, err = capsys.readouterr()
         return out, err
 
-    out, err = sampled(ROOT)
-    assert out == ""
-    assert "train it with `nanobackpack train backpack_lm`" in err
-    assert err.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    out, err = sampled()
+    assert (out, err.count("\n")) == ("", 1)
+    assert (
+        "no folder backpack-small: train it with `nanobackpack train backpack_lm`, or take stanfordnlp/"
+        in err
+    )
+    assert "cannot be fetched from the Hugging Face hub" in err
+    folder = snapshot(hub, "stanfordnlp/backpack-gpt2")
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / name).write_bytes((GOLDEN / "backpack_gpt2" / name).read_bytes())
+    Tokenizer.from_symbols([*dict.fromkeys(start), *map(chr, range(0x400, 0x400 + 72))][:72]).save(
+        folder / "tokenizer.json"
+    )
+    out, err = sampled()
+    assert out.count(start) == 5
+    assert "no folder backpack-small: this is stanfordnlp/backpack-gpt2 of the Hugging Face hub\n" in err
     saved(tmp_path / "backpack-small", Tokenizer.char(start + TEXT), vocab_size=64, vocab_used=28)
-    out, err = sampled(tmp_path)
+    out, err = sampled()
     note = "note: the prompt has 57 tokens, this model reads 12: all before ' everything?' is cut\n"
     assert (out.count(start), err) == (5, note)

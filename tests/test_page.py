@@ -52,7 +52,7 @@ COMMANDS = {
     "torchrun --standalone --nproc_per_node=8 train.py config/train_clue_small.py": EIGHT,
     "python data/tigerbot/prepare.py": "test_prepare.py::test_tigerbot",
     "torchrun --standalone --nproc_per_node=8 train.py config/train_tigerbot.py": EIGHT,
-    # Opens backpack-small/; where that is missing, one line names the config that trains it.
+    # Opens backpack-small/, else the paper's model from the hub; without either, one line names both ways.
     'python sample.py --init_from=backpack-small --start="What is the answer to life, the universe, and '
     'everything?" --num_samples=5 --max_new_tokens=100': (
         "test_init_from.py::test_the_page_s_command_on_backpack_small"

@@ -144,6 +144,7 @@ def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
     c = model.config
     same_name = ("n_layer", "n_head", "n_embd", "vocab_size", "scale_attn_by_inverse_layer_idx")
     settings = {name: getattr(c, name) for name in same_name} | {"n_positions": c.block_size}
+    settings["activation_function"] = "gelu" if c.gelu == "exact" else "gelu_new"
     return settings | {f"{part}_pdrop": c.dropout for part in ("embd", "attn", "resid")}
 
 
@@ -153,7 +154,8 @@ def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
 def write_backpack_gpt2(model: LanguageModel, folder: Path, dataset: str) -> None:
     torch.save(export_state(model, PAPER), folder / "pytorch_model.bin")
     named = {"architectures": ["BackpackGPT2LMHeadModel"], "model_type": "backpack-gpt2"}
-    senses = {"num_senses": model.config.n_sense_vector, "sense_intermediate_scale": 4}
+    senses = {"num_senses": model.config.n_sense_vector}
+    senses["sense_intermediate_scale"] = model.config.sense_intermediate_scale
     write_json(gpt2_settings(model) | named | senses, folder / "config.json")
     write_tokenizer(model, folder)
 
@@ -168,7 +170,8 @@ def write_nanobackpacklm(model: LanguageModel, folder: Path, dataset: str) -> No
     names = ["n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"]
     names += ["n_sense_vector"] if layout is NANO else []
     args = {name: getattr(c, name) for name in names}
-    torch.save({"model": state, "model_args": args, "config": {"dataset": dataset}}, folder / "ckpt.pt")
+    config = {"dataset": dataset, "model_name": c.model_name}
+    torch.save({"model": state, "model_args": args, "config": config}, folder / "ckpt.pt")
 
 
 WRITERS = {

@@ -90,14 +90,17 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Linear, GELU (tanh form, as GPT-2), linear, dropout. The sense networks are built of it too."""
 
-    def __init__(self, d_in: int, d_out: int, config: ModelConfig, n_matrices: int = 1) -> None:
+    def __init__(
+        self, d_in: int, d_out: int, config: ModelConfig, n_matrices: int = 1, scale: int = 4
+    ) -> None:
         super().__init__()
-        self.c_fc = Linear(d_in, 4 * d_in, config.bias)
-        self.c_proj = Linear(4 * d_in, d_out, config.bias, n_matrices)
+        self.c_fc = Linear(d_in, scale * d_in, config.bias)
+        self.c_proj = Linear(scale * d_in, d_out, config.bias, n_matrices)
+        self.approximate = "none" if config.gelu == "exact" else "tanh"
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (..., 4·d_in)
+        x = F.gelu(self.c_fc(x), approximate=self.approximate)  # (..., scale·d_in)
         x = self.c_proj(x)  # (..., d_out)
         return self.drop(x) if self.training else x
 
@@ -180,7 +183,7 @@ class PaperSenses(nn.Module):
         self.ln_1 = nn.LayerNorm(D, bias=config.bias)
         self.ln_2 = nn.LayerNorm(D, bias=config.bias)
         self.mlp = MLP(D, D, config)
-        self.final_mlp = MLP(D, K * D, config, n_matrices=K)
+        self.final_mlp = MLP(D, K * D, config, n_matrices=K, scale=config.sense_intermediate_scale)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, e: Tensor) -> Tensor:
@@ -215,7 +218,7 @@ class SenseWeights(nn.Module):
         nano = config.sense_network == "nano"
         self.n_sense = K
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
-        self.dropout = config.dropout if nano else 0.0  # on α itself, in sense_sum
+        self.dropout = config.dropout if nano or config.alpha_dropout else 0.0  # on α itself, in sense_sum
         self.c_attn = Linear(D, 2 * D, config.bias and not nano, n_matrices=2)  # queries and keys
 
     def queries_and_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:

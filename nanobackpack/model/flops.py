@@ -26,7 +26,7 @@ def flops_per_step(config: ModelConfig, batch_size: int, length: int | None = No
     D, K, V = config.n_embd, config.n_sense_vector, config.vocab_size
     # Multiplications for each token, in the order of the model.
     block = 3 * D * D + 2 * T * D + D * D + 8 * D * D  # q, k, v; scores and weighted values; projection; MLP
-    senses = 8 * D * D + (4 + 4 * K) * D * D  # the two MLPs of the sense network
+    senses = (8 + config.sense_intermediate_scale * (1 + K)) * D * D  # the two MLPs of the sense network
     backpack = senses + 2 * D * D + T * D + T * K * D  # and q, k of α; its scores; the weighted sum
     per_token = config.n_block * block + (backpack if config.model_name == "backpack-lm" else 0) + D * V
     # An addition goes with each; and backward multiplies twice, once for the gradient of each factor.

@@ -2,6 +2,8 @@
 
     nanoBackpackLM   ckpt.pt: a Backpack with the nano sense network, or nanoGPT's GPT
     backpack-gpt2    a folder with config.json and pytorch_model.bin or model.safetensors: the paper's model
+    Levanter         such a folder, of a model that divides by K what its senses add up to
+    Lightning        the .ckpt of a training run of the paper's
     GPT-2            a folder in Hugging Face's layout
     nanobackpack     a folder of `nanobackpack export` (hub/), or what transformers saved of one: our names
 
@@ -26,12 +28,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nanobackpack.config import ModelConfig
 from nanobackpack.errors import InputError, first_few, short_repr
@@ -41,6 +45,7 @@ from nanobackpack.safe.files import read_json
 from nanobackpack.safe.untrusted import found_in, load_untrusted, read_index
 
 State = dict[str, Tensor]
+Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Layout:
         return t
 
 
+Read = tuple[ModelConfig, State, Layout]
 _NANO_ALPHA = "backpack.contextualization_layer."
 NANO = Layout(
     title="nanoBackpackLM",
@@ -87,7 +93,12 @@ NANO = Layout(
         )
     },
     interleaved=re.compile(r"senses\.(ff_2\.c_proj|ln_2)\."),
-    holds={"model_name": "backpack-lm", "sense_network": "nano", "scale_attn_by_inverse_layer_idx": False},
+    holds={
+        "model_name": "backpack-lm",
+        "sense_network": "nano",
+        "scale_attn_by_inverse_layer_idx": False,
+        "gelu": "tanh",
+    },
 )
 PAPER = Layout(
     title="backpack-gpt2",
@@ -110,10 +121,20 @@ NANO_GPT = Layout(
     title="nanoGPT",
     prefixes={"wte.": "transformer.wte.", "context.": "transformer."},
     copies={"wte.weight": ("lm_head.weight",)},
-    holds={"model_name": "gpt2", "scale_attn_by_inverse_layer_idx": False},
+    holds={"model_name": "gpt2", "scale_attn_by_inverse_layer_idx": False, "gelu": "tanh"},
 )
 GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed, holds={"model_name": "gpt2"})
 OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies=NANO_GPT.copies)
+# Lightning's names: what backpack-gpt2 has in their place, one replaced after the other.
+LIGHTNING = {
+    "content_model.embeddings.": "embeddings.", "transformer.embeddings.": "backpack.",
+    "transformer.": "backpack.", "gpt2_model.embeddings.word_embeddings": "gpt2_model.wte", "layers.": "h.",
+    "gpt2_model.embeddings.position_embeddings": "gpt2_model.wpe", "gpt2_model.ln_0": "gpt2_model.h.0.ln_1",
+    "content_model.h.0.norm": "content_model.h.0.ln_", "content_model.h.0": "sense_network.block",
+    "content_model.ln_0": "sense_network.ln", "content_model": "sense_network", "norm1": "ln_2",
+    "contextualization_attn.Wqkv": "sense_weight_net.c_attn", "mixer.Wqkv": "attn.c_attn",
+    "mixer.out_proj": "attn.c_proj", "fc1": "c_fc", "fc2": "c_proj",
+}  # fmt: skip
 
 # Buffers: causal masks, the count of an average. The leading dot matters: `attn.c_attn.bias` is a parameter.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n_averaged")
@@ -121,7 +142,8 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "contextualization_layer.bias", "n
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Padded vocabularies: embedding rows → real tokens, of GPT-2, Chinese BERT and XLM-R.
 PADDED = {50264: 50257, 50304: 50257, 21184: 21128, 250048: 250002}
-WTE = "wte.weight"
+WTE, LAST = "wte.weight", "senses.final_mlp.c_proj.weight"
+GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}  # Hugging Face's names: ours
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints have tensors by name
 
 
@@ -142,7 +164,8 @@ def unwrap(state: State, source: str) -> State:
     if len(weights := dict(named)) < len(named):
         raise InputError(f"{source}: two tensors have the same name, but for _orig_mod.")
     # A tensor that a layout has tells what stands before all names.
-    for known in (NANO.key("senses.ff_2.c_proj.weight"), PAPER.key(WTE), NANO_GPT.key(WTE), WTE):
+    first = (NANO.key("senses.ff_2.c_proj.weight"), PAPER.key(WTE), "transformer.content_model.ln_0.weight")
+    for known in (*first, NANO_GPT.key(WTE), WTE):
         found = next((key for key in weights if f".{key}".endswith(f".{known}")), "")
         prefix = found.removesuffix(known)
         if found and all(key.startswith(prefix) for key in weights):
@@ -153,7 +176,8 @@ def unwrap(state: State, source: str) -> State:
 def least_params(config: ModelConfig) -> int:
     """Count nearly all parameters of a model, without building it."""
     V, D, K = config.vocab_size, config.n_embd, config.n_sense_vector
-    senses = (V if config.sense_table else 4 * D) * K if config.model_name == "backpack-lm" else 0
+    inner = V if config.sense_table else config.sense_intermediate_scale * D
+    senses = inner * K if config.model_name == "backpack-lm" else 0
     return D * (V + config.block_size + 12 * D * config.n_block + senses)
 
 
@@ -230,17 +254,24 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
     return state
 
 
-def read_foreign(content: dict[str, Any], file: Path) -> tuple[ModelConfig, State, Layout]:
+def read_foreign(content: Settings, file: Path) -> Read:
     """The model in what was read from another program's file, or beside it: settings, tensors, layout."""
     source, beside = str(file), file.with_name("config.json")
     state = next((content[name] for name in CONTAINERS if name in content), content)
     check_tensors(state, source)
-    settings = content.get("model_args", content.get("config"))  # the second is build-nanogpt's name
-    if isinstance(settings, dict):
-        return read_nano(settings, state, source)
     settings = read_json(beside) if beside.is_file() else {}
     if not isinstance(settings, dict):
         raise InputError(f"{beside} must hold an object of settings")
+    args = content.get("model_args", content.get("config"))  # the second is build-nanogpt's name
+    if isinstance(args, dict):
+        # nanoBackpackLM and build-nanogpt have GPT-2's GELU. nanoGPT had it too, once, and does not say.
+        told = (
+            re.search("model_name|n_sense", f"{args}{content.get('config')}") or "model_args" not in content
+        )
+        gelu = settings.get("activation_function", "gelu_new" if told else None)
+        return read_nano(args | {"activation_function": gelu}, state, source)
+    if any("content_model." in key for key in state):
+        return read_lightning(content, settings, state, source)
     if settings.get("model_type") == OURS.title:
         return read_export(settings, state, source)
     if settings.keys() & {"model_type", "n_positions"} or any("gpt2_model." in key for key in state):
@@ -248,7 +279,7 @@ def read_foreign(content: dict[str, Any], file: Path) -> tuple[ModelConfig, Stat
     return read_nano(settings, state, source)
 
 
-def read_nano(settings: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
+def read_nano(settings: Settings, state: State, source: str) -> Read:
     """The model_args and tensors of nanoBackpackLM or nanoGPT, as read_foreign gives them.
 
     Older ones lack some settings: the shapes of the tensors tell all but n_head and dropout.
@@ -258,16 +289,8 @@ def read_nano(settings: dict[str, Any], state: State, source: str) -> tuple[Mode
     layout = OURS if "context.wpe.weight" in state else NANO if backpack else None
     if not layout:
         state, layout = _as_gpt(state)
-    try:
-        known: dict[str, Any] = {"model_name": "gpt2", "dropout": 0.0}
-        known["vocab_size"], known["n_embd"] = state[layout.key(WTE)].shape
-        known["block_size"] = len(state[layout.key("context.wpe.weight")])
-        if backpack:  # K·D rows
-            K = len(state[layout.key("senses.ff_2.c_proj.weight")]) // known["n_embd"]
-            known |= {"model_name": "backpack-lm", "n_sense_vector": K}
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        what = f"no tensor {error.args[0]}" if isinstance(error, KeyError) else "odd tensors"
-        raise InputError(f"{source}: {what} for a {layout.title} model among {first_few(state)}") from None
+    known: dict[str, Any] = {"model_name": "backpack-lm" if backpack else "gpt2", "dropout": 0.0}
+    known |= _sizes(state, layout, "senses.ff_2.c_proj.weight" if backpack else None, source)
     blocks = {m[1] for key in state if (m := re.search(r"\.h\.(\d+)\.", key))}
     known["n_layer"] = len(blocks) + backpack  # the sense network counts
     known["bias"] = any(key.endswith(".bias") for key in state)
@@ -277,7 +300,25 @@ def read_nano(settings: dict[str, Any], state: State, source: str) -> tuple[Mode
             f"a {layout.title} model of {known['n_layer']} layers and width {known['n_embd']}, but no n_head"
         )
         raise InputError(f'{source}: {what}: put {{"n_head": NUMBER}} into a config.json beside it')
+    gelu = settings.get("activation_function")
+    if layout is NANO_GPT and gelu is None:
+        way = 'put {"activation_function": "gelu"} into a config.json beside it'
+        warnings.warn(
+            f"{source} is read with GPT-2's GELU; if of nanoGPT since May 2023, {way}", stacklevel=1
+        )
+    known["gelu"] = GELU.get(str(gelu or "gelu_new"), gelu)
     return _with_padding(model_config(known, source)), state, layout
+
+
+def _sizes(state: State, layout: Layout, last: str | None, source: str) -> dict[str, Any]:
+    """What the shapes of the tensors tell; `last` is our name of the layer that ends the sense network."""
+    try:
+        V, D = state[layout.key(WTE)].shape
+        sizes = {"vocab_size": V, "n_embd": D, "block_size": len(state[layout.key("context.wpe.weight")])}
+        return sizes | ({"n_sense_vector": len(state[layout.key(last)]) // D} if last else {})  # K·D rows
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        what = f"no tensor {error.args[0]}" if isinstance(error, KeyError) else "odd tensors"
+        raise InputError(f"{source}: {what} for a {layout.title} model among {first_few(state)}") from None
 
 
 def _as_gpt(state: State) -> tuple[State, Layout]:
@@ -314,12 +355,40 @@ def _read_shards(index: Path) -> State:
     return state
 
 
-def read_hugging_face(
-    settings: dict[str, Any], state: State, source: str
-) -> tuple[ModelConfig, State, Layout]:
+def read_lightning(content: Settings, settings: Settings, state: State, source: str) -> Read:
+    """A checkpoint of the paper's runs, as read_foreign gives it. What no shape tells, such as n_head, is in
+    its hyper-parameters if these are plain values, else in a config.json beside it."""
+    for name in ("hyper_parameters", "model", "config"):
+        content = content[name] if isinstance(content.get(name), dict) else {}
+    state = unwrap(state, source)
+    n_layer = len({m[1] for key in state if (m := re.search(r"gpt2_model\.layers\.(\d+)\.", key))})
+
+    def rename(key: str) -> str:
+        for theirs, ours in LIGHTNING.items():
+            key = key.replace(theirs, ours)
+        # A block there begins after its first norm, and ends with that of the next block.
+        key = re.sub(r"(?<=gpt2_model\.h\.)(\d{1,9})\.norm2", lambda m: f"{int(m[1]) + 1}.ln_1", key)
+        return key.replace(f"gpt2_model.h.{n_layer}.ln_1", "gpt2_model.ln_f")
+
+    state = {rename(key): t for key, t in state.items()}
+    layout = dataclasses.replace(PAPER, title="Lightning", transposed=None)
+    sizes = _sizes(state, layout, LAST, source)
+    D = sizes["n_embd"]
+    # With its shrink_final_inner both sense MLPs are D wide. In the first, where ours are 4·D, units that are
+    # zero change nothing, and training leaves them so: their gradients are zero too.
+    for part in ("c_fc.weight", "c_fc.bias", "c_proj.weight"):
+        key = layout.key(f"senses.mlp.{part}")
+        if key in state and {*state[key].shape} == {D}:
+            state[key] = F.pad(state[key], (0, 0, 0, 3 * D) if part == "c_fc.weight" else (0, 3 * D))
+    sizes |= {"n_positions": sizes["block_size"], "num_senses": sizes["n_sense_vector"], "n_layer": n_layer}
+    sizes["sense_intermediate_scale"] = state[layout.key(LAST)].shape[-1] // D
+    return read_hugging_face(content | settings | sizes, state, source, layout)
+
+
+def read_hugging_face(settings: Settings, state: State, source: str, layout: Layout = PAPER) -> Read:
     """The config.json and tensors of a folder in Hugging Face's layout, as read_nano gives them.
 
-    It holds backpack-gpt2, or GPT-2 with its head or without; other settings than we compute are refused.
+    It holds a Backpack, or GPT-2 with its head or without; other settings than we compute are refused.
     """
     state = unwrap(state, source)
     backpack = any(k.startswith("backpack.") for k in state)
@@ -330,36 +399,45 @@ def read_hugging_face(
         )
     width = settings.get("n_embd")
     supported = {
-        "activation_function": ("gelu_new",),
+        "activation_function": tuple(GELU),
         "layer_norm_epsilon": (1e-5,),
         "n_inner": (None, 4 * width if isinstance(width, int) else None),
         "scale_attn_weights": (True,),
-        "sense_intermediate_scale": (4,),
         "tie_word_embeddings": (True,),
     }
     for name, allowed in supported.items():
         if name in settings and settings[name] not in allowed:
             raise InputError(
-                f"{source}: {name}={short_repr(settings[name])} is not supported, only {allowed[0]!r}"
+                f"{source}: {name}={short_repr(settings[name])} is not supported, only {short_repr(allowed)}"
             )
     inverse = "scale_attn_by_inverse_layer_idx"
     same_name = ("n_layer", "n_head", "n_embd", "vocab_size")
     if missing := [n for n in (*same_name, "n_positions", *["num_senses"] * backpack) if n not in settings]:
-        raise InputError(f"{source}: config.json has no {missing[0]}")
+        raise InputError(f"{source}: no {missing[0]}: put it into a config.json beside it")
     ours = {name: settings[name] for name in same_name} | {
         "model_name": "backpack-lm" if backpack else "gpt2",
         "block_size": settings["n_positions"],
         "bias": True,
         "dropout": settings.get("resid_pdrop", 0.0),
-        inverse: settings.get(inverse, False),
+        inverse: settings.get(inverse, backpack),  # the defaults of the published class and of GPT-2's
+        "gelu": GELU[settings.get("activation_function", "gelu_new")],
     }
+    # Levanter's class has this name, and no other program leaves model_type empty.
+    named = f"{settings.get('auto_map')} {settings.get('architectures')}"
+    levanter = backpack and ("BackpackLMHeadModel" in named or settings.get("model_type") == "")
     if backpack:
+        scale = settings.get("sense_intermediate_scale", 4)
         ours |= {"sense_network": "paper", "n_sense_vector": settings["num_senses"]}
-    state, layout = (state, PAPER) if backpack else _as_gpt(state)
-    return _with_padding(model_config(ours, source)), state, layout
+        ours |= {"sense_intermediate_scale": scale, "alpha_dropout": levanter}
+    config = _with_padding(model_config(ours, source))
+    # It divides the sum of the senses by K, which we do not: so divide the senses.
+    for key in (PAPER.key(LAST), PAPER.key(LAST.replace("weight", "bias"))):
+        if levanter and key in state and state[key].dtype in WEIGHT_TYPES:
+            state[key] = state[key].float() / config.n_sense_vector
+    return config, *((state, layout) if backpack else _as_gpt(state))
 
 
-def read_export(settings: dict[str, Any], state: State, source: str) -> tuple[ModelConfig, State, Layout]:
+def read_export(settings: Settings, state: State, source: str) -> Read:
     """The config.json and tensors of an export for transformers, as read_nano gives them."""
     names = {f.name for f in dataclasses.fields(ModelConfig)} - {"model_name"}
     if missing := sorted(names - settings.keys()):

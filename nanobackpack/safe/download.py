@@ -18,6 +18,8 @@ from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.files import display_path, replacing, sha256
 from nanobackpack.safe.untrusted import read_index
 
+# What nanoBackpackLM's page calls its published model; a run's folder of that name comes first.
+PUBLISHED = {"backpack-small": "stanfordnlp/backpack-gpt2", "backpack-gpt2": "stanfordnlp/backpack-gpt2"}
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MODEL_FILES = ("config.json", "*token*.json", "vocab.json", "merges.txt", "vocab.txt")
 # Where a folder has its weights, in one file or in several that an index names: the first there is counts, as

@@ -27,6 +27,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -257,8 +258,8 @@ def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | G
 
     `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), a folder with config.json
     and weights (backpack-gpt2, GPT-2), or where there is no such path words-small, which comes with the
-    package, or a name on the Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2). Nothing found in a file is
-    ever executed.
+    package, or a name on the Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2 or backpack-small, which is
+    the same). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     """
     # A checkpoint or a run's folder comes first, then a folder as on the Hugging Face hub, then the hub.
@@ -301,6 +302,13 @@ def _hugging_face_folder(path: Path) -> Path:
     if path.is_dir():
         wanted = "ckpt.pt, or config.json with weights; give another file by its own name"
         raise InputError(f"no model in {path} ({wanted}): {found_in(path)}")
+    if published := download.PUBLISHED.get(str(path)):
+        try:
+            folder = download.fetch_model(published)
+        except InputError as error:
+            raise InputError(f"no folder {path}: {_training_command(path.name)}, or take {error}") from None
+        warnings.warn(f"no folder {path}: this is {published} of the Hugging Face hub", stacklevel=1)
+        return folder
     if download.is_id(path.as_posix()):
         return download.fetch_model(path.as_posix())
     raise InputError(f"no model at {path}: {_training_command(path.name)}, or give the path of another")
