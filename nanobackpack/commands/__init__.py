@@ -42,6 +42,7 @@ VERBS = {
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
+    "lm_eval": ("commands.lm_eval", "tasks of the harness lm-eval"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }
 
