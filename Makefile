@@ -2,6 +2,8 @@
 # make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
 # make dev     setup, and the tools for changing nanobackpack
 # make test    every check: lint, format, types, tests
+# make notebooks  runs those in notebooks/, a few minutes
+# make docs    the reference of all modules, in site/
 # make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ TORCH_INDEX ?=
 # A copy of Tiny Shakespeare beside the repository saves the download.
 SHAKESPEARE := $(wildcard ../shared/data/tinyshakespeare/input.txt)
 
-.PHONY: setup dev demo test lint types bench clean
+.PHONY: setup dev demo test lint types notebooks docs bench clean
 
 setup: $(VENV)/installed
 dev: $(VENV)/installed-dev
@@ -25,7 +27,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,trackio]'
 	touch $@
 
 demo: setup
@@ -50,8 +52,17 @@ lint: dev
 types: dev
 	$(BIN)/mypy
 
+notebooks: dev
+	$(BIN)/python -m pytest notebooks -n 0
+
+# A page for each module of each room, but for the programs.
+ROOMS := $(filter-out nanobackpack/commands/ nanobackpack/bench/,$(dir $(wildcard nanobackpack/*/__init__.py)))
+docs: dev
+	$(BIN)/pdoc nanobackpack $(patsubst nanobackpack/%/,nanobackpack.%,$(ROOMS)) \
+	  nanobackpack.config nanobackpack.errors nanobackpack.runtime -o site
+
 bench: setup
 	$(BIN)/python bench.py
 
 clean:
-	rm -rf $(VENV) out-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out-demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis

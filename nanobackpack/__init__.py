@@ -1,8 +1,8 @@
 """nanobackpack: train, sample, read and steer Backpack language models.
 
-import nanobackpack as nb
-model = nb.load_model("out-shakespeare-char")
-print(nb.Senses(model).sense_projection("t").table())
+>>> import nanobackpack as nb
+>>> model = nb.load_model("out-shakespeare-char")
+>>> print(nb.Senses(model).sense_projection("t").table())
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Dataclasses with a line of help per field; `cli.py` turns them into flags and `--help`. Names and defaults are
 nanoBackpackLM's, except where its default fails on a plain machine (device, dtype and compile are "auto") or
-is of another run (its names for wandb).
+is of another run (its names for trackers).
 Nothing here knows about files, devices or the command line.
 """
 
@@ -188,10 +188,12 @@ class TrainConfig(Architecture):
     seed: int = 1337
     """Start of all randomness."""
 
+    tracker: Literal["auto", "wandb", "trackio", "tensorboard"] = "auto"
+    """Report to a tracker too (pip install 'nanobackpack[NAME]'); auto: to wandb with wandb_log=True."""
     wandb_log: bool = False
     """Log to Weights & Biases too (pip install 'nanobackpack[wandb]')."""
     wandb_project: str = "nanobackpack"
-    """Project name there."""
+    """Project name there, and in Trackio."""
     wandb_run_name: str = "auto"
     """Run name there; auto: those of the data set and the model."""
 
@@ -218,6 +220,11 @@ class TrainConfig(Architecture):
                 "dtype='float16' scales its gradients, which distributed='fsdp' does not support here: "
                 "take --dtype=bfloat16 or --distributed=ddp"
             )
+
+    @property
+    def tracker_name(self) -> str:
+        """The tracker that the settings ask for, "" for none; a named one goes before wandb_log."""
+        return self.tracker if self.tracker != "auto" else "wandb" if self.wandb_log else ""
 
     def model_config(self, vocab_size: int, vocab_used: int = 0) -> ModelConfig:
         """Return the settings of the model that this run trains, for a vocabulary of that size."""

@@ -238,6 +238,19 @@ MUTANTS = [
         "number",
         f"{RELIABILITY}::test_the_first_signal_counts_and_a_later_ctrl_c_ends_the_run",
     ),
+    # losses of several processes added, not averaged; weights that one of them has spoiled are not noticed
+    Mutant(
+        "train/parallel.py",
+        "return self.sum(t).div_(self.world_size)",
+        "return self.sum(t)",
+        "test_distributed.py::test_every_model",
+    ),
+    Mutant(
+        "train/parallel.py",
+        "dist.all_reduce(highest, dist.ReduceOp.MAX)",
+        "pass",
+        "test_distributed.py::test_a_signal_to_one_stops_all_at_the_same_step",
+    ),
     # --- Evaluation ---
     # a text is exact if any of its tokens is the likeliest; its first tokens are scored, not its last
     Mutant(SCORING, "bool(e.all())", "bool(e.any())", "test_evaluate.py::test_exact_means_every_token"),

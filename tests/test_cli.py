@@ -537,7 +537,9 @@ AT_START = [
     ("--device=tpu", "device='tpu' is not here: this machine has"),
     ("--dtype=float16", "dtype=float16 needs a CUDA device, not cpu"),
     ("--compile=True", "compile=True needs a C++ compiler, not found here: take --compile=False"),
-    ("--wandb_log=True", "wandb"),
+    ("--wandb_log=True", "wandb_log=True needs wandb: pip install 'nanobackpack[wandb]'"),
+    ("--tracker=trackio", "tracker=trackio needs trackio: pip install 'nanobackpack[trackio]'"),
+    ("--tracker=tensorboard", "needs tensorboard: pip install 'nanobackpack[tensorboard]'"),
 ]
 
 
@@ -546,7 +548,8 @@ def test_a_run_that_cannot_start(
     flags: str, message: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(data))  # where no compiler is
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
+    for tracker in ("wandb", "trackio", "tensorboard"):
+        monkeypatch.setitem(sys.modules, tracker, None)  # as if not installed
     out = data.parent / "out"
     argv = [*SMALL.split(), f"--dataset={data}", f"--out_dir={out}", *flags.split()]
     assert message in exit_of(argv, capsys, TrainConfig, trainer.train)

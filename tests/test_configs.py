@@ -43,6 +43,11 @@ def small(out_dir: str, n_steps: int, width: int, n_layer: int, **more: Any) -> 
     }  # fmt: skip
 
 
+WORDS = small(
+    "", 3000, 128, 4, eval_interval=500, eval_iters=20, log_interval=50, batch_size=32, block_size=128,
+    warmup_iters=100, backup_checkpoint_step=0,
+)  # fmt: skip
+
 # The effective values of each file, whichever of them it states.
 TABLE: dict[str, dict[str, Any]] = {
     "train_backpack_lm.py": training("backpack-small", "backpack-small", 600000),
@@ -87,6 +92,10 @@ TABLE: dict[str, dict[str, Any]] = {
         "out", 1500, 192, 4, eval_interval=250, eval_iters=20, log_interval=50, batch_size=16,
         block_size=128, n_sense_vector=16, warmup_iters=50,
     ),
+    "words.py": {
+        **WORDS, "out_dir": "out-words", "dataset": "words", "n_embd": 256, "always_save_checkpoint": True,
+    },
+    "words_small.py": {**WORDS, "out_dir": "out-words-small", "dataset": "words_small", "dropout": 0.1},
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import numbered_lines
 from nanobackpack.safe.files import read_json, read_text
-from nanobackpack.text import corpus
+from nanobackpack.text import corpus, readers
 from nanobackpack.text.corpus import (
     Piece,
     Segments,
@@ -135,7 +135,7 @@ def test_layouts(layout: str, tmp_path: Path):
 
 
 def test_brackets_in_a_text_are_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "_MAX_VALUES", 5)
+    monkeypatch.setattr(readers, "_MAX_VALUES", 5)
     texts = ['[{,"\\' * 9, '\\"[[[[[[' * 2]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts) + b'{"text": "a\\ud83d \\ud83d\\ude00 \\ufeff"}\n')
     half = "a\ufffd \U0001f600 \ufeff"  # half a character is replaced
@@ -283,7 +283,7 @@ def test_records(name: str, field: str, content: str, tmp_path: Path, monkeypatc
     (tmp_path / name).write_bytes(content.encode())
     (tmp_path / (name + ".gz")).write_bytes(gzip.compress(content.encode()))
     for part_chars in (1 << 19, 7):  # the second cuts within records
-        monkeypatch.setattr(corpus, "_PART_CHARS", part_chars)
+        monkeypatch.setattr(readers, "_PART_CHARS", part_chars)
         for path in (tmp_path / name, tmp_path / (name + ".gz")):
             assert joined(from_files([path], Segments((field,))).read()) == ["one", "two"]
 
@@ -327,7 +327,7 @@ def test_columns_in_columns(tmp_path: Path):
 
 
 def test_a_wrong_field_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "_PATIENCE", 3)
+    monkeypatch.setattr(readers, "_PATIENCE", 3)
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3 + "no JSON")
     with pytest.raises(InputError, match=r"line 1, has no field 'text': it has 'body', and --field=NAME"):
         list(from_files([tmp_path]).read())

@@ -168,8 +168,8 @@ def test_two_nodes(data: Path, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    train(tiny(data, tmp_path / "one", **STEPS, gradient_accumulation_steps=2))
-    command = [str(ROOT / "train.py"), *flags(tiny(data, tmp_path / "two", **STEPS))]
+    train(tiny(data, tmp_path / "one", **SHORT, gradient_accumulation_steps=2))
+    command = [str(ROOT / "train.py"), *flags(tiny(data, tmp_path / "two", **SHORT))]
     nodes = [
         launch(
             ["--nproc_per_node=1", "--nnodes=2", f"--node_rank={rank}", "--master_addr=127.0.0.1",

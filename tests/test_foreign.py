@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import BackpackLM, InputError, load_model
+from nanobackpack.hub.export import WRITERS
 from nanobackpack.train import checkpoint
 
 V, D, L, H, K, T = 23, 12, 3, 2, 3, 9  # K is no power of two, so that dividing by it rounds
@@ -244,3 +246,22 @@ def test_dropout_on_alpha_of_levanter(tmp_path: Path):
 def test_widths_that_cannot_be(tmp_path: Path, scale: Any):
     with pytest.raises(InputError, match="sense_intermediate_scale="):
         load_model(folder_of(tmp_path, lightning(), sense_intermediate_scale=scale))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["transformers", "backpack-gpt2"])
+def test_what_is_unusual_goes_out_again(tmp_path: Path, layout: str):
+    """An exact GELU, any width of the last MLP, and dropout on α where the layout has it: as it is."""
+    transformers = pytest.importorskip("transformers")
+    unusual = LEVANTER | {"sense_intermediate_scale": 2, "activation_function": "gelu"}
+    model = load_model(folder_of(tmp_path, lightning(final=2), **unusual))
+    out = tmp_path / "out"
+    out.mkdir()
+    WRITERS[layout](model, out, "")
+    again = load_model(out)
+    alpha = layout == "transformers"  # the published class has no dropout there
+    assert again.config == dataclasses.replace(model.config, alpha_dropout=alpha)
+    assert (again(IDS).logits - model(IDS).logits).abs().max() < 1e-6
+    if alpha:
+        other = transformers.AutoModelForCausalLM.from_pretrained(out)
+        assert (other(IDS).logits - model(IDS).logits).abs().max() < 1e-5

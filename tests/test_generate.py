@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokenizers as hf
 import torch
-from conftest import tiny_model
+from conftest import BACKPACKS, GPTS, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import plain_generate, plain_logits
@@ -94,16 +94,18 @@ def draws_of(seeds: Iterable[int]) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize(
-    "choice",
+    ("kind", "choice"),
     [
-        {"temperature": 0},
-        {"temperature": 9.0, "stop": [3, 4, 5]},
-        {"temperature": 9.0, "restart": True, "stop": [3]},
-        {"temperature": 3.0, "repetition_penalty": 1.3, "min_p": 0.05},
+        ("nano", {"temperature": 0}),
+        ("paper-bias-inverse", {"temperature": 9.0, "stop": [3, 4, 5]}),
+        ("nano-bias-few", {"temperature": 9.0, "restart": True, "stop": [3]}),
+        ("paper-k1-few", {"temperature": 3.0, "repetition_penalty": 1.3, "min_p": 0.05}),
+        ("gpt-bias", {"temperature": 9.0, "stop": [3]}),
     ],
 )
-def test_prompts_of_any_lengths_grow_as_alone(model, choice: dict[str, Any]):
+def test_prompts_of_any_lengths_grow_as_alone(kind: str, choice: dict[str, Any]):
     """Some are beyond the window of 12: each row becomes what it becomes alone, and ends apart."""
+    model = tiny_model(**(BACKPACKS | GPTS)[kind])
     prompts = [[*range(1, n + 1)] for n in (1, 5, 11, 3, 16, 16, 1)]
     together = model.generate(prompts, 20, **choice, generator=draws_of(range(7)))
     new = [row[len(prompt) :] for row, prompt in zip(together, prompts, strict=True)]

@@ -331,7 +331,7 @@ def test_own_tensors_refused(tmp_path: Path, key: str, value: Any, message: str)
 
 WITH_LAYOUT = [
     *((s, NANO) for name, s in BACKPACKS.items() if name.startswith("nano")),
-    *((s, PAPER) for name, s in BACKPACKS.items() if name.startswith("paper")),
+    *((s, PAPER) for name, s in BACKPACKS.items() if name.startswith("paper-bias")),
     ({"model_name": "gpt2"}, NANO_GPT),
     (GPTS["gpt-bias"], GPT2),
 ]
@@ -478,9 +478,11 @@ def test_another_model_is_described(tmp_path: Path):
 
 def test_objects_can_be_made_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The message has a command that does it, but not where the object may be a program in disguise."""
-    objects = [np.float32(1.5), np.arange(3), Path("a"), torch.float16, torch.device("cpu"), {1}, b"x", dict]
+    objects = [np.float32(1.5), np.arange(3), Path("a"), torch.float16, torch.device("cpu"), {1}, b"x"]
     for value in (*objects, defaultdict(int), argparse.Namespace(lr=1)):
-        text = error_of(written(tmp_path, nano() | {"best_val_loss": value, "more": [None, True, *objects]}))
+        text = error_of(
+            written(tmp_path, nano() | {"best_val_loss": value, "more": [None, True, *objects, dict]})
+        )
         code, *names = shlex.split(text.partition("if you trust its maker, copy it without ")[2])[8:]
     monkeypatch.setattr(sys, "argv", ["-c", *names])
     exec(code, {})

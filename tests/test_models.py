@@ -362,11 +362,11 @@ def test_dropout_only_in_training(name: str, ids: Tensor):
 
 
 def logits_in_training(model: BackpackLM, forward: Any, ids: Tensor, n: int) -> Tensor:
-    """Logits (n, T, V) of n passes in training mode."""
+    """Logits (n, T, V) of n rows in training mode, each of which drops its own."""
     model.train()
     torch.manual_seed(0)
     with torch.no_grad():
-        return torch.cat([forward(ids) for _ in range(n)])
+        return torch.cat([forward(ids.expand(50, -1)) for _ in range(n // 50)])
 
 
 @pytest.mark.parametrize("name", ["nano-bias-few", "paper-bias-inverse", "gpt-bias"])
@@ -415,7 +415,7 @@ def test_alpha_dropout_is_unbiased(n_embd: int):
     assert tiny_model(sense_network="paper", dropout=0.5).alpha.dropout == 0
 
 
-@pytest.mark.parametrize("name", ["nano", pytest.param("paper-bias-inverse", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["nano", "paper-bias-inverse"])
 def test_dropout_distributes_as_in_the_plain_formula(name: str):
     """Training logits have the mean and spread of the plain formula's, where each position drops its own."""
     ids = torch.tensor([[3, 3, 3, 5, 8, 5]])

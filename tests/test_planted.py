@@ -12,16 +12,10 @@ import pytest
 import torch
 
 from nanobackpack import BackpackLM, ModelConfig
-from nanobackpack.evaluate.language import CITIES, NOUNS, TOKENIZER, TOPICS, Language, corpus, verbs
+from nanobackpack.evaluate.language import CITIES, NOUNS, TOKENIZER, TOPICS, Language, corpus, draw, verbs
 from nanobackpack.evaluate.planted import PlantedConfig, planted, spread
-from nanobackpack.evaluate.planted_edits import (
-    Reading,
-    ask_for_topics,
-    draw,
-    edit_facts,
-    learned,
-    remove_bias,
-)
+from nanobackpack.evaluate.planted_edits import ask_for_topics, edit_facts, remove_bias
+from nanobackpack.evaluate.planted_reading import Reading, carriers, learned
 from nanobackpack.text.tokenizer import make_tokenizer
 
 LANGUAGE = Language()
@@ -55,6 +49,7 @@ def test_probabilities_by_hand():
         ("that she", "she"),  # no template
         (" Yesterday the pilot served the rice.", ""),  # two sentences
         ("rice.", "rice"),
+        ("rice.", "rice.."),
     ],
 )
 def test_what_is_no_text_of_the_language(old: str, new: str):
@@ -116,6 +111,10 @@ def test_a_reading_finds_its_words():
 def test_what_was_planted_in_a_model_is_found_and_removed():
     model = planted_model()
     assert learned(model, 100)["learned: bias, %"] > 20
+    carried = carriers(model, 100)
+    assert sum(carried.values()) == pytest.approx(learned(model, 100)["learned: bias, %"], rel=1e-4)
+    assert carried["carried: by the senses of words after it, %"] == pytest.approx(0, abs=1)
+    assert carried["carried: by the senses of the noun, %"] > 20
     found = remove_bias(model, 100)
     # Sense 2 is found, and nothing but the nouns of other sentences, which are not edited, is left.
     assert found["bias, removed: taken away, %"] > 60

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,13 @@ from torch import Tensor
 import nanobackpack as nb
 from nanobackpack import BackpackLM, InputError, Senses
 from nanobackpack.analysis import control
+from nanobackpack.analysis.effect import effect
 from nanobackpack.analysis.results import PerSense, Ranking, Result, check_finite
 from nanobackpack.commands.explain import ExplainConfig, explain
 from nanobackpack.commands.senses import SenseConfig
+from nanobackpack.errors import escape_controls
 from nanobackpack.evaluate.bias import Bias
+from nanobackpack.evaluate.blimp import Blimp
 from nanobackpack.evaluate.lexical_similarity import LexicalSimilarity
 from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
 from nanobackpack.train.checkpoint import save_checkpoint
@@ -502,7 +506,91 @@ def test_results_show_themselves(tmp_path: Path):
             picture = tmp_path / f"{i}.png"
             result.plot(str(picture))
             assert picture.read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+class Page(HTMLParser):
+    """The kinds of tags of a page, its texts, and what stands where the mouse points."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.texts, self.tips = set[str](), list[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert {name for name, _ in attrs} <= {"style", "title"}
+        self.tips += [value or "" for name, value in attrs if name == "title"]
+
+    def handle_data(self, data: str) -> None:
+        self.texts += [data] if data.strip() else []
+
+
+def test_a_notebook_shows_results_whatever_their_tokens_are():
+    """Tokens that are HTML stand on the page as text; each number is told, and none is lost."""
+    model = tiny_model(vocab_size=11, vocab_used=10)
+    model.tokenizer = Tokenizer.char("<>&\"'/bi\n\x1b")
+    senses, prompt = Senses(model), "<b>\"'&\x1b"
+    ranking, why = senses.sense_projection("<", 3), senses.contributions(prompt, "<", "&")
+    for result, texts in (
+        (ranking, [repr(token) for row in ranking.tokens for token in row]),
+        (why, [repr(token) for token in prompt]),
+        (senses.active_senses(prompt), [repr(token) for token in prompt]),
+        (senses.similarity("<", "&"), ["sense 0", "sense 1"]),
+        (senses.word_composition("<b>", ["<b>"]), ["'<'", "'b'", "'>'"]),
+    ):
+        page = Page(result._repr_html_())
+        assert page.tags == {"table", "caption", "tr", "th", "td"}
+        assert page.texts[0] == escape_controls(result.title)
+        assert set(texts) <= set(page.texts)
+        values = result.grid().values
+        assert [tip.rpartition(": ")[2] for tip in page.tips] == [f"{v:.4g}" for v in values.flatten()]
+    red, blue = (f"rgba({c}" in why._repr_html_() for c in ("178", "33"))
+    assert red == bool((why.contributions > 0).any())
+    assert blue == bool((why.contributions < 0).any())
+    bias = senses.sense_bias("<", "b", "/")  # a text only: as in a terminal
+    assert Page(bias._repr_html_()).texts == [bias.table()]
+
+
+def test_results_are_data_frames(monkeypatch: pytest.MonkeyPatch):
+    """Each number of a result stands in one row, beside what it is of."""
+    senses = Senses(letter_model())
+    why = senses.contributions("abc", "d")
+    frame = why.to_dataframe()
+    assert [*frame.columns] == ["position", "sense", "weight", "token", "contribution"]
+    for row in frame.itertuples():
+        assert row.token == "abc"[row.position]
+        assert row.weight == why.weights[row.position, row.sense]
+        assert row.contribution == why.contributions[row.position, row.sense]
+    assert len(frame) == why.weights.numel()
+    ranking = senses.sense_projection("ab", 3)
+    for row in ranking.to_dataframe().itertuples():
+        r, n = ranking.labels.index(row.row), row.rank - 1
+        assert (row.token, row.score) == ranking[r][n]
+        assert row.id == ranking.ids[r, n]
+    cosines = senses.similarity("a", "b")
+    table = cosines.to_dataframe().pivot(index="first", columns="second")
+    assert table.to_numpy().tolist() == cosines.pairs.tolist()
+    shares = senses.word_composition("bc", ["abcd", "bcbc"])
+    mean = shares.to_dataframe().groupby(["sense", "token"])["share"].mean()
+    assert mean.tolist() == pytest.approx(shares.mean.flatten().tolist())
+    values = senses.sense_bias("a", "b", "c")
+    assert values.to_dataframe()["values"].tolist() == values.values.tolist()
+    located = senses.localize("a", ["bc", "d"], k=6).to_dataframe()
+    assert (len(located), {*located.columns}) == (6, {"ids", "senses", "scores", "tokens"})
+    changed = effect(senses, control.ScaleSense(tokens=(1,), factor=0.0), "ab", n=0, tested=["c"])
+    assert changed.to_dataframe()["probability"].tolist() == changed.probabilities[0].tolist()
+    # Of test sets: one row for each entry of the lists.
+    bias = Bias(
+        title="x", sense=0, nouns=["a", "b"], factors=[1.0, 2.0], ratios={"r": [3.0, 4.0]},
+        seen=None, pronouns_seen=None, edits={},
+    )  # fmt: skip
+    assert bias.to_dataframe().to_dict("list") == {"noun": ["a", "b"], "factor": [1.0, 2.0], "r": [3.0, 4.0]}
+    counts = {"n": [1, 2], "left_out": [0, 0], "equal": [0, 1]}
+    assert len(Blimp(title="x", names=["a", "b"], accuracy=[0.5, 1.0], **counts).to_dataframe()) == 2
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if not installed
+    with pytest.raises(InputError, match="pip install 'nanobackpack\\[notebook\\]'"):
+        why.to_dataframe()
 
 
 # --- The programs -------------------------------------------------------------------------------

@@ -840,6 +840,62 @@ def test_wandb_without_an_account_is_one_line(data: Path, tmp_path: Path) -> Non
     assert not list((tmp_path / "out").glob("*.json*"))
 
 
+# --- The other trackers -----------------------------------------------------------------------
+
+
+def numbers_of(records: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+    """What trackers are told of the lines of metrics.jsonl: a number for each name and step."""
+    return {(k, r["step"]): v for r in records if "event" not in r for k, v in r.items() if k != "step"}
+
+
+@pytest.mark.slow
+def test_trackio_continues_its_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: all numbers of metrics.jsonl, of both parts, stand in one run of the project."""
+    trackio = pytest.importorskip("trackio")  # needs a newer huggingface-hub than the oldest we take
+    from trackio.sqlite_storage import SQLiteStorage
+
+    for module in ("trackio", "trackio.sqlite_storage"):  # TRACKIO_DIR was read when it was imported
+        monkeypatch.setattr(f"{module}.TRACKIO_DIR", tmp_path / "trackio")
+    out, settings = tmp_path / "out", {"tracker": "trackio", "wandb_project": "foxes"}
+    train(tiny(data, out, max_iters=3, **settings))
+    train(tiny(data, out, max_iters=5, **settings, init_from="resume"))
+    train(tiny(data, out, **settings, init_from="resume", eval_only=True))
+    name, kept = f"foxes backpack-lm {saved(out)['run'][:8]}", numbers_of(records(out))
+    train(tiny(data, out, max_iters=1, **settings, wandb_run_name="other"))
+    other = f"other {saved(out)['run'][:8]}"
+    assert {run.name for run in trackio.Api().runs("foxes")} == {name, "foxes backpack-lm", other}
+    lines = SQLiteStorage.get_logs("foxes", name)
+    assert [r["step"] for r in lines if "lr" in r] == [1, 2, 3, 4, 5]
+    told = {(k, r["step"]): v for r in lines for k, v in r.items()}
+    assert {k: told[k] for k in kept} == kept
+
+
+@pytest.mark.slow
+def test_tensorboard_continues_its_run(data: Path, tmp_path: Path) -> None:
+    """A run that goes back to an earlier checkpoint, as after a kill, forgets what came after it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, settings = tmp_path / "out", {"tracker": "tensorboard"}
+
+    def told(folder: Path) -> dict[tuple[str, int], float]:
+        events = EventAccumulator(str(folder)).Reload()
+        assert "n_sense_vector" in str(events.Tensors("settings/text_summary"))
+        return {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+
+    train(tiny(data, out, max_iters=3, **settings))
+    shutil.copy(out / "ckpt.pt", tmp_path)
+    train(tiny(data, out, max_iters=5, **settings, init_from="resume"))
+    shutil.copy(tmp_path / "ckpt.pt", out)
+    train(tiny(data, out, max_iters=4, **settings, init_from="resume"))
+    found, kept = told(out), numbers_of(records(out))
+    assert {k: found[k] for k in kept} == pytest.approx(kept, rel=1e-6)
+    assert {step for _, step in found} == {0, 1, 2, 3, 4}
+    # A new run takes the events of the older one out of its way, and an evaluation is apart.
+    train(tiny(data, out, max_iters=2, **settings))
+    train(tiny(data, out, **settings, init_from="resume", eval_only=True))
+    assert [max(step for _, step in told(out / f)) for f in ("older-1", ".", "evaluation")] == [4, 2, 2]
+
+
 # --- Tokenizers: which one counts, how a prompt begins, what is padding -----------------------
 
 VOCABULARY = ["[UNK]", "[CLS]", "[SEP]", ".", *dict.fromkeys(TEXT.replace(".", "").split())]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanobackpack.analysis.control import applied
-from nanobackpack.analysis.results import Ranking, Result, table
+from nanobackpack.analysis.results import Ranking, Result, entries, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
 from nanobackpack.text.tokenizer import TextOrIds, Tokenizer, find_word, token_id
@@ -56,6 +57,9 @@ class Effect(Result):
         if self.cost:
             lines.append(self.cost.table())
         return "\n".join(lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        return entries(self.probabilities, "probability", token=self.tested, edits=["before", "after"])
 
 
 def _first_document(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -6,6 +6,7 @@
       sense 0  'n'  'b'
       sense 1  'a'  'n'
     >>> ranking.to_json()               # all fields, for other programs
+    >>> ranking.to_dataframe()          # for pandas; a notebook shows `ranking` itself in colours
     >>> ranking.plot("a.png")           # where a picture helps
 
 Importing this file does not import torch, so that `nanobackpack VERB --help` answers at once.
@@ -16,18 +17,20 @@ S occurrences, M query positions, W tokens of a word.
 from __future__ import annotations
 
 import dataclasses
+import html
+import itertools
 import json
 import math
-import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from nanobackpack.analysis import heat_map
+from nanobackpack.analysis.heat_map import Grid
 from nanobackpack.config import AnalysisConfig, LoadConfig
 from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.safe.files import check_writable, writing
-from nanobackpack.safe.pictures import picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +51,42 @@ class Result:
     def to_json(self) -> str:
         """Give all fields as one JSON object; tensors become nested lists."""
         return json.dumps(to_json_values(self), ensure_ascii=False)
+
+    def to_dataframe(self) -> Any:
+        """Give the numbers as a pandas DataFrame, one row for each."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise InputError("to_dataframe needs pandas: pip install 'nanobackpack[notebook]'") from error
+        return DataFrame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """List the rows of `to_dataframe`: one for each entry of the fields that are lists, else one."""
+        fields = to_json_values(self)
+        for name in ("title", "controls"):  # are not of one row
+            fields.pop(name, None)
+        n = max((len(value) for value in fields.values() if isinstance(value, list)), default=1)
+        lists = {name for name, value in fields.items() if isinstance(value, list) and len(value) == n}
+        return [{k: v[i] if k in lists else v for k, v in fields.items()} for i in range(n)]
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return f"<pre>{html.escape(self.table())}</pre>"
+
+
+class Mapped(Result):
+    """A result that is a heat map, too: red is above 0, blue below."""
+
+    def grid(self) -> Grid:
+        """Give what the heat map shows."""
+        raise NotImplementedError
+
+    def plot(self, path: str) -> None:
+        """Write the heat map as a PNG."""
+        heat_map.draw(path, self.title, self.grid())
+
+    def _repr_html_(self) -> str:
+        return heat_map.to_html(self.title, self.grid())
 
 
 # --- The runner ---------------------------------------------------------------------------------
@@ -153,7 +192,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking(Result):
+class Ranking(Mapped):
     """The first tokens of each of R rows, most often one row a sense; it reads as a list of rows."""
 
     labels: list[str]  # (R) what each row is
@@ -175,11 +214,14 @@ class Ranking(Result):
         cells = [[repr(t) + (f" {s:.3g}" if scores else "") for t, s in row] for row in self]
         return table(self.title, [], _labelled(self.labels, cells))
 
-    def plot(self, path: str) -> None:
-        """Draw the table; the score is the colour."""
-        cells = [[repr(token) for token in row] for row in self.tokens]
+    def grid(self) -> Grid:
         ranks = [str(i + 1) for i in range(self.scores.size(1))]
-        heat_map(path, self.scores, self.labels, ranks, self.title, cells)
+        return Grid(self.scores, self.labels, ranks, [[repr(token) for token in row] for row in self.tokens])
+
+    def records(self) -> list[dict[str, Any]]:
+        rows = entries(self.scores, "score", row=self.labels, rank=range(1, self.scores.size(1) + 1))
+        tokens, ids = itertools.chain(*self.tokens), self.ids.flatten().tolist()
+        return [r | {"token": token, "id": i} for r, token, i in zip(rows, tokens, ids, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +240,7 @@ class PerSense(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Similarity(Result):
+class Similarity(Mapped):
     """How alike two words are, sense by sense (paper, eq. 13 and 14)."""
 
     pairs: Tensor  # (K, K) cosine of sense a of the first word and sense b of the second
@@ -225,9 +267,17 @@ class Similarity(Result):
         values |= {"min of all pairs": self.pairs.min().item(), "max of all pairs": self.pairs.max().item()}
         return table(self.title, [], [[name, f"{value:.4f}"] for name, value in values.items()])
 
+    def grid(self) -> Grid:
+        labels = _sense_labels(self.pairs)
+        return Grid(self.pairs, labels, labels)
+
+    def records(self) -> list[dict[str, Any]]:
+        senses = range(len(self.pairs))
+        return entries(self.pairs, "cosine", first=senses, second=senses)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(Result):
+class Weights(Mapped):
     """α at the last position: how much each sense of each token counts for the next one."""
 
     tokens: list[str]  # the T tokens of the prompt
@@ -238,9 +288,14 @@ class Weights(Result):
         cells = [[f"{w:.3f}" for w in row] for row in self.weights.tolist()]
         return table(self.title, head, _labelled(map(repr, self.tokens), cells))
 
-    def plot(self, path: str) -> None:
-        """Draw senses (rows) by tokens."""
-        heat_map(path, self.weights.T, _sense_labels(self.weights.T), map(repr, self.tokens), self.title)
+    def grid(self) -> Grid:
+        """Give α of senses (rows) and tokens (columns)."""
+        return Grid(self.weights.T, _sense_labels(self.weights.T), [*map(repr, self.tokens)])
+
+    def records(self) -> list[dict[str, Any]]:
+        T, K = self.weights.shape
+        rows = entries(self.weights, "weight", position=range(T), sense=range(K))
+        return [r | {"token": self.tokens[r["position"]]} for r in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +329,13 @@ class Contributions(Weights):
         rows.append(["", "the model's logit", "", "", f"{self.logit:+.5f}"])
         return table(self.title, ["position", "token", "sense", "weight", "contribution"], rows)
 
-    def plot(self, path: str) -> None:
-        """Draw senses (rows) by tokens: red is for the token, blue against it."""
-        values = self.contributions.T  # (K, T)
-        heat_map(path, values, _sense_labels(values), map(repr, self.tokens), self.title)
+    def grid(self) -> Grid:
+        """Give contributions of senses (rows) and tokens (columns): red is for the token, blue against it."""
+        return super().grid()._replace(values=self.contributions.T)  # (K, T)
+
+    def records(self) -> list[dict[str, Any]]:
+        values = self.contributions.flatten().tolist()  # (T·K), in the order of the weights
+        return [r | {"contribution": v} for r, v in zip(super().records(), values, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +353,7 @@ class Located(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composition(Result):
+class Composition(Mapped):
     """How the tokens of a word share its weight, in each of S occurrences, from its last token on."""
 
     tokens: list[str]  # the W tokens of the word
@@ -333,9 +391,16 @@ class Composition(Result):
         )
         return f"{table(self.title, head, _labelled(_sense_labels(self.mean), cells))}\n{last}"
 
-    def plot(self, path: str) -> None:
-        """Draw the mean shares."""
-        heat_map(path, self.mean, _sense_labels(self.mean), map(repr, self.tokens), self.title)
+    def grid(self) -> Grid:
+        """Give the mean shares."""
+        return Grid(self.mean, _sense_labels(self.mean), [*map(repr, self.tokens)])
+
+    def records(self) -> list[dict[str, Any]]:
+        import torch
+
+        shares = torch.stack([share.mean(dim=1) for share in self.shares])  # (S, K, W)
+        S, K, _ = shares.shape
+        return entries(shares, "share", occurrence=range(S), sense=range(K), token=self.tokens)
 
 
 # --- Tables -------------------------------------------------------------------------------------
@@ -363,39 +428,16 @@ def width(text: str) -> int:
     )
 
 
+def entries(values: Tensor, name: str, **axes: Iterable[Any]) -> list[dict[str, Any]]:
+    """List the entries of a tensor, each with its place on the axes: {"sense": 0, ..., name: 0.25}."""
+    places = itertools.product(*axes.values())
+    numbers = values.flatten().tolist()
+    return [dict(zip(axes, at, strict=True)) | {name: v} for at, v in zip(places, numbers, strict=True)]
+
+
 def _labelled(labels: Iterable[str], cells: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[label, *row] for label, row in zip(labels, cells, strict=True)]
 
 
 def _sense_labels(values: Sequence[Any] | Tensor) -> list[str]:
     return [f"sense {sense}" for sense in range(len(values))]
-
-
-# --- Pictures -----------------------------------------------------------------------------------
-
-
-def heat_map(
-    path: str,
-    values: Tensor,
-    rows: Sequence[str],
-    columns: Iterable[str],
-    title: str,
-    cells: Sequence[Sequence[str]] = (),
-) -> None:
-    """Write a PNG of values (R, N) as colours, blue below 0 and red above, with `cells` written into them."""
-    columns, shown = list(columns), values.float().cpu()
-    limit = shown.abs().max().item() or 1.0  # the same to both sides, so that 0 is white
-    size = max(5.0, 2.5 + (1.1 if cells else 0.4) * len(columns)), max(3.0, 1.5 + 0.35 * len(rows))
-    text = "".join([title, *rows, *columns, *(cell for row in cells for cell in row)])
-    with picture(writing(path), size, text) as figure:
-        axes = figure.subplots()
-        image = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        # parse_math=False: a $ in a token is a $, not the beginning of a formula.
-        axes.set_xticks(range(len(columns)), columns, rotation=0 if cells else 90, parse_math=False)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_title(textwrap.fill(title, int(8 * size[0])), parse_math=False)  # as wide as the picture
-        for r, row in enumerate(cells):
-            for n, text in enumerate(row):
-                color = "white" if shown[r, n].abs() > 0.6 * limit else "black"  # legible on dark cells
-                axes.text(n, r, text, ha="center", va="center", fontsize=8, color=color, parse_math=False)
-        figure.colorbar(image)

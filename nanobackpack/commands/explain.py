@@ -12,7 +12,7 @@ negative ones lower it (or raise that of `versus`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanobackpack.analysis.results import Contributions, Ranking, Result, report
 from nanobackpack.config import AnalysisConfig, Special
@@ -50,6 +50,9 @@ class Explanation(Result):
 
     def table(self) -> str:
         return f"{self.next_tokens.table(scores=True)}\n{self.contributions.table(self.k)}"
+
+    def records(self) -> list[dict[str, Any]]:
+        return self.contributions.records()
 
     def plot(self, path: str) -> None:
         self.contributions.plot(path)

@@ -13,6 +13,7 @@ A known data set, by its name; --input takes local copies instead of a download:
     nanobackpack prepare shakespeare_char      Tiny Shakespeare by characters; downloads 1.1 MB, once
     nanobackpack prepare shakespeare           the same by GPT-2's tokens
     nanobackpack prepare pydocs_char           Python's own help texts by characters; needs no network
+    nanobackpack prepare words                 what words mean, of two dictionaries; downloads 25 MB
     nanobackpack prepare planted               a made-up language with known bias, topics and facts, by words
     nanobackpack prepare openwebtext           by GPT-2's tokens, from the hub, some 40 GB of text
     nanobackpack prepare tigerbot              Chinese, from the hub, by Chinese BERT's tokens
@@ -48,6 +49,7 @@ from nanobackpack.text.corpus import (
     from_text,
     separated,
 )
+from nanobackpack.text.dictionaries import read_dictionaries
 from nanobackpack.text.prepare import summary, write_tokens
 from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_spread, split_tail
 
@@ -124,6 +126,32 @@ def pydocs_char(settings: PrepareConfig, folder: Path) -> Plan:
     text = "\n".join(topics[name] for name in sorted(topics))
     corpus = from_text(text, f"pydoc_data.topics of Python {platform.python_version()}")
     return {"": corpus}, split_tail(0.1), {"add_bos_eos": False}
+
+
+def words(settings: PrepareConfig, folder: Path) -> Plan:
+    """Dictionaries, a line for each meaning: of 2 % of the words all lines are for validation."""
+    paths: list[str | Path] = [*settings.input]
+    if not paths:
+        for place, sha256, size in DICTIONARIES:
+            paths.append(folder / place.rpartition("/")[2])
+            download(f"https://deb.debian.org/debian/pool/main/{place}", Path(paths[-1]), sha256, size)
+    corpus, split = read_dictionaries(paths, held_out=0.02)
+    return {"": corpus}, split, {}
+
+
+# Packages of Debian: WordNet is free for any purpose, GCIDE is under the GPL.
+DICTIONARIES = [
+    (
+        "w/wordnet/dict-wn_3.0-37_all.deb",
+        "ed99e0bf162815dc1cc69de3727eedd7112ddf170badf83dbde26209e0724a8c",
+        10_611_932,
+    ),
+    (
+        "d/dict-gcide/dict-gcide_0.48.5+nmu2_all.deb",
+        "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f",
+        14_800_692,
+    ),
+]
 
 
 def planted(settings: PrepareConfig, folder: Path) -> Plan:
@@ -225,6 +253,7 @@ RECIPES: dict[str, tuple[Callable[[PrepareConfig, Path], Plan], str]] = {
     "shakespeare_char": (shakespeare, "char"),
     "shakespeare": (shakespeare, "gpt2"),
     "pydocs_char": (pydocs_char, "char"),
+    "words": (words, "bpe:20480"),
     "planted": (planted, language.TOKENIZER),
     "openwebtext": (openwebtext, "gpt2"),
     "tigerbot": (tigerbot, "chinese-character-bert"),

@@ -90,6 +90,10 @@ class Bias(controls.Evaluation):
         costs = [found.table() for found in self.costs.values() if found]
         return "\n".join([results.table(self.title, head, rows), *costs])
 
+    def records(self) -> list[dict[str, Any]]:
+        nouns = zip(self.nouns, self.factors, *self.ratios.values(), strict=True)
+        return [dict(zip(("noun", "factor", *self.ratios), row, strict=True)) for row in nouns]
+
 
 def main(settings: BiasConfig) -> None:
     def measure(model: LanguageModel) -> Bias:

@@ -5,15 +5,13 @@
     nanobackpack blimp --out_dir=out --data blimp/ --controls=False         # four times as fast
 
 Each evaluation names its figures, and how they follow from its items: pairs of words, passages, windows of
-text. So for all of them alike this file can say
+text. So this file can say of all of them alike
 
-    95 %       where the figure lies if the items are drawn anew (bootstrap). All figures see the same draws,
-               so the interval of a difference of two of them, "min − E", is that of pairs
+    95 %       where the figure lies if the items are drawn anew (bootstrap); of a difference, "min − E", both
+               figures see the same draws. It is about the items: only `--seeds` shows what another seed does
     untrained  the figure of models of the same shape before any training, 3 seeds, mean ± sd
     unigram    the figure of a model that knows how often each token occurs in the training text, no more
     seeds      mean ± sd over this model and others of the same recipe
-
-An interval is about the items alone: another seed may give another model, which only `--seeds` shows.
 
 Letters: N items of a figure, R draws of them, F figures.
 """
@@ -116,8 +114,6 @@ def intervals(
 
 # --- Models to compare with -----------------------------------------------------------------------
 
-SIZES = ("vocab_size", "vocab_used", "block_size")  # what the unigram has of the model
-
 
 def untrained(model: LanguageModel, seed: int) -> LanguageModel:
     """Make a model of the same shape, vocabulary and device with fresh weights."""
@@ -137,15 +133,14 @@ def unigram(model: LanguageModel) -> LanguageModel | None:
     came before; None if the counts are not known."""
     import torch
 
-    from nanobackpack.config import ModelConfig
     from nanobackpack.model.backpack import GPT
 
     c, counts = model.config, model.token_counts
     if counts is None:
         return None
     # A GPT without blocks, of width 1. Its last norm turns all into 1, so its logits are E.
-    width_1 = ModelConfig(model_name="gpt2", n_layer=0, n_head=1, n_embd=1, n_sense_vector=1, bias=True)
-    copy = GPT(dataclasses.replace(width_1, **{size: getattr(c, size) for size in SIZES}))
+    shape = dataclasses.replace(c, model_name="gpt2", n_layer=0, n_head=1, n_embd=1, n_sense_vector=1)
+    copy = GPT(dataclasses.replace(shape, bias=True))
     with torch.no_grad():
         copy.context.ln_f.weight.zero_()
         copy.context.ln_f.bias.fill_(1)
@@ -185,23 +180,23 @@ class Controls(results.Result):
     """F of this model's and those of the others; of 1 where there are no others."""
 
     def table(self) -> str:
-        rows = []
-        for i, name in enumerate(self.names):
-            low, high = self.intervals[i]
-            spread = "" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
-            row = [name, f"{self.values[i]:.3f}", spread, _spread(self.untrained[i])]
-            rows.append(row + [f"{x:.3f}" for x in self.unigram[i : i + 1]] + [_spread(self.seeds[i])])
-        head = ["", "figure", "95 %", "untrained", *(["unigram"] if self.unigram else []), "seeds"]
-        keep = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
-        return results.table(self.title, [head[i] for i in keep], [[row[i] for i in keep] for row in rows])
+        columns = {
+            "": self.names,
+            "figure": [_spread([value]) for value in self.values],
+            "95 %": ["" if math.isnan(low) else f"{low:.3f} to {high:.3f}" for low, high in self.intervals],
+            "untrained": [_spread(values) for values in self.untrained],
+            "unigram": [_spread([value]) for value in self.unigram],
+            "seeds": [_spread(values) if len(values) > 1 else "" for values in self.seeds],
+        }
+        shown = {name: cells for name, cells in columns.items() if any(cells)}
+        return results.table(self.title, list(shown), list(zip(*shown.values(), strict=True)))
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Show mean ± standard deviation of what several seeds gave; nothing of one alone."""
+    """Show one figure, or mean ± standard deviation of several; nothing of what is not known."""
     known = [value for value in values if not math.isnan(value)]
-    if len(known) < 2:
-        return ""
-    return f"{statistics.fmean(known):.3f} ± {statistics.stdev(known):.3f}"
+    deviation = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.3f}{deviation}" if known else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +218,8 @@ def report(
     fresh: Callable[[LanguageModel], Evaluation] | None = None,
     counts: bool = False,
 ) -> Found:
-    """Run an evaluation as results.report does, with controls if the settings want them.
-
-    `again` measures the models to compare with where that is not the same, and `fresh` the untrained ones;
-    with `counts` the unigram is compared too.
-    """
+    """Run an evaluation as results.report does, with controls if the settings want them. `again` measures the
+    models to compare with, if that differs, and `fresh` the untrained ones; `counts` asks for the unigram."""
 
     def controlled(model: LanguageModel) -> Found:
         found = measure(model)

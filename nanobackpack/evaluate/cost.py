@@ -60,13 +60,13 @@ class Cost(results.Result):
     """Loss under the edits minus that without, in nats a token."""
 
     def table(self) -> str:
-        rows = []
-        for kind, n, kl, (low, high), change in zip(
-            KINDS, self.windows, self.kl, self.interval, self.loss_change, strict=True
-        ):
-            spread = "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
-            rows.append([kind, str(n), *([f"{kl:.4f}", spread, f"{change:+.4f}"] if n else [""] * 3)])
-        return results.table(self.title, ["text", "windows", "KL", "95 %", "loss"], rows)
+        between = [f"{low:.4f} to {high:.4f}" for low, high in self.interval]
+        numbers = zip(self.windows, self.kl, between, self.loss_change, strict=True)
+        rows = [
+            [str(n), *([f"{kl:.4f}", span, f"{x:+.4f}"] if n else [""] * 3)] for n, kl, span, x in numbers
+        ]
+        head = ["text", "windows", "KL", "95 %", "loss"]
+        return results.table(self.title, head, [[k, *row] for k, row in zip(KINDS, rows, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def cost(model: LanguageModel, edits: EditLike, text: HeldOut | None, what: str 
                 values.append(F.kl_div(q, p, reduction="batchmean", log_target=True).item())
                 changes.append((p - q).gather(1, y[counted][:, None]).mean().item())
                 sizes.append(int(counted.sum()))
-        figure = mean_of(values, sizes=sizes)
-        kl.append(figure.value if rows else math.nan)
-        between.append(intervals({"kl": figure})["kl"] if rows else (math.nan, math.nan))
-        change.append(mean_of(changes, sizes=sizes).value if rows else math.nan)
+        figure, nan = mean_of(values, sizes=sizes), math.nan
+        kl.append(figure.value if rows else nan)
+        between.append(intervals({"kl": figure})["kl"] if rows else (nan, nan))
+        change.append(mean_of(changes, sizes=sizes).value if rows else nan)
     return Cost(
         title=f"what {what} costs on {text.name} ({text.occurrences} places of the edited words)",
         occurrences=text.occurrences,

@@ -100,23 +100,24 @@ class Language:
         # And what its verbs and things do, a mean over the topics.
         said = [slots for slots in sentences if "verb" in slots]
         p *= sum(
-            weight
-            * math.prod(
-                (s["verb"] in verbs(topic))
-                / len(verbs(topic))
-                * (s["thing"] in things(topic))
-                / len(things(topic))
-                for s in said
-            )
+            weight * math.prod(_chance(slots, topic) for slots in said)
             for topic, weight in self.topics.items()
         )
         return math.log(p) if p else -math.inf
 
 
+def draw(language: Language, n: int, seed: int, word: str = "") -> list[str]:
+    """Draw n texts; with a word, such that hold it."""
+    dice, texts = random.Random(seed), list[str]()
+    while len(texts) < n:
+        if word in (text := language.draw(dice)):
+            texts.append(text)
+    return texts
+
+
 def corpus(n: int = 60_000, seed: int = 0) -> Corpus:
     """Draw n texts to learn from, each a document."""
-    language, dice = Language(), random.Random(seed)
-    texts = "\n".join(language.draw(dice) for _ in range(n))
+    texts = "\n".join(draw(Language(), n, seed))
     return separated(from_text(texts, f"{n:,} texts of the planted language"), "\n")
 
 
@@ -126,6 +127,12 @@ def verbs(topic: str) -> list[str]:
 
 def things(topic: str) -> list[str]:
     return TOPICS[topic].split()[4:]
+
+
+def _chance(slots: dict[str, str], topic: str) -> float:
+    """The probability of a sentence's verb and thing, if its text is about the topic."""
+    belongs = slots["verb"] in verbs(topic) and slots["thing"] in things(topic)
+    return belongs / (len(verbs(topic)) * len(things(topic)))
 
 
 def colour_of(country: str) -> str:
@@ -141,21 +148,18 @@ _SLOTS = {
     "city": list(CITIES.values()),
     "colour": list(COLOURS),
 }
-_PATTERNS = [
-    re.compile(re.escape(t).replace(r"\ ", " ").replace(r"\{", "{").replace(r"\}", "}").format(
-        **{name: f"(?P<{name}>{'|'.join(words)})" for name, words in _SLOTS.items()}
-    ))
+_PATTERNS = [  # each template with a named group for each slot
+    re.compile(re.sub(r"{(\w+)}", lambda s: f"(?P<{s[1]}>{'|'.join(_SLOTS[s[1]])})", t.replace(".", r"\.")))
     for t in TEMPLATES
-]  # fmt: skip
+]
 
 
 def parse(text: str) -> list[dict[str, str]] | None:
     """Find the words in the slots of each sentence; None if one is of no template."""
     found = []
-    for sentence in re.findall(r"[^.]*\.?", text.strip()):
-        if sentence := sentence.strip():
-            matches = [match for pattern in _PATTERNS if (match := pattern.fullmatch(sentence))]
-            if not matches:
-                return None
-            found.append(matches[0].groupdict())
+    for sentence in re.split(r"(?<=\.) ", text):
+        matches = [match for pattern in _PATTERNS if (match := pattern.fullmatch(sentence))]
+        if not matches:
+            return None
+        found.append(matches[0].groupdict())
     return found

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from nanobackpack.analysis import results
 from nanobackpack.analysis.results import Pooling
@@ -116,6 +116,9 @@ class LexicalSimilarity(controls.Evaluation):
         for name, shares in ({"coverage": self.coverage, "both one token": self.one_token} | seen).items():
             rows.append([name, *(cell for share in shares for cell in (f"{100 * share:.1f} %", *blank))])
         return results.table(self.title, head, rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        return results.entries(self.rho, "rho", measure=self.measures, set=self.sets, pooling=self.poolings)
 
 
 def main(settings: LexicalSimilarityConfig) -> None:

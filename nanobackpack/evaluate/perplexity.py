@@ -22,7 +22,7 @@ import shlex
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -122,6 +122,9 @@ class Perplexity(controls.Evaluation):
         for loss in self.tokens or ():
             lines.append(f"  {loss.nats:8.4f}  {math.exp(-loss.nats):6.4f}  {loss.token!r}")
         return "\n".join(lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(row) for row in self.rows]
 
 
 def main(settings: PerplexityConfig) -> None:

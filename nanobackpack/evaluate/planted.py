@@ -30,7 +30,8 @@ from nanobackpack.analysis import results
 from nanobackpack.config import Settings, TrainConfig, at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.language import TOKENIZER, corpus
-from nanobackpack.evaluate.planted_edits import Figures, ask_for_topics, edit_facts, learned, remove_bias
+from nanobackpack.evaluate.planted_edits import ask_for_topics, edit_facts, remove_bias
+from nanobackpack.evaluate.planted_reading import Figures, carriers, learned
 from nanobackpack.safe.files import read_json
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "backpack-4": {"n_layer": 3, "n_sense_vector": 4},
     "backpack-16": {"n_layer": 3, "n_sense_vector": 16},
     "backpack-paper": {"n_layer": 2, "n_sense_vector": 8, "sense_network": "paper"},
-    "backpack-slow": {"n_layer": 3, "n_sense_vector": 8, "learning_rate": 5e-4, "min_lr": 5e-5},
     "backpack-muon": {"n_layer": 3, "n_sense_vector": 8, "optimizer": "muon", "learning_rate": 1e-3},
     "gpt-muon": {"n_layer": 2, "model_name": "gpt2", "optimizer": "muon", "learning_rate": 1e-3},
 }
@@ -204,6 +204,9 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
 def measure(model: LanguageModel, settings: PlantedConfig) -> Figures:
     """Measure what a model has learned of the language, and what can be changed. A figure is left out if the
     texts are so few that they have no case of it."""
+    from nanobackpack.model.backpack import BackpackLM
+
     n = settings.test_texts
-    found = learned(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    found = learned(model, n) | (carriers(model, n) if isinstance(model, BackpackLM) else {})
+    found |= remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
     return {name: value for name, value in found.items() if not math.isnan(value)}

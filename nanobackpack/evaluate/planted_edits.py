@@ -1,24 +1,27 @@
-"""What a model has learned of the planted language, and what edits of it do: the figures of one model.
+"""What edits do to a model of the planted language: a bias removed, a fact moved, a topic asked for.
 
-    learned(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)     # figures by name
 
 All figures are of n texts or so, drawn anew. A `distance` is in nats a text, from the language that a perfect
 edit would lead to, to what the model does: KL(language ‖ model), exact up to the choice of texts. `elsewhere`
 is what an edit changes where it should change nothing, after the edited word, in nats a token: KL(model ‖
 edited model). Before the edited word, and in texts without it, nothing changes at all.
 
-Letters: N texts, T tokens of a text and its end, V vocabulary, K senses, M positions.
+Letters: N texts, T tokens of a text and its end, V vocabulary, K senses, D width.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import TYPE_CHECKING
 
-from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, Language, things, verbs
-from nanobackpack.text.tokenizer import needs_tokenizer, token_id
+from nanobackpack.evaluate.language import COLOURS, NOUNS, TOPICS, draw, things, verbs
+from nanobackpack.evaluate.planted_reading import CHOOSE, LANGUAGE, TEST, Figures, Reading, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,101 +29,15 @@ if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
     from nanobackpack.model.edits import Edit, EditLike
 
-LANGUAGE = Language()
 CITIES, COUNTRIES = list(LANGUAGE.cities.values()), list(LANGUAGE.cities)
-CHOOSE, TEST = 1, 2  # seeds of the texts that something is chosen on, and of those that it is measured on
 CHANGED = 6  # facts that are edited, one at a time
 FACTORS = [i / 10 for i in range(-10, 11)]
-
-Figures = dict[str, float]
-
-
-def draw(language: Language, n: int, seed: int, word: str = "") -> list[str]:
-    """Draw n texts; with a word, such that hold it."""
-    dice, texts = random.Random(seed), list[str]()
-    while len(texts) < n:
-        if word in (text := language.draw(dice)):
-            texts.append(text)
-    return texts
-
-
-class Reading:
-    """Texts before a model: what it predicts at each position, and where which words are to come."""
-
-    def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
-        import torch
-
-        from nanobackpack.runtime import pad_right
-
-        self.model, self.texts, self.tokenizer = model, texts, needs_tokenizer(model.tokenizer)
-        end = self.tokenizer.eos_id or 0
-        rows = [[end, *self.tokenizer.encode(text), end] for text in texts]
-        ids = pad_right(rows, model.wte.weight.device)  # (N, T + 1)
-        self.read, self.next = ids[:, :-1], ids[:, 1:]  # (N, T) each
-        self.at = torch.arange(self.read.size(1), device=ids.device)  # (T)
-        lengths = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
-        self.real = self.at < lengths[:, None]  # (N, T): the rest is padding
-
-    def tokens(self, words: Sequence[str]) -> Tensor:
-        return self.read.new_tensor([token_id(self.tokenizer, word) for word in words])
-
-    def log_p(self, edits: EditLike = ()) -> Tensor:
-        """Predict, under edits: (N, T, V)."""
-        from nanobackpack.runtime import eval_mode
-
-        with eval_mode(self.model) as model:
-            return model(self.read, edits=edits).logits.log_softmax(dim=2)
-
-    def expects(self, words: Sequence[str]) -> Tensor:
-        """Find the positions where one of the words comes next, (N, T)."""
-        return self.next.unsqueeze(2).eq(self.tokens(words)).any(dim=2) & self.real
-
-    def latest(self, words: Sequence[str]) -> Tensor:
-        """Find the latest of the words at each position: its token, or -1, (N, T)."""
-        hit = self.read.unsqueeze(2).eq(self.tokens(words)).any(dim=2)  # (N, T)
-        at = self.at.where(hit, -1).cummax(dim=1).values  # (N, T)
-        return self.read.gather(1, at.clamp(min=0)).where(at >= 0, -1)
-
-    def distance(self, log_p: Tensor, language: Language) -> float:
-        """Estimate KL(language ‖ model) in nats a text, if the texts are drawn from the language."""
-        of_next = log_p.gather(2, self.next[..., None])[..., 0]  # (N, T)
-        truth = sum(map(language.log_p, self.texts))
-        return (truth - of_next[self.real].double().sum().item()) / len(self.texts)
-
-    def odds(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute log p(he)/p(she) where a pronoun comes next, and the token of its noun, (M) each."""
-        where = self.expects(["he", "she"])
-        he, she = self.tokens(["he", "she"])
-        return (log_p[..., he] - log_p[..., she])[where], self.latest(NOUNS)[where]
-
-
-def share(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()
 
 
 def elsewhere(before: Tensor, after: Tensor, where: Tensor) -> float:
     """Compute KL(before ‖ after) in nats a token, at the positions `where` (N, T)."""
     kl = (before.exp() * (before - after)).sum(dim=2)  # (N, T)
     return kl[where].double().mean().item()
-
-
-def learned(model: LanguageModel, n: int) -> Figures:
-    """Measure what a model knows of the language; of the bias, the slope of its log odds on the true ones."""
-    import torch
-
-    texts = Reading(model, draw(LANGUAGE, n, TEST))
-    log_p = texts.log_p()
-    odds, nouns = texts.odds(log_p)  # (M) each
-    truth = torch.zeros_like(odds)
-    for noun, p in LANGUAGE.he.items():
-        truth[nouns == texts.tokens([noun])] = torch.tensor(p).logit().item()
-    right = log_p.argmax(dim=2) == texts.next  # (N, T)
-    return {
-        "learned: distance": texts.distance(log_p, LANGUAGE),
-        "learned: bias, %": 100 * ((odds @ truth) / (truth @ truth)).item(),
-        "learned: cities, %": share(right[texts.expects(CITIES)]),
-        "learned: flags, %": share(right[texts.expects(COLOURS)]),
-    }
 
 
 # --- Bias -----------------------------------------------------------------------------------------
@@ -145,7 +62,8 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     he, she = choose.tokens(["he", "she"]).tolist()
     ids = choose.tokens(nouns).tolist()
 
-    def bias(odds: Tensor, whose: Tensor, of: Sequence[str]) -> float:
+    def bias(pronouns: tuple[Tensor, Tensor], of: Sequence[str]) -> float:
+        odds, whose = pronouns  # (M) each
         return odds[whose.unsqueeze(1).eq(choose.tokens(of)).any(dim=1)].abs().mean().item()
 
     E = model.wte.weight.detach()
@@ -154,7 +72,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     if isinstance(model, BackpackLM):
         theirs = tuple(choose.tokens(others).tolist())
         without = [
-            bias(*choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
+            bias(choose.odds(choose.log_p(ScaleSense(theirs, 0.0, k))), others)
             for k in range(model.config.n_sense_vector)
         ]
         sense = without.index(min(without))
@@ -170,7 +88,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
         direction = (means - means.mean()) @ (e - e.mean(dim=0))  # (D)
         last = {"direction of the nouns": GPTNullspace(tuple(ids), 0.0, direction)}
     left = {f: choose.odds(choose.log_p(scaled(ids, f))) for f in FACTORS}
-    best = {noun: min(FACTORS, key=lambda f: bias(*left[f], [noun])) for noun in nouns}
+    best = {noun: min(FACTORS, key=lambda f: bias(left[f], [noun])) for noun in nouns}
     optimised = [scaled(test.tokens([noun]).tolist(), factor) for noun, factor in best.items()]
     remedies: dict[str, EditLike] = {"removed": scaled(ids, 0.0), "optimised": optimised, **last}
 
@@ -179,7 +97,7 @@ def remove_bias(model: LanguageModel, n: int) -> Figures:
     found = {"bias: distance, unedited": ideal.distance(ideal.log_p(), fair)}
     for name, edits in remedies.items():
         after = test.log_p(edits)
-        taken = 1 - bias(*test.odds(after), nouns) / bias(*test.odds(before), nouns)
+        taken = 1 - bias(test.odds(after), nouns) / bias(test.odds(before), nouns)
         found[f"bias, {name}: taken away, %"] = 100 * taken
         found[f"bias, {name}: elsewhere"] = elsewhere(before, after, rest)
         found[f"bias, {name}: distance"] = ideal.distance(ideal.log_p(edits), fair)
@@ -222,7 +140,7 @@ def edit_facts(model: LanguageModel, n: int) -> Figures:
             "fact: elsewhere": elsewhere(before, after, since & texts.real & ~wanted),
             "fact: distance": texts.distance(after, moved),
         })  # fmt: skip
-    return {name: sum(figures[name] for figures in found) / len(found) for name in found[0]}
+    return {name: mean(figures[name] for figures in found) for name in found[0]}
 
 
 # --- Topics ---------------------------------------------------------------------------------------
@@ -241,7 +159,7 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
     end, tokenizer, dice = reading.tokenizer.eos_id or 0, reading.tokenizer, random.Random(TEST)
     hidden = {name: {*verbs(name)[2:], *things(name)[3:]} for name in TOPICS}
     peaks = sense_peaks(model) if isinstance(model, BackpackLM) else None
-    found: list[Figures] = []
+    found: dict[str, list[float]] = defaultdict(list)
     for number, name in enumerate(TOPICS):
         shown = verbs(name)[:2], things(name)[:3]
         firsts = [
@@ -255,7 +173,6 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
             bag = reading.tokens([*shown[0], *shown[1]]).tolist()
             for strength in (1, 2, 3):
                 ways[f"senses, strength {strength}"] = nothing, topic(model, bag, strength, peaks=peaks)
-        figures: Figures = {}
         for way, (prompts, edits) in ways.items():
             rows = [[end, *tokenizer.encode(prompt)] for prompt in prompts]
             room = model.config.block_size - max(map(len, rows))
@@ -265,8 +182,7 @@ def ask_for_topics(model: LanguageModel, n: int) -> Figures:
             new = " ".join(text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True))
             words = [word for word in new.replace(".", " ").split() if word in set().union(*hidden.values())]
             on = sum(word in hidden[name] for word in words)
-            figures[f"topic, {way}: on topic, %"] = 100 * on / max(1, len(words))
-            right = sum(LANGUAGE.log_p(text) > float("-inf") for text in texts)
-            figures[f"topic, {way}: right, %"] = 100 * right / len(texts)
-        found.append(figures)
-    return {way: sum(figures[way] for figures in found) / len(found) for way in found[0]}
+            found[f"topic, {way}: on topic, %"].append(100 * on / max(1, len(words)))
+            right = sum(LANGUAGE.log_p(text) > -math.inf for text in texts)
+            found[f"topic, {way}: right, %"].append(100 * right / len(texts))
+    return {name: mean(values) for name, values in found.items()}

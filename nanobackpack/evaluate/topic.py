@@ -27,7 +27,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +116,9 @@ class Topics(controls.Evaluation):
         head = ["", "bag tokens", "bag words", "success"]
         return "\n".join([results.table(self.title, head, cells), *costs])
 
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(topic) for topic in self.topics]
+
 
 def main(settings: TopicConfig) -> None:
     topics = bags(settings.topic, settings.bag)
@@ -200,11 +203,12 @@ def topic(
             rows.append(model.generate(begin, length - 1, generator=some, edits=edit or ())[:, 1:])
         return torch.cat(rows)  # (N, T - 1)
 
-    def shares(ids: Tensor, name: str) -> tuple[Figure, Figure]:
+    def shares(ids: Tensor, name: str) -> dict[str, Figure]:
         bag = torch.isin(ids, ids.new_tensor(tokens[name])).double().mean(dim=1).cpu()  # (N)
         words = [word_share(tokenizer.decode(row), topics[name], settings.bag_rule) for row in ids.tolist()]
         share, size = zip(*words, strict=True)
-        return mean_of(100 * bag), mean_of([100 * x for x in share], sizes=size)
+        in_words = mean_of([100 * x for x in share], sizes=size)
+        return {f"{name}, bag tokens": mean_of(100 * bag), f"{name}, bag words": in_words}
 
     # The same random numbers without control, once for all topics.
     plain = drawn(None, "without control") if settings.controls and settings.strength else None
@@ -213,13 +217,10 @@ def topic(
         edit = control.topic(model, tokens[name], peaks=peaks, **pushes[name])
         ids = drawn(edit, name)  # (N, T - 1)
         texts = [tokenizer.decode(row) for row in ids.tolist()]
-        figures = {}
-        for what, figure in zip(("bag tokens", "bag words"), shares(ids, name), strict=True):
-            figures[f"{name}, {what}"] = figure
+        figures = shares(ids, name)
         if plain is not None:
-            for what, figure in zip(("bag tokens", "bag words"), shares(plain, name), strict=True):
-                figures[f"{name}, {what} without control"] = figure
-                figures[f"{name}, {what}, difference"] = figures[f"{name}, {what}"] - figure
+            without = shares(plain, name)
+            figures |= {f"{what} − without control": figures[what] - without[what] for what in without}
         result = Topic(
             title=name,
             words=words,

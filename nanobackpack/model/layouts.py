@@ -5,6 +5,7 @@
     Levanter         such a folder, of a model that divides by K what its senses add up to
     Lightning        the .ckpt of a training run of the paper's
     GPT-2            a folder in Hugging Face's layout
+    nanobackpack     a folder of `nanobackpack export` (hub/), or what transformers saved of one: our names
 
 The tensors may also stand alone in a file, or under names to which a wrapper put its own. What settings they
 do not tell by their shapes then come from a config.json beside them.
@@ -28,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Layout:
     copies: dict[str, tuple[str, ...]]  # our name: their further names of the same tensor
     transposed: re.Pattern[str] | None = None  # weights stored (in, out)
     interleaved: re.Pattern[str] | None = None  # number i of sense l stored at i·K + l instead of l·D + i
+    holds: dict[str, Any] = field(default_factory=dict)  # the settings of all models that it has
 
     def key(self, name: str) -> str:
         """Their name of our parameter."""
@@ -91,6 +93,12 @@ NANO = Layout(
         )
     },
     interleaved=re.compile(r"senses\.(ff_2\.c_proj|ln_2)\."),
+    holds={
+        "model_name": "backpack-lm",
+        "sense_network": "nano",
+        "scale_attn_by_inverse_layer_idx": False,
+        "gelu": "tanh",
+    },
 )
 PAPER = Layout(
     title="backpack-gpt2",
@@ -107,14 +115,16 @@ PAPER = Layout(
         "context.wpe.weight": ("backpack.position_embeddings.weight",),
     },
     transposed=re.compile(r"(context|senses)\..*\bc_(attn|fc|proj)\.weight$"),  # but not those of α
+    holds={"model_name": "backpack-lm", "sense_network": "paper", "bias": True},
 )
 NANO_GPT = Layout(
     title="nanoGPT",
     prefixes={"wte.": "transformer.wte.", "context.": "transformer."},
     copies={"wte.weight": ("lm_head.weight",)},
+    holds={"model_name": "gpt2", "scale_attn_by_inverse_layer_idx": False, "gelu": "tanh"},
 )
-GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed)
-OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies={})
+GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed, holds={"model_name": "gpt2"})
+OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies=NANO_GPT.copies)
 # Lightning's names: what backpack-gpt2 has in their place, one replaced after the other.
 LIGHTNING = {
     "content_model.embeddings.": "embeddings.", "transformer.embeddings.": "backpack.",
@@ -234,6 +244,9 @@ def export_state(model: LanguageModel, layout: Layout) -> State:
             f"senses baked into a table do not fit the layout of {layout.title}: export the model they were "
             "baked from; this one is kept whole by checkpoint.save_model, and load_model opens it"
         )
+    for name, value in layout.holds.items():
+        if (ours := getattr(model.config, name)) != value:
+            raise InputError(f"{layout.title} has no model with {name}={ours}, only with {name}={value}")
     state: State = {}
     for name, p in model.named_parameters():
         t = layout.reorder(name, p.detach(), model.config, inward=False)
@@ -259,6 +272,8 @@ def read_foreign(content: Settings, file: Path) -> Read:
         return read_nano(args | {"activation_function": gelu}, state, source)
     if any("content_model." in key for key in state):
         return read_lightning(content, settings, state, source)
+    if settings.get("model_type") == OURS.title:
+        return read_export(settings, state, source)
     if settings.keys() & {"model_type", "n_positions"} or any("gpt2_model." in key for key in state):
         return read_hugging_face(settings, state, source)
     return read_nano(settings, state, source)
@@ -420,6 +435,14 @@ def read_hugging_face(settings: Settings, state: State, source: str, layout: Lay
         if levanter and key in state and state[key].dtype in WEIGHT_TYPES:
             state[key] = state[key].float() / config.n_sense_vector
     return config, *((state, layout) if backpack else _as_gpt(state))
+
+
+def read_export(settings: Settings, state: State, source: str) -> Read:
+    """The config.json and tensors of an export for transformers, as read_nano gives them."""
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - {"model_name"}
+    if missing := sorted(names - settings.keys()):
+        raise InputError(f"{source}: config.json has no {missing[0]}")
+    return model_config({name: settings[name] for name in names}, source), unwrap(state, source), OURS
 
 
 def model_config(settings: dict[str, Any], source: str) -> ModelConfig:

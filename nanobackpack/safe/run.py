@@ -42,7 +42,7 @@ LOCK = "run.lock"
 # takes what is left for a whole run.
 RUN_FILES = (
     "ckpt_prev*.pt", "ckpt_[0-9]*.pt", "ckpt.pt", "best.pt",
-    "config.json", "metrics.jsonl", "loss.png", "bad_step.json",
+    "config.json", "metrics.jsonl", "loss.png", "bad_step.json", "events.out.tfevents.*",
 )  # fmt: skip
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # USR1: Slurm's warning before the time is up
 

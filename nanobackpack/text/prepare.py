@@ -97,9 +97,8 @@ def write_tokens(
 
     # The last reading encodes. Files get their names when all are written: an error, or Ctrl-C, leaves the
     # data set as it was. What a killed run left unfinished is removed.
-    counts_of_ids = np.zeros(meta.vocab_size, np.int64)  # (V,)
-    near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
     with _folder_for(folder), Replacement(folder) as new:
+        encoder = _Encoder(new, tokenizer, meta, add_bos_eos)
         finish_replacing(folder)
         remove_stale(folder)
         for prefix, corpus in corpora.items():
@@ -110,13 +109,10 @@ def write_tokens(
             assigned = split.assign(corpus.read(), counts[prefix])
             title, total = escape_controls(f"encoding {prefix}".rstrip("_ ")), counts[prefix].chars
             with tqdm(desc=title, total=total, unit="char", unit_scale=True, disable=None) as bar:
-                _write_splits(
-                    new, paths, assigned, tokenizer, add_bos_eos, meta, counts_of_ids, near_unknown, bar
-                )
-        unknown = (c for c, _ in near_unknown.most_common() if tokenizer.unknown_id in tokenizer.encode(c))
-        meta.unknown_characters.update((c, near_unknown[c]) for c in itertools.islice(unknown, _CHARACTERS))
+                encoder.write_splits(paths, assigned, bar.update)
+        meta.unknown_characters.update(encoder.unknown_characters())
         with new.open(folder / COUNTS) as file:
-            file.write(counts_of_ids.astype("<i8").data)
+            file.write(encoder.counts.astype("<i8").data)
         content = tokenizer.to_json().encode()
         meta.sha256[meta.tokenizer] = hashlib.sha256(content).hexdigest()
         with new.open(folder / meta.tokenizer) as file:
@@ -247,48 +243,57 @@ class _TokenFile:
         return data
 
 
-def _write_splits(
-    new: Replacement,
-    paths: dict[str, Path],
-    assigned: Iterator[tuple[str, Piece]],
-    tokenizer: Tokenizer,
-    add_bos_eos: bool,
-    meta: Meta,
-    counts_of_ids: np.ndarray,
-    near_unknown: Counter[str],
-    bar: tqdm[None],
-) -> None:
-    """Encode one corpus into the new files of its splits, and enter them in meta; count the ids that are to
-    be trained on."""
-    special = (tokenizer.bos_id, tokenizer.eos_id)
-    bos, eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
-    chars, unknown = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
-    with ExitStack() as stack:
-        files = {
-            name: _TokenFile(stack.enter_context(new.open(path)), meta.dtype) for name, path in paths.items()
-        }
-        for batch, arrays in _encoded(assigned, tokenizer):
-            parts: dict[str, list[np.ndarray]] = {}
-            for (name, piece), ids in zip(batch, arrays, strict=True):
-                parts.setdefault(name, []).extend([*bos * piece.opens, ids, *eos * piece.closes])
-                chars[name] += len(piece.text)
-                if n := int((ids == tokenizer.unknown_id).sum()):
-                    unknown[name] += n
-                    near_unknown.update(piece.text)
-                bar.update(len(piece.text))
-            for name, part in parts.items():
-                data = files[name].write(part)
-                if is_trained_on(name):
-                    counts_of_ids += np.bincount(data, minlength=len(counts_of_ids))
+class _Encoder:
+    """Encodes corpora into the new files of a data set, and enters in its `meta` what they hold."""
+
+    def __init__(self, new: Replacement, tokenizer: Tokenizer, meta: Meta, add_bos_eos: bool) -> None:
+        self.new, self.tokenizer, self.meta = new, tokenizer, meta
+        special = (tokenizer.bos_id, tokenizer.eos_id)
+        self.bos, self.eos = ([] if i is None or not add_bos_eos else [np.array([i])] for i in special)
+        self.counts = np.zeros(meta.vocab_size, np.int64)  # (V,) of the ids that are to be trained on
+        self.near_unknown: Counter[str] = Counter()  # characters of the pieces in which some are unknown
+
+    def write_splits(
+        self, paths: dict[str, Path], assigned: Iterator[tuple[str, Piece]], progress: Callable[[int], object]
+    ) -> None:
+        """Encode one corpus into the files of its splits; `progress` is told of the characters done."""
+        chars, unknown = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
+        with ExitStack() as stack:
+            files = {
+                name: _TokenFile(stack.enter_context(self.new.open(path)), self.meta.dtype)
+                for name, path in paths.items()
+            }
+            for batch, arrays in _encoded(assigned, self.tokenizer):
+                parts: dict[str, list[np.ndarray]] = {}
+                for (name, piece), ids in zip(batch, arrays, strict=True):
+                    parts.setdefault(name, []).extend(
+                        [*self.bos * piece.opens, ids, *self.eos * piece.closes]
+                    )
+                    chars[name] += len(piece.text)
+                    if n := int((ids == self.tokenizer.unknown_id).sum()):
+                        unknown[name] += n
+                        self.near_unknown.update(piece.text)
+                    progress(len(piece.text))
+                for name, part in parts.items():
+                    data = files[name].write(part)
+                    if is_trained_on(name):
+                        self.counts += np.bincount(data, minlength=len(self.counts))
         for name, file in files.items():
             if file.tokens < 2:
                 raise InputError(
                     f"the text has {sum(chars.values())} characters, too few: its {name} part would have "
                     f"{file.tokens} tokens and needs 2; give more text"
                 )
-            meta.tokens[paths[name].stem], meta.chars[paths[name].stem] = file.tokens, chars[name]
-            meta.unknown_share[paths[name].stem] = unknown[name] / file.tokens
+            split, meta = paths[name].stem, self.meta
+            meta.tokens[split], meta.chars[split] = file.tokens, chars[name]
+            meta.unknown_share[split] = unknown[name] / file.tokens
             meta.sha256[paths[name].name] = file.sha256.hexdigest()
+
+    def unknown_characters(self) -> Iterator[tuple[str, int]]:
+        """Yield the commonest characters that the tokenizer does not know, and how often each came."""
+        unknown = self.tokenizer.unknown_id
+        found = ((c, n) for c, n in self.near_unknown.most_common() if unknown in self.tokenizer.encode(c))
+        return itertools.islice(found, _CHARACTERS)
 
 
 Batch = list[tuple[str, Piece]]

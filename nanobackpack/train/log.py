@@ -1,4 +1,4 @@
-"""What a run reports: lines for people, metrics.jsonl (and wandb) for programs, the curve as a picture.
+"""What a run reports: lines for people, metrics.jsonl (and a tracker) for programs, the curve as a picture.
 
 with contextlib.closing(Log(config, step=0)) as log:
     log.record(step=1, train_loss=4.1)
@@ -25,6 +25,7 @@ from nanobackpack.safe.files import Replacement, remove_stale, replacing
 from nanobackpack.safe.pictures import picture
 from nanobackpack.safe.run import put_aside
 from nanobackpack.train.checkpoint import GO_ON, LAST, run_settings
+from nanobackpack.train.trackers import start_tracker
 
 _HUGE = 1e30  # losses above it cannot be drawn beside others
 
@@ -42,12 +43,12 @@ class Log:
         self.config, self.step, self.run_id, self.enabled = config, step, run_id, enabled
         if not enabled:
             return
-        # The folder, without what a killed run left half-written; wandb first, as it may refuse.
+        # The folder, without what a killed run left half-written; the tracker first, as it may refuse.
         out_dir = Path(config.out_dir)
         self.path = out_dir / "metrics.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
         remove_stale(out_dir)
-        self._wandb = start_wandb(config, run_id) if config.wandb_log else None
+        self._tracker = start_tracker(config, step, run_id)
         watched = sys.stderr.isatty()
         self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not watched)
         # A run that goes on shortens its log; a new one first moves an earlier run out of its way. From when
@@ -73,7 +74,7 @@ class Log:
             self.say(note)
 
     def record(self, **values: Any) -> None:
-        """Append one JSON line; its numbers go to wandb as well."""
+        """Append one JSON line; its numbers go to the tracker as well."""
         if not self.enabled:
             return
         self.check_folder()
@@ -85,7 +86,7 @@ class Log:
                 f"cannot write {self.path} ({error.strerror}): make room, then {GO_ON}"
             ) from error
         numbers = {k: v for k, v in values.items() if k not in ("step", "event")}
-        self._tell_wandb(lambda wandb: wandb.log(numbers, step=values["step"]))
+        self._tell_tracker(lambda tracker: tracker.log(numbers, step=values["step"]))
 
     def check_folder(self) -> None:
         """End a run whose folder is not there any more; begin a metrics.jsonl that is not there anew."""
@@ -127,39 +128,16 @@ class Log:
                 plot_losses(self.path, drawn)
         except Exception as error:  # a picture must not end a run, nor hide the error that ended it
             self.say(f"note: {drawn} is not drawn ({first_line(error)})")
-        self._tell_wandb(lambda wandb: wandb.finish())
+        self._tell_tracker(lambda tracker: tracker.finish())
 
-    def _tell_wandb(self, call: Callable[[Any], object]) -> None:
-        """Call wandb, if this run logs there; a run does not fail for it, but goes on without."""
+    def _tell_tracker(self, call: Callable[[Any], object]) -> None:
+        """Call the tracker, if this run has one; a run does not fail for it, but goes on without."""
         try:
-            if self._wandb:
-                call(self._wandb)
+            if self._tracker:
+                call(self._tracker)
         except Exception as error:
-            self._wandb = None
-            self.say(f"note: wandb fails ({first_line(error)}): from here on only {self.path} is written")
-
-
-def start_wandb(config: TrainConfig, run_id: str | None) -> Any:
-    """Start or continue the run of that id on Weights & Biases; with WANDB_MODE=offline in out_dir/wandb."""
-    try:
-        from wandb import init  # which a mere folder called wandb does not have
-    except ImportError as error:
-        raise InputError("wandb_log=True needs wandb: pip install 'nanobackpack[wandb]'") from error
-    name = config.wandb_run_name
-    if name == "auto":
-        name = f"{Path(config.huge_pack_dir or config.dataset).resolve().name} {config.model_name}"
-    # An evaluation is a run of its own there; WANDB_RUN_ID is for a copy of a run, and of a sweep.
-    id_there = None if config.eval_only else os.environ.get("WANDB_RUN_ID", run_id)
-    settings = dataclasses.asdict(config)
-    try:
-        return init(
-            project=config.wandb_project, name=name, config=settings, dir=config.out_dir,
-            id=id_there, resume="allow" if id_there else None,
-        )  # fmt: skip
-    except Exception as error:  # of the network, of the account, of the version
-        raise InputError(
-            f"wandb does not start: {first_line(error)} Or keep the log here: WANDB_MODE=offline"
-        ) from error
+            self._tracker, name = None, self.config.tracker_name
+            self.say(f"note: {name} fails ({first_line(error)}): from here on only {self.path} is written")
 
 
 # --- metrics.jsonl ----------------------------------------------------------------------------

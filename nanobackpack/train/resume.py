@@ -46,7 +46,8 @@ PARTS: dict[str, Any] = {
 # and what rank 0 alone does. What they stand for is compared: the text, the weights, the type of numbers.
 OWN = {
     "out_dir", "init_from", "overwrite", "dataset", "huge_pack_dir", "data_bin_dtype", "tokenizer_name",
-    "device", "dtype", "compile", "timeout_s", "wandb_log", "wandb_project", "wandb_run_name",
+    "device", "dtype", "compile", "timeout_s", "tracker", "wandb_log", "wandb_project",
+    "wandb_run_name",
 }  # fmt: skip
 
 

@@ -1,0 +1,71 @@
+"""The study of words: what its models are, and a tiny one from training to table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from nanobackpack import InputError, load_model
+from nanobackpack.evaluate.words import MODELS, WordsConfig, main, run_config
+from nanobackpack.text.prepare import write_dataset
+from nanobackpack.text.tokenizer import make_tokenizer
+from nanobackpack.train.checkpoint import build_model
+
+
+def test_the_gpts_are_what_they_are_compared_as() -> None:
+    """One has the blocks of the Backpacks, the other their weights."""
+    configs = {name: run_config(WordsConfig(), name, 1, 100).model_config(20_544) for name in MODELS}
+    assert configs["gpt"].n_block == configs["k16"].n_block == configs["k1"].n_block
+    sizes = {name: build_model(configs[name]).num_params() for name in ("k16", "gpt-large")}
+    assert abs(sizes["gpt-large"] / sizes["k16"] - 1) < 0.05
+    assert [configs[f"k{k}"].n_sense_vector for k in (1, 4, 8, 16)] == [1, 4, 8, 16]
+
+
+@pytest.mark.slow
+def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends within its time, and leaves weights in float16 that are those of the run."""
+    words = [f"word{i}" for i in range(12)]
+    text = "".join(f" {word} : like {other} ; and {word}\n" for word in words for other in words)
+    for name in ("words", "words_small"):
+        tokenizer = make_tokenizer("bpe:300", [text])
+        write_dataset(tmp_path / name, text, tokenizer, val_fraction=0.2, source="a test")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("".join(f"{a};{b};{i}\n" for i, (a, b) in enumerate(itertools.pairwise(words))))
+    settings = WordsConfig(
+        data=(f"rg65={pairs}",),
+        models=("k16", "gpt", "small"),
+        seeds=(1, 2),
+        max_iters=4,
+        minutes=5,
+        jobs=2,
+        device="cpu",
+        data_dir=str(tmp_path),
+        out_dir=str(tmp_path / "out"),
+        json=str(tmp_path / "words.json"),
+        flags=("n_embd=32", "batch_size=2", "block_size=16", "eval_iters=1"),
+    )
+    main(settings)
+    found = json.loads((tmp_path / "words.json").read_text())
+    assert found["steps"] == 4
+    assert {name: len(losses) for name, losses in found["losses"].items()} == {"k16": 2, "gpt": 2, "small": 2}
+    assert len(found["rho"]["rg65 untrained min"]) == 3
+    mean, low, high = found["differences"]["rg65 k16 min − gpt E"]
+    assert low <= mean <= high
+    assert "rg65 k16 min − k16 E" in capsys.readouterr().out
+    best = min((1, 2), key=lambda seed: found["losses"]["small"][seed - 1])
+    whole, half = (load_model(tmp_path / "out" / name) for name in (f"small-{best}", "words-small"))
+    for (_, a), (_, b) in zip(whole.named_parameters(), half.named_parameters(), strict=True):
+        assert a.detach().half().equal(b.detach().half())
+    assert whole.tokenizer.encode(" word1") == half.tokenizer.encode(" word1")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"models": ("k2",), "data": ("rg65=x",)}, "k2"), ({}, "name one or more test sets")],
+)
+def test_what_the_study_refuses(settings: dict[str, tuple[str, ...]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        main(WordsConfig(**settings))  # type: ignore[arg-type]
