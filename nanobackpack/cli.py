@@ -84,6 +84,7 @@ def parse(
     prog = prog or Path(sys.argv[0]).name
     # What prints and exits.
     if "--help" in argv or "-h" in argv:
+        os.environ["COLUMNS"] = str(max(20, shutil.get_terminal_size().columns))  # in fewer tyro never ends
         print(fit_to_terminal(about or ""), end="\n\n")  # tyro would join the lines of the examples
         tyro.cli(config_type, args=["--help"], description="", **_options(prog))
     if argv and argv[0] in COMPLETION:

@@ -199,6 +199,10 @@ class TrainConfig(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out_dir != self.out_dir.encode(errors="replace").decode():
+            raise InputError(
+                f"out_dir={short_repr(self.out_dir)} is no UTF-8, which torch cannot open: rename it"
+            )
         # Settings that contradict each other, and the way out.
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise InputError(
@@ -240,7 +244,8 @@ class LoadConfig(Settings):
     """Which model to open and where to run it: shared by every program that reads a model."""
 
     init_from: str = "resume"
-    """resume: the model in out_dir; or a checkpoint, a run's folder, a model folder, or a hub's name."""
+    """resume: the model in out_dir; words-small, which comes with the package; or a checkpoint, a run's
+    folder, a model folder, or a hub's name."""
     out_dir: str = "out"
     """Folder of a training run."""
     seed: int = 1337

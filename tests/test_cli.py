@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import subprocess
 import sys
@@ -463,6 +464,15 @@ def test_help_of_a_verb_teaches(
     ]
     assert any(line.startswith(f"nanobackpack {verb}") for line in examples)
     assert all(" ".join(line.split()) in shown for line in examples)
+
+
+def test_help_ends_on_a_narrow_terminal() -> None:
+    """In a process of its own, since it once did not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nanobackpack", "sample", "--help"],
+        env=os.environ | {"COLUMNS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, "--out_dir" in done.stdout) == (0, True)
 
 
 # --- The program nanobackpack -------------------------------------------------------------------

@@ -167,6 +167,7 @@ def test_copy_senses():
         (lambda m, gpt: control.topic_scores(m, [99]), "token 99 is outside"),
         (lambda m, gpt: control.topic(m, [1], deltas=(1, 2, 3)), "give 4"),
         (lambda m, gpt: control.topic(m, [1], 4), "strength=4"),
+        (lambda m, gpt: control.topic(m, [1], f_scale=0.0), "f_scale=0.0 is out of range"),
     ],
 )
 def test_what_cannot_be_made(make: Callable[[BackpackLM, Any], Edit], message: str):

@@ -205,6 +205,13 @@ def test_controlled_texts():
     with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
         ((again, _),) = topic.topic(model, {"mine": ["ab", "c"]}, replace(settings, batch_size=3))
     assert again.texts == result.texts
+    with pytest.warns(UserWarning, match="'ab' is 2 tokens"):
+        ((free, _),) = topic.topic(model, {"mine": ["ab", "c"]}, replace(settings, strength=0))
+    for what, gain in (
+        ("tokens", result.bag_tokens - free.bag_tokens),
+        ("words", result.bag_words - free.bag_words),
+    ):
+        assert result.figures[f"mine, bag {what} − without control"].value == pytest.approx(gain)
     ((plain, nothing),) = topic.topic(model, {"mine": ["a"]}, replace(settings, strength=0))
     assert nothing.inert
     assert plain.texts != result.texts

@@ -477,6 +477,24 @@ def test_a_process_that_differs_is_named(
         start(**changes)
 
 
+def test_states_of_different_steps_or_runs_are_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart on two disks, one of which did not get the last saves."""
+    trainer = Trainer(tiny(data, tmp_path))
+    initial = resume.initial_model(trainer.config, trainer.data)
+    told: list[Any] = []
+    monkeypatch.setattr(Processes, "gather", lambda self, v: told.extend(v) or [told[0], *v])
+
+    def start(**state: Any) -> None:
+        goes_on = dataclasses.replace(initial, state=state)
+        resume.check_agreement(Processes(CPU, 1, 2), goes_on, trainer.data, trainer.dtype)
+
+    start(iter_num=20, run="a")
+    with pytest.raises(InputError, match=r"RANK 1 .*step 20 → 10, run a → b\)"):
+        start(iter_num=10, run="b")
+
+
 def test_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert pick_device("auto", 1) == pick_device("cpu", 1) == CPU

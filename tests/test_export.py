@@ -224,6 +224,33 @@ def test_lora(folders: dict[str, Path], tmp_path: Path, target: str) -> None:
     assert why.contributions.sum().item() == pytest.approx(logit, abs=1e-4)
 
 
+class Logits(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, use_cache=False).logits
+
+
+@pytest.mark.slow
+def test_onnx(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The recipe of docs/hub.md, where onnxruntime is installed: any batch and length."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folders["nano-char"]).eval()
+    sizes = ({0: torch.export.Dim("B"), 1: torch.export.Dim("T", min=2, max=12)},)
+    torch.onnx.export(
+        Logits(model), (Rows.ids[:2, :7],), tmp_path / "out.onnx", dynamo=True, dynamic_shapes=sizes,
+        input_names=["input_ids"], output_names=["logits"], verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
+    for ids in (Rows.ids, Rows.ids[:1, :5]):
+        (logits,) = session.run(None, {"input_ids": ids.numpy()})
+        assert (torch.from_numpy(logits) - model(ids).logits).abs().max() < 1e-4
+
+
 # --- Other layouts ----------------------------------------------------------------------------
 
 PAPER = BACKPACKS["paper-bias-inverse"]

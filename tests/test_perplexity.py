@@ -234,9 +234,10 @@ def test_a_run_names_data_below_the_current_folder(run: Path, tmp_path: Path, ke
     """The message has the flag with which data elsewhere is opened all the same."""
     (tmp_path / "config.json").write_text(json.dumps({"dataset": str(run / "data")}))
     assert open_stream(PerplexityConfig(out_dir=str(tmp_path)))[0].folder == run / "data"
-    for name in (str(tmp_path), f"{run}/../x", "../x", "data/../../x", "..\\x", "/dev/zero", "/a b"):
+    for name in (str(tmp_path), f"{run}/../x", "../x", "data/../../x", "..\\x", "a\0b", "/dev/zero", "/a b"):
+        flag = shlex.quote(f"--dataset={name}").replace("\0", " ")
         (tmp_path / "config.json").write_text(json.dumps({"dataset": "data", key: name}))
-        with pytest.raises(InputError, match=re.escape(shlex.quote(f"--dataset={name}")) + "$"):
+        with pytest.raises(InputError, match=re.escape(flag) + "$"):
             open_stream(PerplexityConfig(out_dir=str(tmp_path)))
 
 

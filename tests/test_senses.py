@@ -468,12 +468,14 @@ def test_results_are_finite():
         )
         with finite:
             check_finite(found)
-    ratios = {"title": "x", "sense": 0, "nouns": ["a"], "factors": [1.0]}
+    ratios = {"title": "x", "sense": 0, "nouns": ["a"], "factors": [1.0], "edits": {}}
+    ratios |= {"seen": None, "pronouns_seen": None}
     with pytest.raises(InputError, match="ratios is not a finite number"):
         check_finite(Bias(ratios={"removed": [1.0, math.inf]}, **ratios))
     rho = torch.full((1, 1, 1), math.nan)
     fields = {"title": "x", "sets": [""], "poolings": [""], "measures": [""], "rho": rho, "n": [0]}
-    check_finite(LexicalSimilarity(coverage=[0.5], **fields))
+    fields |= {"coverage": [0.5], "one_token": [0.5], "seen": None, "min_count": 1}
+    check_finite(LexicalSimilarity(**fields))
 
 
 def test_results_show_themselves(tmp_path: Path):

@@ -212,6 +212,8 @@ def topic(
         raise InputError(f"f_mode={f_mode!r} is out of range: it must be code or paper")
     if deltas is None and strength not in range(len(STRENGTHS)):
         raise InputError(f"strength={strength} is out of range: it must be from 0 to {len(STRENGTHS) - 1}")
+    if not f_scale > 0:
+        raise InputError(f"f_scale={f_scale} is out of range: it must be above 0")
     deltas = tuple(STRENGTHS[strength] if deltas is None else deltas)
     if len(deltas) != (bins := len(QUANTILES) + 1) or max(deltas) <= 0:
         raise InputError(f"deltas={deltas}: give {bins}, of the highest scores first, one above 0 at least")

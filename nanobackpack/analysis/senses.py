@@ -63,7 +63,7 @@ class Senses:
     # 天
       sense 5  '子'  '下'  '津'  '色'  '水'  '意'
 
-    So sense 5 of 天 (sky) completes words: 天子 emperor, 天下 the world, 天津 Tianjin, 天色 daylight. And why
+    So sense 5 of 天 (sky) gives what makes words of it: 天子 emperor, 天下 the world, 天津 Tianjin. And why
     does the model continue 却说曹 with 操 (Cao Cao) rather than with 丕, his son?
 
     >>> why = senses.contributions("却说曹", "操", versus="丕")

@@ -338,7 +338,8 @@ def _trained_on(settings: PerplexityConfig) -> str:
             "--dataset"
         ) from None
     # The folder may come from a stranger, so what it names must lie below the current one.
-    if ".." in PureWindowsPath(name).parts or not (Path.cwd() / name).is_relative_to(Path.cwd()):
+    inside = name.isprintable() and ".." not in PureWindowsPath(name).parts
+    if not inside or not (Path.cwd() / name).is_relative_to(Path.cwd()):
         flag = shlex.quote(f"--dataset={name:.999}")
         raise InputError(f"{display_path(folder)} names data elsewhere: if it is yours, give {flag}")
     return name

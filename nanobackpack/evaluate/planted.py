@@ -9,8 +9,6 @@ Since the language with just that change is known too, each edit gets two figure
 and how far, in nats a text, is the model from the language that a perfect edit would lead to. Nothing is
 measured on what it was chosen on. Models with fresh weights stand beside the trained ones. The table has all
 seeds: mean ± standard deviation, and the interval that holds the mean with 95 %.
-
-Letters: N texts, T tokens of a text and its end, V vocabulary, K senses.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -76,7 +74,7 @@ class PlantedConfig(Settings):
     jobs: int = 0
     """Models that are trained side by side, each by one thread (0: one for each core)."""
     device: str = "cpu"
-    """Where; these models are so small that a GPU gains nothing."""
+    """Where the models are trained and measured."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,7 +132,7 @@ def planted(settings: PlantedConfig) -> Iterator[Planted]:
     from nanobackpack.text.prepare import write_tokens
     from nanobackpack.text.splits import split_spread
 
-    data = Path(settings.out_dir) / "data"
+    data = _data(settings)
     if not (data / "meta.json").exists():
         write_tokens(data, {"": corpus(settings.texts)}, TOKENIZER, split_spread(0.02))
     jobs = [(settings, kind, seed) for seed in range(settings.seeds) for kind in settings.models]
@@ -165,28 +163,33 @@ def _side_by_side(jobs: Sequence[Job], n: int) -> Iterator[tuple[Job, tuple[Figu
             pool.shutdown(cancel_futures=True)
 
 
+def _data(settings: PlantedConfig) -> Path:
+    return Path(settings.out_dir) / f"data-{settings.texts}"
+
+
 def one_model(job: Job) -> tuple[Figures, Figures]:
     """Train one model, unless that was done before; measure it and its like with fresh weights."""
     import torch
 
     from nanobackpack.runtime import pick_device
-    from nanobackpack.train.checkpoint import build_model, load_model
+    from nanobackpack.train.checkpoint import LAST, build_model, load_model, read_checkpoint
     from nanobackpack.train.trainer import train
 
     settings, kind, seed = job
     torch.set_num_threads(1)
     folder, every = Path(settings.out_dir) / f"{kind}-{seed}", max(1, settings.steps // 8)
     config = TrainConfig(
-        **RECIPE | MODELS[kind], dataset=str(folder.parent / "data"), out_dir=str(folder), seed=seed,
+        **RECIPE | MODELS[kind], dataset=str(_data(settings)), out_dir=str(folder), seed=seed,
         device=settings.device, max_iters=settings.steps, lr_decay_iters=max(settings.steps, 100),
         eval_interval=settings.steps, backup_checkpoint_step=every,
     )  # fmt: skip
-    done = folder / "figures.json"
-    if done.exists() and read_json(done)["steps"] == settings.steps:
-        return tuple(read_json(done)["figures"])
+    done, made_with = folder / "figures.json", asdict(config) | {"test_texts": settings.test_texts}
+    if done.exists() and (earlier := read_json(done)).get("made_with") == made_with:
+        return tuple(earlier["figures"])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        if train(config):
-            raise InputError("the training was stopped")
+        train(config)
+    if read_checkpoint(folder / LAST)["iter_num"] < settings.steps:
+        raise InputError(f"{kind}, seed {seed} was stopped in its training: the same command begins it anew")
     device = pick_device(settings.device)
     torch.manual_seed(seed)
     fresh = build_model(load_model(folder).config)
@@ -197,7 +200,7 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
         figures[f"learned: bias after {step} steps, %"] = early["learned: bias, %"]
     figures |= measure(load_model(folder).to(device), settings)
     both = figures, measure(fresh.to(device).eval(), settings)
-    results.write_json(str(done), {"steps": settings.steps, "figures": both})
+    results.write_json(str(done), {"made_with": made_with, "figures": both})
     return both
 
 

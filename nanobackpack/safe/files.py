@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ BAD_BYTE = re.compile(
     "[\udc80-\udcff\0]"
 )  # a byte that is no UTF-8, as "surrogateescape" decodes it, or a NUL
 UNFINISHED = ".unfinished.json"  # lists the new files of a folder that do not all have their places yet
-_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)\.tmp")  # the name of a new file
+_TEMPORARY = re.compile(r"\.(.+\.(?:bin|json|jsonl|png|pt))\.(\d+)(?:\.\w+)?\.tmp")  # the name of a new file
+_OWN = secrets.token_hex(4)  # in another container there may be a process of the same number
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -135,7 +137,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
 
 def _temporary(path: Path) -> Path:
     """Name the place where the new file for `path` is written, in the same folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{_OWN}.tmp")
 
 
 def _sync_folders(folders: Iterable[Path]) -> None:
@@ -214,10 +216,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     # Links are followed, since the cache of a model hub is made of them.
     if path.exists() and not path.is_file():
         raise InputError(f"{display_path(path)} is not a file")
-    if path.stat().st_size > limit:
+    if (n_bytes := path.stat().st_size) > limit:
         raise InputError(f"{display_path(path)} has more than {limit:,} bytes, too many for such a file")
     with open(path, "rb") as file:
-        return file.read(limit)  # some endless files say that they are empty
+        return file.read(n_bytes) if n_bytes else b""  # those of the kernel say so, and some never end
 
 
 def read_json(path: Path, limit: int = MEGABYTE) -> Any:
@@ -323,4 +325,6 @@ def verify(path: Path, expected: str, remedy: str, read: Callable[[int], object]
 
 def plain_name(name: object) -> bool:
     """Tell whether a name found in a file can only mean something in that file's own folder."""
-    return isinstance(name, str) and name == Path(name).name != ".." and "\0" not in name and len(name) < 256
+    return (
+        isinstance(name, str) and name == Path(name).name != ".." and name.isprintable() and len(name) < 256
+    )

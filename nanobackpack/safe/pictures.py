@@ -30,7 +30,7 @@ def picture(
     import matplotlib.figure
 
     fonts, missing = fonts_for(text)
-    with matplotlib.rc_context({"font.family": fonts}), opened as file:
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), opened as file:
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         yield figure
         with warnings.catch_warnings():

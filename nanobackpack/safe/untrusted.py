@@ -22,13 +22,15 @@ import pickle
 import pickletools
 import re
 import shlex
+import struct
 import unicodedata
-import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nanobackpack.errors import InputError, first_few, first_line, short_repr
-from nanobackpack.safe.files import display_path, parse_json, read_bytes, read_json
+from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +53,31 @@ _TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
 # Where tensors are allowed, these names may be looked up: what state dicts are made with.
 _TORCH = re.compile(
     r"collections OrderedDict|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
-    r"|torch [A-Z]\w*Storage"
 )
+# So are the kinds of storages, by how many bytes each of their numbers has.
+_STORAGES = {
+    f"torch {kind}Storage": n_bytes
+    for n_bytes, kinds in {
+        1: "Bool Byte Char Untyped", 2: "Half BFloat16 Short", 4: "Float Int", 8: "Double Long ComplexFloat",
+        16: "ComplexDouble",
+    }.items()
+    for kind in kinds.split()
+}  # fmt: skip
+# Numbers this far from 0 are no keys: two that are one modulo 2^61 - 1 have the same hash, and a dict of many
+# such keys takes time that grows with the square of their number.
+_KEY_LIMIT = (1 << 61) - 1
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Stands for a value that is neither a plain one nor a tuple."""
+
+    by: str
+
+
+_EMPTY: dict[str, Any] = {"EMPTY_DICT": _Made("dict"), "EMPTY_LIST": _Made("list"), "EMPTY_TUPLE": ()}
+_A_DICT = _Made("a call of collections OrderedDict")
+_BEYOND = 0xFFFFFFFF  # in an archive: the number is beyond 32 bits, and stands elsewhere
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
 # Objects that users save beside tensors, and what they may run on such a file of theirs; we never do.
 _DATA = (
@@ -174,18 +199,20 @@ def _first_sentence(error: Exception) -> str:
 # --- Pickles ----------------------------------------------------------------------------------
 
 
-def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
+def check_pickle(file: BinaryIO, storages: dict[str, int] | None = None) -> object:
     """Follow one pickle without building anything, and return the last number or text in it.
 
     An operation that is not known to be harmless raises: it could make the reader call or import something,
-    take memory by a number it is given, or hash a tuple of tuples of tuples, which takes forever.
+    take memory by a number it is given, or hash what takes forever to hash. Tensors are allowed where there
+    is a dict for their `storages`: the name of each, and how many bytes the pickle says that it has.
     """
-    stack: list[str] = []  # of each value its kind: leaf, tuple, storage, or what made it
+    stack: list[Any] = []  # plain values and tuples as they are, _Made for all others
     marks: list[int] = []  # heights of the stack
-    memo: dict[int, str] = {}  # values that are used again
+    memo: dict[int, Any] = {}  # values that are used again
     last: object = None
+    allow_tensors, sizes = storages is not None, {} if storages is None else storages
 
-    def take(n: int) -> list[str]:
+    def take(n: int) -> list[Any]:
         """Take the last n values off the stack, 0: those after the last mark."""
         start = len(stack) - n if n else marks.pop()
         if start < (marks[-1] if marks else 0):
@@ -208,7 +235,7 @@ def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
         # Values, and what is used again.
         elif name in _PUSH:
             last = argument if argument is not None else last
-            stack.append(name if name.startswith("EMPTY") else "leaf")
+            stack.append(_EMPTY.get(name, argument))
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             slot = len(memo) if name == "MEMOIZE" else argument
             if slot > position:  # Python's reader makes room for all slots below
@@ -218,24 +245,25 @@ def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
             stack.append(memo[argument])
         # Containers of them.
         elif name in _TUPLE:
-            take(_TUPLE[name])
-            stack.append("tuple")
+            stack.append(tuple(take(_TUPLE[name])))
         elif name in _FILL:
             values = take(_FILL[name])
-            if name.startswith("SETITEM") and set(values[::2]) - {"leaf"}:
-                raise InputError("it has a key that is neither a name nor a number")
+            if name.startswith("SETITEM") and not all(map(_is_key, values[::2])):
+                raise InputError("it has a key that is neither a name nor a number of usual size")
         # Tensors: a function of torch is looked up, and called with a storage that torch finds by its name.
-        elif allow_tensors and name == "GLOBAL" and _TORCH.fullmatch(argument):
-            stack.append(argument)
+        elif allow_tensors and name == "GLOBAL" and (_TORCH.fullmatch(argument) or argument in _STORAGES):
+            stack.append(_Made(argument))
         elif allow_tensors and name == "BINPERSID":
-            take(1)
-            stack.append("storage")
+            key, n_bytes = _storage(*take(1))
+            if sizes.setdefault(key, n_bytes) != n_bytes:
+                raise InputError("it gives a storage two sizes")
+            stack.append(_Made("storage"))
         elif allow_tensors and name == "REDUCE":
             function, arguments = take(2)
-            if function == "collections OrderedDict" and arguments != "EMPTY_TUPLE":
+            if function == _Made("collections OrderedDict") and arguments != ():
                 raise InputError("it fills a dict in no usual way")
-            stack.append(f"made by {function}")
-        elif allow_tensors and name == "BUILD" and stack[-2] == "made by collections OrderedDict":
+            stack.append(_Made(f"a call of {getattr(function, 'by', '')}"))
+        elif allow_tensors and name == "BUILD" and stack[-2] == _A_DICT:
             take(1)
         else:
             what = f" {argument.replace(' ', '.')[:60]}" if name == "GLOBAL" else ""
@@ -243,30 +271,99 @@ def check_pickle(file: BinaryIO, allow_tensors: bool = False) -> object:
     return last
 
 
+def _is_key(value: object) -> bool:
+    """Tell whether a value may be a key: a text, or a whole number that has a hash of its own."""
+    return type(value) is str or (type(value) is int and abs(value) < _KEY_LIMIT)
+
+
+def _storage(told: object) -> tuple[str, int]:
+    """Return the name of a storage, and how many bytes it has, from what a pickle tells of it."""
+    match told:
+        case ("storage", _Made(by=kind), str(key), str(), int(n), *_) if kind in _STORAGES and n >= 0:
+            return key, n * _STORAGES[kind]
+    raise InputError("it tells of a storage in no usual way")
+
+
+# --- Containers -------------------------------------------------------------------------------
+
+
 def check_zip(path: Path) -> None:
-    """Look through a file of torch.save, and compare its checksums."""
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        names = {part.filename.lower() for part in parts}  # torch does not tell "a" from "A"
-        # All of it must fit in the file's size, and no two readers may see different things in it.
-        if len(names) < len(parts) or archive.comment or min(part.header_offset for part in parts) != 0:
-            raise InputError("its parts are not in the order of torch.save")
-        if any(
-            part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts
-        ):
-            raise InputError("a part of it is compressed, which torch.save never does")
-        if any(part.filename != part.orig_filename for part in parts):  # a zero in it, or another in a field
-            raise InputError("a part of it has two names")
-        if sum(part.file_size for part in parts) > path.stat().st_size:
-            raise InputError("its parts overlap")
-        main = parts[0].filename.split("/")[0] + "/data.pkl"  # where torch looks for it
-        if main not in archive.namelist():
+    """Look through a file of torch.save: its parts, their checksums, its pickle, and the sizes in this."""
+    with open(path, "rb") as file:
+        parts = find_parts(file, path.stat().st_size)
+        folder = next(iter(parts), b"").split(b"/")[0]  # where torch looks for them
+        if folder + b"/data.pkl" not in parts:
             raise InputError("it is not a file of torch.save")
-        with archive.open(main) as pickled:
-            check_pickle(pickled, allow_tensors=True)  # type: ignore[arg-type]
+        storages: dict[str, int] = {}
+        start, n_bytes, _ = parts[folder + b"/data.pkl"]
+        file.seek(start)
+        check_pickle(io.BytesIO(file.read(n_bytes)), storages)
+        for key, claimed in storages.items():  # torch would take so many bytes, whatever is there
+            _, held, _ = parts.get(folder + b"/data/" + key.encode(), (0, 0, 0))
+            if claimed != held:
+                raise InputError(f"its storage {short_repr(key)} has {held:,} bytes, not {claimed:,}")
         # Each part has its CRC-32 beside it, which torch does not look at.
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+        buffer = memoryview(bytearray(MEGABYTE))
+        for name, (start, n_bytes, expected) in parts.items():
+            file.seek(start)
+            checksum = 0
+            while n_bytes and (n := file.readinto(buffer[: min(n_bytes, MEGABYTE)])):
+                checksum, n_bytes = zlib.crc32(buffer[:n], checksum), n_bytes - n
+            if checksum != expected:
+                raise InputError(f"its part {name.decode(errors='replace')} is damaged")
+
+
+def find_parts(file: BinaryIO, size: int) -> dict[bytes, tuple[int, int, int]]:
+    """Find the parts of a zip archive as torch.save writes it: where each begins, its bytes, its CRC-32.
+
+    Of other archives two readers may make different things. So there is one end, right before it the list of
+    all parts, and before that these, from the first byte on one after the other, none packed.
+    """
+    # The end, and before it two records that an archive of 4 GB needs; torch writes them always.
+    file.seek(max(size - 98, 0))
+    tail = file.read(98).rjust(98, b"\0")
+    mark, _, _, _, n_parts, length, first, comment = struct.unpack("<4s4H2LH", tail[76:])
+    if mark != b"PK\5\6" or comment:
+        raise InputError("its end is missing, or is none of torch.save")
+    end, meets = size - 22, True
+    if tail[56:60] == b"PK\6\7":
+        mark, more, _, _, _, _, _, n_parts, length, first = struct.unpack("<4sQ2H2L4Q", tail[:56])
+        end = size - 98
+        meets = (mark, more, *struct.unpack("<LQL", tail[60:76])) == (b"PK\6\6", 44, 0, end, 1)
+    if not meets or first + length != end:
+        raise InputError("its end does not meet the list of its parts")
+    file.seek(first)
+    listed, reached = io.BytesIO(file.read(length)), 0
+    parts: dict[bytes, tuple[int, int, int]] = {}
+    names: set[bytes] = set()
+    for _ in range(n_parts):
+        # What the list says of a part. Numbers beyond 32 bits come after its name.
+        fields = struct.unpack("<4s4H4x3L3H8xL", listed.read(46))
+        mark, _, _, _, method, crc, packed, n_bytes, n_name, n_more, n_comment, offset = fields
+        name, more, _ = listed.read(n_name), listed.read(n_more), listed.read(n_comment)
+        if n_beyond := [packed, n_bytes, offset].count(_BEYOND):
+            beyond = iter(struct.unpack_from(f"<2H{n_beyond}Q", more))
+            if (next(beyond), next(beyond)) != (1, 8 * n_beyond):
+                raise InputError("a part of it has a size in no usual place")
+            n_bytes, packed, offset = (next(beyond) if n == _BEYOND else n for n in (n_bytes, packed, offset))
+        # The part itself has its name once more before it, and after it 24 bytes at most.
+        file.seek(offset)
+        head = file.read(30 + n_name)
+        again = mark, head[:4], head[26:28], head[30:]
+        if again != (b"PK\1\2", b"PK\3\4", n_name.to_bytes(2, "little"), name):
+            raise InputError("a part of it is not where the list says, or has two names")
+        if method or packed != n_bytes:
+            raise InputError("a part of it is compressed, which torch.save never does")
+        if min(name, default=0) < 32 or name.lower() in names:  # torch does not tell "a" from "A"
+            raise InputError("a part of it has an odd name, or that of another")
+        if not 0 <= offset - reached <= (24 if parts else 0):
+            raise InputError("its parts overlap, or there is something between them")
+        start = offset + len(head) + int.from_bytes(head[28:30], "little")
+        parts[name], reached = (start, n_bytes, crc), start + n_bytes
+        names.add(name.lower())
+    if listed.read(1) or not 0 <= first - reached <= 24:
+        raise InputError("its parts do not fill it")
+    return parts
 
 
 def check_legacy(path: Path) -> None:
@@ -276,8 +373,12 @@ def check_legacy(path: Path) -> None:
             raise InputError("it is not a file of torch.save")
         check_pickle(file)  # the version
         check_pickle(file)  # the system
-        check_pickle(file, allow_tensors=True)  # what was saved
+        storages: dict[str, int] = {}
+        check_pickle(file, storages)  # what was saved
         check_pickle(file)  # the names of its storages
+        # Then the numbers of each, after how many they are. Torch takes memory for them before it looks.
+        if sum(storages.values()) + 8 * len(storages) != path.stat().st_size - file.tell():
+            raise InputError("its storages are said to have other sizes than they have")
 
 
 def copy_plain_values(value: object) -> Any:
@@ -324,17 +425,29 @@ _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")  # where par
 _GROWTH = {"BertNormalizer": 3, "ByteLevel": 4, "Metaspace": 2, "BPEDecoder": 2, "CTC": 2}
 _MAX_GROWTH = 1000  # GPT-2's chain makes 4 of one at most, the longest real ones below 200
 _MAX_PARTS = 200
+# The time for a word grows with the square of the longest that WordPiece looks into, and that for a character
+# with the longest token of Unigram. Known ones have 100 and 16 characters.
+_MAX_WORD = 200
 
 
 def check_tokenizer(text: str, source: str) -> dict[str, Any]:
     """Look through a tokenizer.json for parts with which the tokenizers library would take all memory;
     return what is in it.
 
-    Those are tables longer than the file, very many parts, and chains that make a text 1,000 times longer.
+    Those are tables longer than the file, very many parts, chains that make a text 1,000 times longer, and
+    words so long that the library would never end.
     """
     tokenizer = parse_json(text, source)
     if not isinstance(tokenizer, dict) or "model" not in tokenizer:
         raise InputError(f"{source} is not a tokenizer.json: it has no entry 'model'")
+    model = tokenizer["model"] if isinstance(tokenizer["model"], dict) else {}
+    vocabulary, longest = model.get("vocab"), model.get("max_input_chars_per_word", 100)
+    if isinstance(vocabulary, list):  # of Unigram
+        longest = max(
+            (len(str(entry[0])) for entry in vocabulary if isinstance(entry, list) and entry), default=0
+        )
+    if not isinstance(longest, int) or longest > _MAX_WORD:
+        raise InputError(f"{source} has words of {short_repr(longest)} characters: {_MAX_WORD} are allowed")
     for chain in _CHAINS:
         growth, parts = 1, [tokenizer.get(name) for name in chain]
         for n, part in enumerate(parts):  # which grows while it is read

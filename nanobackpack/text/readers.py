@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import re
 import warnings
 import zlib
@@ -373,7 +374,8 @@ READERS: dict[str, Callable[[Path, Reading], Iterator[Document]]] = {
 
 @contextmanager
 def _open(path: Path, progress: Progress = lambda n: None) -> Iterator[Any]:
-    with io.BufferedReader(_Watched(path, progress)) as raw:
+    # A file of the kernel may never end, and says that it is empty: so it is.
+    with io.BufferedReader(_Watched(path if path.stat().st_size else Path(os.devnull), progress)) as raw:
         yield io.BufferedReader(_UNPACK[path.suffix](raw)) if path.suffix in _UNPACK else raw
 
 

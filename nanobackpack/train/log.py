@@ -151,7 +151,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(record, dict) or any(isinstance(v, dict | list) for v in record.values()):
+            continue  # what nests may be read, and yet be too deep to be written again
+        step = record.get("step")
         if type(step) is int and 0 <= step < 1 << 63:
             records.append(record)
     return records

@@ -177,6 +177,8 @@ def adapt_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict
         for k, t in state[i].items():
             if t.shape != (() if k == "step" else p.shape) or not t.is_floating_point():
                 raise ValueError(f"{k} of parameter {i} has another shape or type")
+            if not t.to(p.dtype).isfinite().all():  # float64 may hold more than float32 can
+                raise ValueError(f"{k} of parameter {i} holds other things than finite numbers")
         if not 0 <= state[i]["step"].item() < math.inf:
             raise ValueError(f"step of parameter {i} is {state[i]['step'].item()}")
     return {"state": state, "param_groups": groups}

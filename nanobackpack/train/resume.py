@@ -100,6 +100,7 @@ def check_agreement(processes: Processes, initial: Initial, data: TokenData, dty
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in OWN} | {
         "init_from": config.init_from if is_fresh or state else "other weights",
         "step": state["iter_num"] if state else 0,
+        "run": state.get("run") if state else None,
         "weights": 0 if is_fresh else crc32(initial.model.wte.weight.detach().numpy().data),
         **data.fingerprint(),
         "text": crc32(tokens.numpy().data),

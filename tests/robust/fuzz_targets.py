@@ -14,6 +14,7 @@ import json
 import math
 import pickle
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -28,6 +29,7 @@ from nanobackpack.config import ModelConfig, SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import GPT, BackpackLM
 from nanobackpack.model.generate import choose
+from nanobackpack.safe.untrusted import load_plain_pickle
 from nanobackpack.text.data import TokenData
 from nanobackpack.text.meta import SPLITS, read_legacy_meta
 from nanobackpack.text.prepare import write_dataset
@@ -278,6 +280,49 @@ def checkpoints(draw: Random) -> None:
     assert all(p.isfinite().all() for p in opened.parameters())
 
 
+def archive(draw: Random) -> None:
+    """A checkpoint with another number in its list of parts, its ends or its sizes: the same, or refused."""
+    good, n = bytearray(good_checkpoint(True)), draw.choice([1, 2, 4, 8])
+    start = good.index(b"PK\1\2")  # where the list begins
+    numbers = [0, 1, 0xFFFF, 0xFFFFFFFF, start, len(good), len(good) - 98, draw.getrandbits(8 * n)]
+    at = draw.choice([draw.randrange(start, len(good) - 8), draw.randrange(len(good) - 98, len(good) - 8)])
+    if draw.random() < 0.2:  # how many numbers a storage has
+        at, n = good.index(b"K", good.index(b"cpu") + 3) + 1, 1
+        at = draw.choice([at, good.index(b"K", good.index(b"h", at)) + 1])
+    value = draw.choice(numbers) % 256**n
+    good[at : at + n] = value.to_bytes(n, draw.choice(["little", "little", "big"]))  # type: ignore[arg-type]
+    if draw.random() < 0.2:  # a second list and its end, before the ones that count or after them
+        good[start:start] = good[start:]
+    with replaced(Path(folder().name) / "ckpt.pt", bytes(good)) as path:
+        opened = checkpoint.model_from(checkpoint.read_checkpoint(path), path).state_dict()
+    assert all(torch.equal(opened[name], t) for name, t in model("backpack-lm").state_dict().items())
+
+
+def keys(draw: Random) -> None:
+    """Any numbers as keys: refused, or each with a hash of its own (but -1, which has that of -2)."""
+    step = draw.choice([1, 7, 2**32, 2**61 - 1])
+    few = dict.fromkeys(draw.randint(-200, 200) * step for _ in range(draw.randint(0, 100)))
+    with replaced(Path(folder().name) / "meta.pkl", pickle.dumps(few, draw.choice([2, 4]))) as path:
+        opened = load_plain_pickle(path, 1 << 20)
+    assert opened == few
+    assert len({hash(key) for key in opened}) >= len(opened) - 1
+
+
+def long_words(draw: Random) -> None:
+    """Tokenizers that look for words of any length: refused, or 4,000 characters take no second."""
+    longest = draw.choice([1, 16, 100, 199, 200, 201, 500, 10**9])
+    inner: dict[str, Any] = {"type": "WordPiece", "vocab": {"a": 0, "##a": 1}, "unk_token": "a"}
+    inner |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": longest}
+    if draw.random() < 0.5:
+        vocabulary = [["a" * n, -1.0] for n in range(1, 1 + min(longest, 1000))]
+        inner = {"type": "Unigram", "unk_id": 0, "vocab": vocabulary}
+    pieces = {"type": "FixedLength", "length": draw.choice([1, 50, 200, 4000])}
+    tokenizer = Tokenizer.from_json(json.dumps({"version": "1.0", "model": inner, "pre_tokenizer": pieces}))
+    start_s = time.process_time()
+    tokenizer.encode("a" * 3999 + "b")
+    assert time.process_time() - start_s < 1
+
+
 def model_args(draw: Random) -> None:
     """Any settings in a checkpoint are refused, or are those its tensors were made with."""
     args = changed(draw, SIZES)
@@ -361,7 +406,7 @@ def targets(draw: Random) -> bool:
 TARGETS: dict[str, Callable[[Random], bool]] = {
     f.__name__.replace("_", " "): outcome(f)
     for f in (
-        settings, python_settings, round_trip, tokenizer_json, data, legacy_meta, checkpoints, model_args,
-        sampler, generation, targets,
+        settings, python_settings, round_trip, tokenizer_json, data, legacy_meta, checkpoints, archive, keys,
+        long_words, model_args, sampler, generation, targets,
     )
 }  # fmt: skip

@@ -31,8 +31,10 @@ from nanobackpack import __version__, cli, load_model, program
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
+from nanobackpack.safe import files
 from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, put_aside, within_memory
 from nanobackpack.text import data
+from nanobackpack.text.corpus import from_files
 from nanobackpack.text.data import Mixture, TokenData
 from nanobackpack.text.meta import Meta
 from nanobackpack.text.prepare import write_tokens
@@ -100,6 +102,33 @@ def test_processes_that_differ_end_before_the_first_step(world: World) -> None:
     assert [process.exitcode for process in job.ranks] == [2, 2]
     assert job.printed.count("RANK 1 differs from the others (theirs → its own: seed 0 → 1)") == 2
     assert not out.exists()
+
+
+def test_processes_of_one_number_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two containers each may be process 1."""
+    path = tmp_path / "train.bin"
+    with files.replacing(path) as first:
+        first.write(b"first")
+        monkeypatch.setattr(files, "_OWN", "another", raising=False)
+        with files.replacing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@LINUX
+def test_a_file_of_the_kernel_is_empty() -> None:
+    """Some never end, and all of them say that they have no bytes."""
+    assert files.read_bytes(Path("/proc/self/maps"), 100) == b""
+    assert "".join(piece.text for piece in from_files(["/proc/self/maps"]).read()) == ""
+    with pytest.raises(InputError, match="is empty"):
+        files.read_text(Path("/proc/self/maps"))
+
+
+def test_an_out_dir_that_torch_cannot_open_is_refused() -> None:
+    with pytest.raises(InputError, match="no UTF-8"):
+        TrainConfig(out_dir=os.fsdecode(b"out-\xff"))
 
 
 # --- States on disk ---------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def use_run(folder: Path) -> None:
 
 
 def use_metrics(folder: Path) -> None:
-    log = Log(TrainConfig(out_dir=str(folder)), 5)
+    log = Log(TrainConfig(out_dir=str(folder), init_from="resume"), 5)
     log.record(step=6, train_loss=1.0)
     log.close()
     plot_losses(folder / "metrics.jsonl", folder / "loss.png")

@@ -170,6 +170,8 @@ TOKEN |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
 LETTERS = split(r"[\s\S]")
 PREFIX = {"type": "Metaspace", "replacement": "a", "prepend_scheme": "always", "split": False}
 AGAIN = {"Sequence": {"id": "A", "type_id": 0}}
+ENDLESS = {"type": "WordPiece", "vocab": {"a": 0, "##a": 1}, "unk_token": "a"}
+ENDLESS |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 10**9}
 TOKENIZERS: Table = {
     "deep": (DEEP, DEEP_WHY),
     "huge-id": (tokenizer(words({"a": 0, "b": 2**32 - 1})), "an id of 2^32 - 1, so as many rows to embed it"),
@@ -180,6 +182,10 @@ TOKENIZERS: Table = {
     "empty": (tokenizer(words({})), "no tokens at all"),
     "regex": (abc(pre_tokenizer=split("(a+)+$")), "a pattern that takes forever"),
     "regex-deep": (abc(pre_tokenizer=split("(" * 99_999 + ")" * 99_999)), "a deep pattern"),
+    "word": (tokenizer(ENDLESS), "a word of 10^9 characters, in the square of the time"),
+    "word-unigram": (
+        tokenizer({"type": "Unigram", "unk_id": 0, "vocab": [["a" * k, -1.0] for k in range(1, 3000)]}),
+        "for each character 3,000 tokens that may begin there"),
     "growing": (normal(*[replace("a" * 100, String="a")] * 6), "each letter becomes 10^12 letters"),
     "growing-bytes": (normal(*[{"type": "ByteLevel"}] * LOTS), "bytes of bytes of bytes"),
     "growing-prefix": (
@@ -306,6 +312,9 @@ LOGS: Table = {
         '{"step": "x", "train_loss": {}}\n[1]\n7\nnull\n{"train_loss": 1}\n{"step": 1e999}\n',
         "texts, lists and nothing for numbers"),
     "cut": ('{"step": 1, "train_lo', "its end is missing"),
+    "deep-enough": (
+        "\n".join(f'{{"step": 1, "x": {"[" * n}{"]" * n}}}' for n in range(900, 1000)),
+        "900 lists in each other and more: some can be read, but not written again"),
 }  # fmt: skip
 beasts("metrics-", in_file("metrics.jsonl"), LOGS, "metrics", harmless=LOGS)
 

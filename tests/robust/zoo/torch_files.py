@@ -78,6 +78,12 @@ def keyed_by_tuples() -> bytes:
     return b"\x80\x02]q\x00)q\x01a" + b"h\x01h\x01\x86q\x01a" * DOUBLINGS + b"}h\x01K\x01sa."
 
 
+def equal_hashes(n: int = 50_000) -> bytes:
+    """A dict of so many numbers that all have the hash 0: each is compared with all before it."""
+    keys = (b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"K\x01" for k in range(1, n + 1))
+    return b"\x80\x02}(" + b"".join(keys) + b"u."
+
+
 def legacy(folder: Path, meta: object) -> None:
     """A data set as nanoBackpackLM makes them; `meta` may be a pickle already."""
     for split_name in data.SPLITS:
@@ -105,6 +111,7 @@ beast("ckpt-bare", lambda d: (d / "ckpt.pt").write_bytes(pickle.dumps(MKDIR)), "
 PICKLES: Table = {
     "mkdir": ({"vocab_size": 1, "itos": {0: MKDIR}}, "calls os.mkdir"),
     "tuple-key": (keyed_by_tuples(), "a key that takes forever to hash"),
+    "equal-hashes": (equal_hashes(), "50,000 keys of one hash"),
     "deep": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "100,000 lists in each other"),
     "memo": (b"\x80\x02]r\0\0\0\x02.", "a memo of 2^25 places: 512 MB"),
     "frame": (b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"].", "a frame of 2^40 bytes"),
@@ -186,6 +193,12 @@ beast(
 )  # fmt: skip
 
 
+beast(
+    "nano-dataset-half", lambda d: changed(d, put("config", dataset="\ud800"), old=True),
+    "the tokenizer is to be found in half a character", "model", harmless=True,
+)  # fmt: skip
+
+
 def shared(d: Path) -> None:
     sizes = SIZES | {"n_layer": 250, "n_embd": 128}
     state = checkpoint.build_model(ModelConfig(**sizes | {"n_layer": 2})).state_dict()
@@ -211,6 +224,9 @@ STATES: Table = {
     "no-mean": (put(*AVERAGES, exp_avg=None), "None for a mean"),
     "scalar": (put(*AVERAGES, exp_avg=torch.zeros(())), "a mean that is one number"),
     "shape": (put(*AVERAGES, exp_avg=torch.zeros(10**6)), "a mean of another shape"),
+    "beyond-float32": (
+        lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"].double() + 1e300)(c),
+        "a mean of 10^300"),
     "steps": (put(*AVERAGES, step=torch.zeros(3)), "three counts of steps"),
     "complex": (
         lambda c: put(*AVERAGES, exp_avg=c["optimizer"]["state"][0]["exp_avg"] * 1j)(c), "a complex mean"),
@@ -300,6 +316,52 @@ def overlap(d: Path) -> None:
     (d / "ckpt.pt").write_bytes(whole[:start] + nested + directory + end)
 
 
+def two_ends(d: Path) -> None:
+    """What stands right before the end tells of one model, and where the end points to of another."""
+    kept = []
+    for _ in range(2):
+        save(d, good())  # other weights each time
+        whole = (d / "ckpt.pt").read_bytes()
+        *_, n, place = struct.unpack("<4sQ2H2L4Q", whole[-98:-42])
+        kept.append((whole[:place], bytearray(whole[place : place + n]), bytearray(whole[-98:-42])))
+    (first, list_1, end_1), (second, list_2, end_2) = kept
+    at = 0
+    while at < len(list_2):  # the parts of the second come after those of the first
+        n, more, _ = struct.unpack_from("<3H", list_2, at + 28)
+        offset = int.from_bytes(list_2[at + 42 : at + 46], "little") + len(first)
+        list_2[at + 42 : at + 46] = struct.pack("<L", offset)
+        at += 46 + n + more
+    parts_of_both = first + second
+    end_2[48:] = struct.pack("<Q", len(parts_of_both))
+    start = len(parts_of_both) + len(list_2) + len(end_2)
+    end_1[48:] = struct.pack("<Q", start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(parts_of_both) + len(list_2), 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 7, 7, len(list_1), start, 0)
+    (d / "ckpt.pt").write_bytes(parts_of_both + list_2 + end_2 + list_1 + end_1 + locator + end)
+
+
+def claiming(d: Path) -> None:
+    """Each storage of a model has 4 bytes, and is said to go on over all that follow it."""
+    sizes = SIZES | {"n_layer": 12, "n_embd": 64}
+    save(
+        d, good() | {"model_args": sizes, "model": checkpoint.build_model(ModelConfig(**sizes)).state_dict()}
+    )
+    with zipfile.ZipFile(d / "ckpt.pt") as z:
+        contents = {name: z.read(name) for name in z.namelist()}
+    longest = max(len(content) for name, content in contents.items() if "/data/" in name)
+    short = {name: bytes(4) if "/data/" in name else content for name, content in contents.items()}
+    parts(d, short | {"ckpt/rest": bytes(longest)})
+
+
+def unlisted(d: Path) -> None:
+    """In the old format: storages that the list of those that follow does not have."""
+    sizes = SIZES | {"n_layer": 12, "n_embd": 512}
+    state = checkpoint.build_model(ModelConfig(**sizes)).state_dict()
+    save(d, good() | {"model_args": sizes, "model": state}, old=True)
+    content = (d / "ckpt.pt").read_bytes()
+    (d / "ckpt.pt").write_bytes(content[: content.rindex(b"\x80\x02]q\0(")] + pickle.dumps([], 2))
+
+
 def edited(folder: Path, edit: Callable[[bytes], bytes], value: object = None, old: bool = False) -> None:
     """A good checkpoint whose bytes are changed."""
     save(folder, good() if value is None else value, old)
@@ -333,6 +395,11 @@ CONTAINERS: Table = {
         "an entry whose name ends for some readers at a zero in it"),
     "zip-overlap": (overlap, "a thousand entries that lie in each other: 86 MB in 180 kB"),
     "zip-prefix": (lambda d: edited(d, lambda b: b + b), "another archive before the archive"),
+    "zip-two-ends": (two_ends, "two ends of the archive: which one counts?"),
+    "zip-keys": (
+        lambda d: parts(d, GOOD_PARTS | {"ckpt/data.pkl": equal_hashes()}), "50,000 keys of one hash"),
+    "storage-claims": (claiming, "a model of 600,000 numbers, in the bytes of one layer"),
+    "old-unlisted": (unlisted, "a model of 150 MB in 20 kB, in the old format"),
     "zip-comment": (comment, "a second end of the archive in its comment"),
     "zip-script": (
         lambda d: parts(
