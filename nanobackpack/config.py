@@ -244,7 +244,8 @@ class LoadConfig(Settings):
     """Which model to open and where to run it: shared by every program that reads a model."""
 
     init_from: str = "resume"
-    """resume: the model in out_dir; or a checkpoint, a run's folder, a model folder, or a hub's name."""
+    """resume: the model in out_dir; words-small, which comes with the package; or a checkpoint, a run's
+    folder, a model folder, or a hub's name."""
     out_dir: str = "out"
     """Folder of a training run."""
     seed: int = 1337

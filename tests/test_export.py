@@ -133,12 +133,13 @@ def gpt(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool) -> None:
+def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """In transformers, where no code goes with it, and back, with biases of 0 if it had none."""
     import transformers
 
     model = gpt(bias=bias)
     export(model, tmp_path / "out")
+    assert capfd.readouterr().err == ""
     assert not list(tmp_path.glob("out/*.py"))
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(other) is transformers.GPT2LMHeadModel
@@ -222,6 +223,33 @@ def test_lora(folders: dict[str, Path], tmp_path: Path, target: str) -> None:
     prompt, d = torch.tensor([home.tokenizer.prompt_ids("abc")]), word_ids(home.tokenizer, "d")
     logit = home(prompt).logits[0, -1, d].item()
     assert why.contributions.sum().item() == pytest.approx(logit, abs=1e-4)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, use_cache=False).logits
+
+
+@pytest.mark.slow
+def test_onnx(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The recipe of docs/hub.md, where onnxruntime is installed: any batch and length."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folders["nano-char"]).eval()
+    sizes = ({0: torch.export.Dim("B"), 1: torch.export.Dim("T", min=2, max=12)},)
+    torch.onnx.export(
+        Logits(model), (Rows.ids[:2, :7],), tmp_path / "out.onnx", dynamo=True, dynamic_shapes=sizes,
+        input_names=["input_ids"], output_names=["logits"], verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
+    for ids in (Rows.ids, Rows.ids[:1, :5]):
+        (logits,) = session.run(None, {"input_ids": ids.numpy()})
+        assert (torch.from_numpy(logits) - model(ids).logits).abs().max() < 1e-4
 
 
 # --- Other layouts ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from nanobackpack import BackpackLM, ModelConfig
+from nanobackpack import BackpackLM, InputError, ModelConfig
 from nanobackpack.evaluate.language import CITIES, NOUNS, TOKENIZER, TOPICS, Language, corpus, draw, verbs
 from nanobackpack.evaluate.planted import PlantedConfig, planted, spread
 from nanobackpack.evaluate.planted_edits import ask_for_topics, edit_facts, remove_bias
@@ -138,7 +138,12 @@ def test_the_study_in_small(tmp_path: Path):
     assert trained["learned: distance"] < fresh["learned: distance"] - 1
     assert "learned: bias after 14 steps, %" in trained
     assert found.table().count("bias, removed: taken away, %") == 2
-    # What is there is not trained again.
+    # A training that a signal ended is not measured. What is there is not trained again.
+    with (
+        mock.patch("nanobackpack.train.trainer.train"),
+        pytest.raises(InputError, match="gpt, seed 0 was stopped"),
+    ):
+        next(planted(replace(settings, steps=17)))
     with mock.patch("nanobackpack.train.trainer.train", side_effect=AssertionError):
         (again,) = planted(settings)
     assert again.runs == found.runs

@@ -55,9 +55,7 @@ def extra(command: str) -> list[str]:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a user has it, with the few files that the README's examples call theirs."""
     folder = tmp_path_factory.mktemp("readme") / "nanobackpack"
-    ignore = shutil.ignore_patterns(
-        ".*", "out*", "tests", "*.bin", "meta.json", "tokenizer.json", "input.txt", "__pycache__"
-    )
+    ignore = shutil.ignore_patterns(".*", "out*", "tests", "*.bin", "meta.json", "input.txt", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=ignore)
     for name in ("shakespeare.txt", "don_quixote.txt"):
         (folder / name).write_text(TEXT, encoding="utf-8")

@@ -608,7 +608,7 @@ def test_gpt2_equals_tiktoken():
     assert ours.token(262) == " the"
     files = [*SHARED.glob("multilingual/*.txt"), SHARED / "tinyshakespeare" / "input.txt"]
     texts = [file.read_text(encoding="utf-8") for file in files]
-    texts = [text[:100_000] for text in texts] + ["a <|endoftext|> b", "\n\n  x   \n", "\u1680 \x1c\x85.'S's"]
+    texts = [text[:30_000] for text in texts] + ["a <|endoftext|> b", "\n\n  x   \n", "\u1680 \x1c\x85.'S's"]
     for text, array in zip(texts, ours.encode_batch(texts), strict=True):
         assert array.tolist() == theirs.encode_ordinary(text)
     assert tokenizer_to_use("gpt2", ours, "data") is ours
@@ -622,7 +622,7 @@ def test_chinese_bert_equals_transformers():
     theirs, ours = transformers.BertTokenizer(str(vocabulary)), load_tokenizer(str(vocabulary))
     assert (ours.bos_id, ours.eos_id, ours.padded_size) == (101, 102, 21184)
     for file in SHARED.glob("zh/*.txt"):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")[:200_000]
         if file != vocabulary:  # its own lines [CLS] and so on are special tokens to them, text to us
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
     assert tokenizer_to_use("chinese-character-bert", ours, "data") is ours

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,9 @@ from nanobackpack.train.checkpoint import build_model
 
 def test_the_gpts_are_what_they_are_compared_as() -> None:
     """One has the blocks of the Backpacks, the other their weights."""
-    configs = {name: run_config(WordsConfig(), name, 1, 100).model_config(20_544) for name in MODELS}
+    configs = {
+        name: run_config(WordsConfig(data=("rg65=x",)), name, 1).model_config(20_544) for name in MODELS
+    }
     assert configs["gpt"].n_block == configs["k16"].n_block == configs["k1"].n_block
     sizes = {name: build_model(configs[name]).num_params() for name in ("k16", "gpt-large")}
     assert abs(sizes["gpt-large"] / sizes["k16"] - 1) < 0.05
@@ -64,8 +67,13 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"models": ("k2",), "data": ("rg65=x",)}, "k2"), ({}, "name one or more test sets")],
+    [
+        ({"models": ("k2",)}, "k2"),
+        ({"data": ()}, "a test set"),
+        ({"jobs": 0}, "jobs"),
+        ({"seeds": ()}, "a seed"),
+    ],
 )
-def test_what_the_study_refuses(settings: dict[str, tuple[str, ...]], message: str, tmp_path: Path) -> None:
+def test_what_the_study_refuses(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        main(WordsConfig(**settings))  # type: ignore[arg-type]
+        WordsConfig(**{"data": ("rg65=x",)} | settings)

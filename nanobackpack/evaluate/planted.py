@@ -172,7 +172,7 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
     import torch
 
     from nanobackpack.runtime import pick_device
-    from nanobackpack.train.checkpoint import build_model, load_model
+    from nanobackpack.train.checkpoint import LAST, build_model, load_model, read_checkpoint
     from nanobackpack.train.trainer import train
 
     settings, kind, seed = job
@@ -187,8 +187,9 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
     if done.exists() and (earlier := read_json(done)).get("made_with") == made_with:
         return tuple(earlier["figures"])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        if train(config):
-            raise InputError("the training was stopped")
+        train(config)
+    if read_checkpoint(folder / LAST)["iter_num"] < settings.steps:
+        raise InputError(f"{kind}, seed {seed} was stopped in its training: the same command begins it anew")
     device = pick_device(settings.device)
     torch.manual_seed(seed)
     fresh = build_model(load_model(folder).config)

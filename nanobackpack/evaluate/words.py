@@ -18,19 +18,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import statistics
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanobackpack import cli
 from nanobackpack.analysis import results
-from nanobackpack.config import Settings, TrainConfig
+from nanobackpack.config import Settings, TrainConfig, at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.controls import Figure, intervals, untrained
 from nanobackpack.evaluate.lexical_similarity import WordPair, lexical_similarity, read_pairs
@@ -83,6 +79,14 @@ class WordsConfig(Settings):
     json: str = ""
     """Also write the result to this file as JSON."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "jobs", 1)
+        if unknown := [name for name in self.models if name not in MODELS]:
+            raise InputError(f"models={unknown[0]!r} is not one of {', '.join(MODELS)}")
+        if not (self.data and self.models and self.seeds):
+            raise InputError("give a model, a seed and a test set, as in --data simverb=SimVerb-3500.txt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WordsStudy(results.Result):
@@ -119,14 +123,9 @@ class WordsStudy(results.Result):
 
 
 def main(settings: WordsConfig) -> None:
-    if unknown := [name for name in settings.models if name not in MODELS]:
-        raise InputError(f"models={unknown[0]!r} is not one of {', '.join(MODELS)}")
     sets = {name: read_pairs(name, path) for name, _, path in (item.partition("=") for item in settings.data)}
-    if not sets:
-        raise InputError("name one or more test sets, as in --data simverb=SimVerb-3500.txt")
     check_writable(settings.json)
-    steps, losses = train_all(settings)
-    study = compare(settings, sets, steps, losses)
+    study = compare(settings, sets, train_all(settings))
     print(study.table(), flush=True)
     results.write_json(settings.json, study)
 
@@ -134,42 +133,27 @@ def main(settings: WordsConfig) -> None:
 # --- Training -------------------------------------------------------------------------------------
 
 
-def train_all(settings: WordsConfig) -> tuple[int, dict[str, dict[int, float]]]:
-    """Train all models with all seeds; return the steps of each run, and {model: {seed: loss}}."""
+def train_all(settings: WordsConfig) -> dict[str, dict[int, float]]:
+    """Train all models with all seeds; return the losses of those that were done, {model: {seed: loss}}."""
+    from nanobackpack.train.together import train_together
+
     runs = [(name, seed) for name in settings.models for seed in settings.seeds]
-    jobs, steps = min(settings.jobs, len(runs)), settings.max_iters
     # An eighth of the time is for comparing.
-    end = time.monotonic() + 60 * settings.minutes * 7 / 8 if settings.minutes else None
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, spawn, _begin, (spawn.Barrier(jobs),))
-    late: set[Future[float]] | None = None
-    try:
-        if (
-            end
-        ):  # how long does a step take beside those of the others? A tenth of the time is for evaluations
-            timed = [pool.submit(seconds_a_step, run_config(settings, *run, steps)) for run in runs[:jobs]]
-            slowest = max(future.result() for future in timed)
-            rounds = -(-len(runs) // jobs)
-            steps = max(1, min(steps, int(0.9 * (end - time.monotonic()) / slowest / rounds)))
-            print(f"{1000 * slowest:.0f} ms a step, {jobs} runs at a time: {steps} steps each", flush=True)
-        futures = {pool.submit(train_one, run_config(settings, *run, steps)): run for run in runs}
-        _, late = wait(futures, end and max(0.0, end - time.monotonic()))
-        losses: dict[str, dict[int, float]] = {}
-        for future, (name, seed) in futures.items():
-            if future in late:
-                print(f"{name} with seed {seed} is not done: it is left out", flush=True)
-            else:
-                losses.setdefault(name, {})[seed] = future.result()
-    finally:
-        for process in multiprocessing.active_children() if late or late is None else ():
-            process.kill()
-        pool.shutdown(cancel_futures=True)
-    return steps, losses
+    configs = [run_config(settings, *run) for run in runs]
+    found = train_together(configs, settings.jobs, settings.minutes * 7 / 8)
+    losses: dict[str, dict[int, float]] = {}
+    for (name, seed), loss in zip(runs, found, strict=True):
+        if loss is None:
+            print(f"{name} with seed {seed} is not done: it is left out", flush=True)
+        else:
+            losses.setdefault(name, {})[seed] = loss
+    return losses
 
 
-def run_config(settings: WordsConfig, name: str, seed: int, steps: int) -> TrainConfig:
+def run_config(settings: WordsConfig, name: str, seed: int) -> TrainConfig:
     """The settings of a run: its config file, what the model differs in, and what the study asks for."""
     file, changes = MODELS[name]
+    steps = settings.max_iters
     changes = changes | {
         "dataset": f"{settings.data_dir}/{file}",
         "out_dir": f"{settings.out_dir}/{name}-{seed}",
@@ -178,7 +162,7 @@ def run_config(settings: WordsConfig, name: str, seed: int, steps: int) -> Train
         "compile": False,  # side by side, compiling takes longer than it saves
         "max_iters": steps,
         "lr_decay_iters": steps,
-        "warmup_iters": min(100, steps // 4),
+        "warmup_iters": min(200, steps // 4),
         "eval_interval": max(1, steps // 4) if file == "words_small" else steps,
         "keep_last": 1,
         "overwrite": True,
@@ -190,62 +174,24 @@ def run_config(settings: WordsConfig, name: str, seed: int, steps: int) -> Train
     return cli.parse(TrainConfig, [str(cli.find_config(file)), *given])
 
 
-def train_one(config: TrainConfig) -> float:
-    """Train a model, which talks to out_dir/log.txt; return its loss over the whole validation split."""
-    from nanobackpack.train.log import read_metrics
-    from nanobackpack.train.trainer import train
-
-    out_dir = Path(config.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with open(out_dir / "log.txt", "w", encoding="utf-8") as log, redirect_stdout(log):
-        status = train(config)
-    assert status == 0
-    return float(read_metrics(out_dir / "metrics.jsonl")[-1]["val_loss_full"])
-
-
-_barrier: Any = None  # where the processes of the pool meet before they are timed
-
-
-def _begin(barrier: Any) -> None:
-    """Begin a process of the pool: several of them have a core each."""
-    import torch
-
-    global _barrier
-    _barrier = barrier
-    if barrier.parties > 1:
-        torch.set_num_threads(1)
-
-
-def seconds_a_step(config: TrainConfig, steps: int = 20) -> float:
-    """Time a training step, once the other processes of the pool take theirs too."""
-    from nanobackpack.train.trainer import Trainer
-
-    trainer = Trainer(config)
-    float(trainer.train_step(0.0))
-    _barrier.wait(120)
-    start = time.perf_counter()
-    for _ in range(steps):
-        loss = trainer.train_step(0.0)
-    float(loss)  # waits for a GPU
-    return (time.perf_counter() - start) / steps
-
-
 # --- Comparing ------------------------------------------------------------------------------------
 
 
 def compare(
     settings: WordsConfig,
     sets: Mapping[str, Sequence[WordPair]],
-    steps: int,
     losses: dict[str, dict[int, float]],
 ) -> WordsStudy:
     """Measure all models on all test sets."""
     from nanobackpack.train.checkpoint import load_model
+    from nanobackpack.train.log import read_metrics
 
     found: dict[str, list[dict[str, Figure]]] = {}  # by model: the figures of each seed
-    parameters, one_token = {}, {}
+    parameters, one_token, steps = {}, {}, 0
     for name, by_seed in losses.items():
-        models = [load_model(f"{settings.out_dir}/{name}-{seed}") for seed in by_seed]
+        folders = [Path(settings.out_dir) / f"{name}-{seed}" for seed in by_seed]
+        models = [load_model(folder) for folder in folders]
+        steps = read_metrics(folders[0] / "metrics.jsonl")[-1]["step"]
         measured = [lexical_similarity(model, sets, ["avg"]) for model in models]
         found[name] = [once.figures for once in measured]
         parameters[name], one_token[name] = models[0].num_params(), measured[0].one_token
@@ -310,12 +256,13 @@ def _spread(values: Sequence[float]) -> str:
 
 def save_half(model: LanguageModel, folder: Path) -> None:
     """Write a folder that load_model opens: the weights in float16, the settings, the tokenizer."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.asdict(model.config)
     assert model.tokenizer
-    save_file({name: p.detach().half() for name, p in model.named_parameters()}, folder / "model.safetensors")
-    with writing(folder / "config.json") as file:
-        file.write(json.dumps(config, indent=1).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: p.detach().half() for name, p in model.named_parameters()})
+    settings = json.dumps(dataclasses.asdict(model.config), indent=1).encode() + b"\n"
+    for name, content in (("model.safetensors", weights), ("config.json", settings)):
+        with writing(folder / name) as file:
+            file.write(content)
     model.tokenizer.save(folder / "tokenizer.json")

@@ -45,6 +45,13 @@ OPENING = """\
     ids = tokenizer({start!r}, return_tensors="pt")
     print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=True)[0]))
 """
+OTHERS = {
+    "backpack-gpt2": """\
+It is in the layout of the Backpack paper's class for transformers 4. Open it with
+`attn_implementation="eager"`: with any other that class may leave out a scale, without a word.
+""",
+    "nanobackpacklm": "It is a checkpoint for nanoBackpackLM: `python sample.py --out_dir=FOLDER` there.\n",
+}
 BACKPACK = """\
     @inproceedings{hewitt2023backpack,
       title = {Backpack Language Models},
@@ -71,7 +78,7 @@ def card(model: LanguageModel, run: Path, name: str, layout: str = "transformers
         data=run_settings(run).get("dataset", "not known"),
         training=last_loss(run),
         senses=senses_of(model, words) if backpack and words else "",
-        opening=opening if layout == "transformers" else f"It is in the layout of {layout}.\n",
+        opening=opening if layout == "transformers" else OTHERS[layout],
         block_size=c.block_size,
         citation=BACKPACK if backpack else GPT,
     )

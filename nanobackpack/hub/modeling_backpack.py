@@ -79,9 +79,7 @@ def additive_mask(given: Tensor | None, at: Tensor, S: int, dtype: torch.dtype) 
             # Padding looks at itself, for a softmax over nothing is no number.
             real = F.pad(given.bool(), (0, S - given.size(1)))  # (B, S)
             allowed = (allowed & real[:, None, None]) | (i == j)  # (B, 1, T, S)
-    return torch.zeros(allowed.shape, dtype=dtype, device=at.device).masked_fill(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 class BackpackMLP(nn.Module):
@@ -153,21 +151,19 @@ class BackpackNanoSenses(nn.Module):
     def __init__(self, config):
         super().__init__()
         D, K = config.n_embd, config.n_sense_vector
-        self.n_sense = K
         self.ff_1, self.ln_1 = BackpackMLP(D, D, config), nn.LayerNorm(D, bias=config.bias)
         self.ff_2, self.ln_2 = BackpackMLP(D, K * D, config), nn.LayerNorm(K * D, bias=config.bias)
 
     def forward(self, e):
         u = self.ln_1(e + self.ff_1(e))  # (..., D)
-        w = self.ff_2(u).unflatten(-1, (self.n_sense, -1)) + u.unsqueeze(-2)  # (..., K, D)
-        return self.ln_2(w.flatten(-2)).unflatten(-1, (self.n_sense, -1))  # one norm over all K·D numbers
+        w = self.ff_2(u).unflatten(-1, (-1, u.size(-1))) + u.unsqueeze(-2)  # (..., K, D)
+        return self.ln_2(w.flatten(-2)).view_as(w)  # one norm over all K·D numbers
 
 
 class BackpackPaperSenses(nn.Module):
     def __init__(self, config):
         super().__init__()
         D, K = config.n_embd, config.n_sense_vector
-        self.n_sense = K
         self.ln_0, self.ln_1, self.ln_2 = (nn.LayerNorm(D, bias=config.bias) for _ in range(3))
         self.mlp = BackpackMLP(D, D, config)
         self.final_mlp = BackpackMLP(D, K * D, config, config.sense_intermediate_scale)
@@ -177,7 +173,7 @@ class BackpackPaperSenses(nn.Module):
         r = self.drop(e)
         r = self.drop(self.ln_0(r)) + r
         r = self.drop(self.mlp(self.ln_1(r))) + r
-        return self.final_mlp(self.ln_2(r)).unflatten(-1, (self.n_sense, -1))  # (..., K, D)
+        return self.final_mlp(self.ln_2(r)).unflatten(-1, (-1, r.size(-1)))  # (..., K, D)
 
 
 class BackpackSenseTable(nn.Module):
@@ -266,19 +262,10 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        labels=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        output_senses=False,
-        logits_to_keep=0,
-        **kwargs,
-    ):
+        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, labels=None,
+        use_cache=None, output_attentions=None, output_hidden_states=None, output_senses=False,
+        logits_to_keep=0, **kwargs,
+    ):  # fmt: skip
         T = input_ids.size(1)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -306,14 +293,11 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.size(-1), **kwargs)
-        return BackpackOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*states, h) if output_hidden_states else None,
-            attentions=(alpha,) if output_attentions else None,
-            senses=senses if output_senses else None,
-        )
+        asked = {"past_key_values": past_key_values} if use_cache else {}
+        asked |= {"hidden_states": (*states, h)} if output_hidden_states else {}
+        asked |= {"attentions": (alpha,)} if output_attentions else {}
+        asked |= {"senses": senses} if output_senses else {}
+        return BackpackOutput(loss=loss, logits=logits, **asked)
 
     @torch.no_grad()
     def sense_vectors(self, ids=None):

@@ -53,6 +53,7 @@ from nanobackpack.text.tokenizer_files import CHECKPOINTS, tokenizer_in, tokeniz
 
 FORMAT = "nanobackpack 1"
 LAST, BEST = CHECKPOINTS
+BUNDLED = Path(__file__).parents[1] / "weights"  # models that come with the package, by name
 GO_ON = "go on with the same command and --init_from=resume"
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -255,10 +256,10 @@ def build_model(config: ModelConfig) -> BackpackLM | GPT:
 def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | GPT:
     """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
 
-    `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), a folder with
-    config.json and weights (backpack-gpt2, GPT-2), or where there is no such path the name of one on the
-    Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2 or backpack-small, which is the same). Nothing found in
-    a file is ever executed.
+    `path`: a run's folder, a checkpoint file (ours or nanoBackpackLM's ckpt.pt), a folder with config.json
+    and weights (backpack-gpt2, GPT-2), or where there is no such path words-small, which comes with the
+    package, or a name on the Hugging Face hub (gpt2, stanfordnlp/backpack-gpt2 or backpack-small, which is
+    the same). Nothing found in a file is ever executed.
     `tokenizer_name`: for a model without a tokenizer, or one that its tokenizer must agree with.
     """
     # A checkpoint or a run's folder comes first, then a folder as on the Hugging Face hub, then the hub.
@@ -296,6 +297,8 @@ def _hugging_face_folder(path: Path) -> Path:
     """Return the folder with config.json and weights: `path`, or a download if that is a name on the hub."""
     if (path / "config.json").is_file() and "out_dir" not in run_settings(path):  # a run's own is no model's
         return path
+    if path.name == str(path) and (BUNDLED / path).is_dir() and not path.exists():
+        return BUNDLED / path
     if path.is_dir():
         wanted = "ckpt.pt, or config.json with weights; give another file by its own name"
         raise InputError(f"no model in {path} ({wanted}): {found_in(path)}")
