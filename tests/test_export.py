@@ -133,12 +133,13 @@ def gpt(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool) -> None:
+def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """In transformers, where no code goes with it, and back, with biases of 0 if it had none."""
     import transformers
 
     model = gpt(bias=bias)
     export(model, tmp_path / "out")
+    assert capfd.readouterr().err == ""
     assert not list(tmp_path.glob("out/*.py"))
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(other) is transformers.GPT2LMHeadModel
