@@ -80,6 +80,7 @@ NO_TORCH = [
     "text.dictionaries",
     "text.readers",
     "text.splits",
+    "text.words",
 ]
 NO_TORCH += ["program", "text.prepare", "analysis.results", "__main__"]
 NO_TORCH_FOLDERS = ("safe", "evaluate", "commands")

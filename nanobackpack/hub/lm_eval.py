@@ -22,7 +22,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import TextScore, TextToScore, score_texts
 from nanobackpack.model.texts import Row, grow
 from nanobackpack.runtime import autocast, in_eval_mode, pick_device, pick_dtype
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
+from nanobackpack.text.tokenizer import Bos
+from nanobackpack.text.words import bos_ids, needs_tokenizer
 from nanobackpack.train.checkpoint import load_model
 
 try:
