@@ -2,7 +2,7 @@
 # make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
 # make dev     setup, and the tools for changing nanobackpack
 # make test    every check: lint, format, types, tests
-# make notebooks  runs those in notebooks/, a few minutes
+# make notebooks   those in notebooks/, run in short, a minute or two
 # make docs    the reference of all modules, in site/
 # make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
 

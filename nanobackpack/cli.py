@@ -141,6 +141,12 @@ def _split(
         # --some-key=value or --some_key value
         name, equals, value = arg[2:].partition("=")
         name = name.replace("-", "_")
+        if name not in kinds and "handed_on" in kinds:  # to another program, with all up to the next flag
+            theirs = flags.setdefault("handed_on", [])
+            theirs.append(arg)
+            while rest and not rest[0].startswith("--"):
+                theirs.append(rest.pop(0))
+            continue
         if name not in kinds:
             raise InputError(f"unknown setting --{name}{nearest(name, kinds)}")
         kind = kinds[name]

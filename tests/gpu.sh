@@ -19,9 +19,12 @@ part() {  # NAME SECONDS COMMAND...: run it, keep what it prints in NAME.txt
 }
 text=../shared/data/tinyshakespeare/input.txt
 [ -f data/shakespeare_char/train.bin ] || python3 data/shakespeare_char/prepare.py $([ -f $text ] && echo --input=$text)
-part tests 150 python3 -m pytest -n 8 tests/test_gpu.py tests/test_kernels.py tests/test_models.py tests/test_generate.py
-part shakespeare 180 python3 train.py config/train_shakespeare_char.py --out_dir="$out/shakespeare"
-part bench 240 python3 bench.py --device=cuda --json="$out/bench.json"
+part tests 120 python3 -m pytest -n 8 tests/test_gpu.py tests/test_kernels.py tests/test_models.py tests/test_generate.py
+for optimizer in muon adamw; do
+  part shakespeare-$optimizer 115 python3 train.py config/train_shakespeare_char.py --optimizer=$optimizer \
+    --out_dir="$out/shakespeare-$optimizer"
+done
+part bench 190 python3 bench.py --device=cuda --json="$out/bench.json"
 if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then  # two processes, both ways; and their losses side by side
   for how in ddp fsdp; do
     part $how 100 torchrun --standalone --nproc_per_node=2 train.py config/train_shakespeare_char.py \

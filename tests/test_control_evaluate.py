@@ -27,7 +27,8 @@ from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.evaluate.topic import TopicConfig
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import seed_of
-from nanobackpack.text.tokenizer import Tokenizer, first_ids
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import first_ids
 from nanobackpack.train.checkpoint import save_model
 
 WORDS = ["[UNK]", "he", "she", "nurse", "developer", "CEO", "My", "The", "said", "that", "was", "with", "car"]

@@ -30,7 +30,7 @@ from nanobackpack.evaluate.lexical_similarity import (
 )
 from nanobackpack.evaluate.scoring import TextToScore, read_json_lines, score_texts
 from nanobackpack.model.generate import beam_search
-from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.tokenizer import Bos, Tokenizer
 
 LETTERS = "abcdef .g"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -159,14 +159,15 @@ def test_last_words(model: BackpackLM | GPT):
 # --- BLiMP ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bos", [False, True])
-def test_sentence_pairs(model: BackpackLM | GPT, bos: bool):
-    """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart."""
-    model.tokenizer.bos_id = 7
+@pytest.mark.parametrize("bos", [False, True, "auto"])
+def test_sentence_pairs(model: BackpackLM | GPT, bos: Bos):
+    """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart. What
+    stands before them is the token that ends documents, where none begins them."""
+    model.tokenizer.bos_id, model.tokenizer.eos_id = (None, 7) if bos == "auto" else (7, None)
     draw = torch.Generator().manual_seed(3)
     sentences = ["".join(LETTERS[i] for i in torch.randint(9, (5,), generator=draw)) for _ in range(60)]
     pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
-    p = [by_hand(model, [7] * bos + model.tokenizer.encode(text), 1)[0] for text in sentences]
+    p = [by_hand(model, [7] * bool(bos) + model.tokenizer.encode(text), 1)[0] for text in sentences]
     right = [good > bad for good, bad in zip(p[::2], p[1::2], strict=True)]
     sets = {"one": [*pairs, ("ab", "ab"), ("az", "ab"), ("a" * 14, "a")], "two": pairs[:7]}
     got = blimp.blimp(model, sets, bos, batch_size=7)

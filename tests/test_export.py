@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from nanobackpack import BackpackLM, InputError, Senses, cli, control, load_model
 from nanobackpack.commands.export import ExportConfig, main
 from nanobackpack.hub.export import export
-from nanobackpack.text.tokenizer import Tokenizer, word_ids
+from nanobackpack.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -133,12 +133,13 @@ def gpt(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool) -> None:
+def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """In transformers, where no code goes with it, and back, with biases of 0 if it had none."""
     import transformers
 
     model = gpt(bias=bias)
     export(model, tmp_path / "out")
+    assert capfd.readouterr().err == ""
     assert not list(tmp_path.glob("out/*.py"))
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(other) is transformers.GPT2LMHeadModel
@@ -219,7 +220,7 @@ def test_lora(folders: dict[str, Path], tmp_path: Path, target: str) -> None:
     assert home.config == before.config
     why = Senses(home, bos="auto").contributions("abc", "d")
     assert home.tokenizer
-    prompt, d = torch.tensor([home.tokenizer.prompt_ids("abc")]), word_ids(home.tokenizer, "d")
+    prompt, d = torch.tensor([home.tokenizer.prompt_ids("abc")]), home.tokenizer.word_ids("d")
     logit = home(prompt).logits[0, -1, d].item()
     assert why.contributions.sum().item() == pytest.approx(logit, abs=1e-4)
 

@@ -64,3 +64,14 @@ def test_training_runs_and_resumes(tmp_path: Path, optimizer: str) -> None:
     train(tiny(data, tmp_path / "out", **settings, max_iters=4))
     train(tiny(data, tmp_path / "out", **settings, max_iters=6, init_from="resume"))
     assert saved(tmp_path / "out")["iter_num"] == 6
+
+
+def test_replayed_training_equals_the_plain_one(tmp_path: Path) -> None:
+    """A step that is compiled and replayed as a CUDA graph, and one that is neither, learn the same."""
+    data = write_foxes(tmp_path / "data")
+    losses = []
+    for compiled in (False, True):
+        out = tmp_path / f"compiled-{compiled}"
+        train(tiny(data, out, device="cuda", dtype="float32", compile=compiled, max_iters=12, n_embd=64))
+        losses.append(saved(out)["best_val_loss"])
+    assert abs(losses[0] - losses[1]) < 1e-4

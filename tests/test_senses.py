@@ -43,7 +43,8 @@ from nanobackpack.errors import escape_controls
 from nanobackpack.evaluate.bias import Bias
 from nanobackpack.evaluate.blimp import Blimp
 from nanobackpack.evaluate.lexical_similarity import LexicalSimilarity
-from nanobackpack.text.tokenizer import Tokenizer, find_word, token_id, word_ids
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import find_word, token_id
 from nanobackpack.train.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,11 +245,11 @@ def test_words_take_the_space_that_joins_them():
         (" ba", [" ", "b", "a"]),  # a space that is given stays
         ("\n", ["\n"]),
     ):
-        assert [t.decode([i]) for i in word_ids(t, word)] == tokens
-    assert word_ids(Tokenizer.char("ab"), "ab") == [0, 1]
+        assert [t.decode([i]) for i in t.word_ids(word)] == tokens
+    assert Tokenizer.char("ab").word_ids("ab") == [0, 1]
     with pytest.raises(InputError, match="2 tokens"):
         token_id(t, "ac")
-    assert word_ids(t, [7]) == [7]  # [UNK], asked for by its id
+    assert t.word_ids([7]) == [7]  # [UNK], asked for by its id
     assert (token_id(t, "ab"), token_id(t, 2)) == (5, 2)
     # With and without the space, behind tokens of several characters.
     ids = t.encode("ab c ab abc")
@@ -655,10 +656,10 @@ def test_word_composition_program(folder: Path, speller: BackpackLM, run: Callab
     text, senses = folder / "s.txt", Senses(speller)
     command = "word_composition", "--word", "bc", "--sentences", str(text)
     text.write_text("abc\n\nbcad\nab", encoding="utf-8")
-    assert run(*command)[0] == senses.word_composition("bc", ["abc", "bcad", "ab"]).table() + "\n"
+    assert run(*command)[0].startswith(senses.word_composition("bc", ["abc", "bcad", "ab"]).table() + "\n")
     text.write_text("abc\n" + "bc" * 7, encoding="utf-8")
     out, err = run(*command)
-    assert out == senses.word_composition("bc", ["abc"]).table() + "\n"
+    assert out.startswith(senses.word_composition("bc", ["abc"]).table() + "\n")
     assert err.startswith("note: 1 sentences are left out, the first in line 2: the prompt has 14 tokens")
     text.write_text("xyz bc\n" + "bc" * 7, encoding="utf-8")
     out, err = run(*command, status=2)

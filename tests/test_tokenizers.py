@@ -21,8 +21,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from nanobackpack.errors import InputError
 from nanobackpack.safe.untrusted import check_tokenizer
 from nanobackpack.text.prepare import write_dataset
-from nanobackpack.text.tokenizer import Tokenizer, find_word, make_tokenizer, word_ids
+from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
+from nanobackpack.text.words import find_word
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="real tokenizers and texts are not here")
@@ -169,7 +170,7 @@ def test_what_tables_show_can_be_typed_as_a_word(name: str, tmp_path: Path):
         "bpe": BPE, "xlm": xlm(), "bert": bert(tmp_path / "vocab.txt"), "char": Tokenizer.char("a<#1> \n")
     }[name]  # fmt: skip
     shown = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
-    assert [word_ids(tokenizer, token) for token in shown] == [[i] for i in range(tokenizer.vocab_size)]
+    assert [tokenizer.word_ids(token) for token in shown] == [[i] for i in range(tokenizer.vocab_size)]
     named, expected = {
         "bpe": ([0, 283, 292], ["<|endoftext|>", "the<#283>", " the"]),
         "xlm": ([0, 4], ["<s>", "▁hello"]),
@@ -179,11 +180,11 @@ def test_what_tables_show_can_be_typed_as_a_word(name: str, tmp_path: Path):
     assert [shown[i] for i in named] == expected
     if name == "bpe":
         half = BPE.encode("é")[0]
-        assert (shown[half], word_ids(BPE, "the")) == (f"<#{half}>", [292])
-        assert word_ids(BPE, "a<#283>") == BPE.encode("a<#283>")  # another text: no name
+        assert (shown[half], BPE.word_ids("the")) == (f"<#{half}>", [292])
+        assert BPE.word_ids("a<#283>") == BPE.encode("a<#283>")  # another text: no name
         assert find_word(BPE, [283, 0, 5, 0], "<|endoftext|>") == [slice(1, 2), slice(3, 4)]
     if name == "char":
-        assert word_ids(tokenizer, "<#1>") == tokenizer.encode("<#1>")  # each character is its own name
+        assert tokenizer.word_ids("<#1>") == tokenizer.encode("<#1>")  # each character is its own name
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, Tokenizer.char("a?")])

@@ -53,7 +53,8 @@ from nanobackpack.model.edits import (
     flatten_edits,
 )
 from nanobackpack.safe.files import display_path, parse_json, writing
-from nanobackpack.text.tokenizer import MARKS, TextOrIds, needs_tokenizer, word_ids
+from nanobackpack.text.tokenizer import MARKS, TextOrIds
+from nanobackpack.text.words import needs_tokenizer
 
 __all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "TopicControl",
            "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save", "scale",
@@ -127,7 +128,7 @@ def scale(
     "other" where tokens are characters. With `everywhere` each of its tokens is, wherever it stands.
     """
     tokenizer = needs_tokenizer(model.tokenizer)
-    ids = tuple(word_ids(tokenizer, word))
+    ids = tuple(tokenizer.word_ids(word))
     if everywhere or len(ids) == 1:
         return [ScaleSense(ids, factor, sense)]
     # As it stands inside a text, and if that is different as a text begins with it.

@@ -20,7 +20,8 @@ from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, entries, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
-from nanobackpack.text.tokenizer import TextOrIds, Tokenizer, find_word, token_id
+from nanobackpack.text.tokenizer import TextOrIds, Tokenizer
+from nanobackpack.text.words import find_word, token_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.safe.files import with_lf
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel

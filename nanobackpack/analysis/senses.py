@@ -41,18 +41,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel, check_model
 from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import eval_mode, pad_right
-from nanobackpack.text.tokenizer import (
-    Bos,
-    TextOrIds,
-    Tokenizer,
-    bos_ids,
-    find_word,
-    needs_tokenizer,
-    several,
-    text_ids,
-    token_id,
-    word_ids,
-)
+from nanobackpack.text.tokenizer import Bos, TextOrIds, Tokenizer
+from nanobackpack.text.words import bos_ids, find_word, needs_tokenizer, several, token_id
 
 
 class Senses:
@@ -107,7 +97,7 @@ class Senses:
 
     def many_senses(self, words: Sequence[TextOrIds], pooling: Pooling = "avg") -> Tensor:
         """Give the senses of N words, (N, K, D), as `word_senses` does."""
-        rows = [word_ids(self.tokenizer, word) for word in several(words)]
+        rows = [self.tokenizer.word_ids(word) for word in several(words)]
         if not rows:
             raise InputError("no words: give at least one")
         if pooling not in get_args(Pooling):
@@ -204,7 +194,7 @@ class Senses:
             cosines, labels = cosines.amin(dim=0, keepdim=True), ["min"]  # (1, V, N)
         found = []
         for word, scores in zip(words, cosines.unbind(dim=2), strict=True):  # (R, V)
-            own = word_ids(self.tokenizer, word)
+            own = self.tokenizer.word_ids(word)
             if len(own) == 1:  # leave the word itself out
                 scores[:, own[0]] = -torch.inf
             n = min(k, scores.size(1) - (len(own) == 1))
@@ -228,7 +218,7 @@ class Senses:
         """Give the ids of a prompt, after BOS if it is asked for: 1 to block_size of them."""
         if self.typed and isinstance(prompt, str):
             prompt = cleaned(prompt)
-        ids, size = text_ids(self.tokenizer, prompt, self.special), self.model.config.block_size
+        ids, size = self.tokenizer.text_ids(prompt, self.special), self.model.config.block_size
         if not ids:
             raise InputError("the prompt is empty: give at least one character, as in --prompt 'The '")
         if ids[: len(self.bos)] != self.bos:  # unless the prompt names it
@@ -323,7 +313,7 @@ class Senses:
 
     def find(self, prompt: TextOrIds, word: TextOrIds) -> list[slice]:
         """Find where a word stands among the prompt's tokens (without BOS), each occurrence."""
-        return find_word(self.tokenizer, text_ids(self.tokenizer, prompt, self.special), word)
+        return find_word(self.tokenizer, self.tokenizer.text_ids(prompt, self.special), word)
 
     def word_composition(self, word: TextOrIds, sentences: Sequence[TextOrIds]) -> Composition:
         """Say how the W tokens of a word share its weight, and whether that depends on the context.
@@ -331,7 +321,7 @@ class Senses:
         `shares` has for each of S occurrences (K, M, W): α[l,i,j] / Σ over the word's j, at the M positions i
         from its last token on. `mean` (K, W), `deviation` (S, K) and `consistency` (3 counts) sum them up.
         """
-        ids = word_ids(self.tokenizer, word)
+        ids = self.tokenizer.word_ids(word)
         if len(ids) < 2:
             raise InputError(f"{word!r} is one token here and has nothing to share: give a longer word")
         shares, skip = [], len(self.bos)

@@ -111,20 +111,6 @@ def torch_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, parts: int = 1) ->
     return o.unflatten(1, (parts, -1)).sum(dim=2).movedim(1, 2).flatten(2)  # (B, T, D)
 
 
-def one_product(q: Tensor, k: Tensor, C: Tensor, where: Tensor, tiles: int = 1) -> Tensor:
-    """The plain formula, its sum over senses part of the product: one row of weights for keys and senses."""
-    T, parts = q.size(2), []
-    senses = C[where].flatten(1, 2)  # (B, T·K, D)
-    for end in range(T // tiles, T + 1, T // tiles):
-        start = end - T // tiles
-        future = torch.ones(end, end, dtype=torch.bool, device=q.device).triu(1)[start:]  # (n, S)
-        scores = (q[:, :, start:end] @ k[:, :, :end].mT).float()  # (B, K, n, S)
-        alpha = scores.masked_fill(future, -torch.inf).softmax(dim=3).to(q.dtype)
-        weights = alpha.permute(0, 2, 3, 1).flatten(2)  # (B, n, S·K)
-        parts.append(weights @ senses[:, : end * q.size(1)])  # (B, n, D)
-    return torch.cat(parts, dim=1)  # (B, T, D)
-
-
 def flex_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor) -> Tensor:
     """The weighted sum by flex_attention, which compiles a kernel of its own."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -139,8 +125,6 @@ def sums() -> dict[str, Way]:
         "ours": sense_sum,
         "plain": sense_sum_plain,
         "compiled plain": torch.compile(sense_sum_plain),
-        "compiled, one product": torch.compile(one_product),
-        "compiled, one product in 4 tiles": torch.compile(partial(one_product, tiles=4)),
         "scaled_dot_product_attention": torch_sum,
         "the same in 6 parts": partial(torch_sum, parts=6),
         "flex_attention": torch.compile(flex_sum),

@@ -44,6 +44,7 @@ VERBS = {
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
     "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
+    "lm_eval": ("commands.lm_eval", "tasks of the harness lm-eval"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }
 

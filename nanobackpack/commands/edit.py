@@ -22,7 +22,7 @@ from nanobackpack.analysis.results import report
 from nanobackpack.commands.steer import EffectConfig, effects
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import control_sets
-from nanobackpack.text.tokenizer import find_word, first_ids, token_id, word_ids
+from nanobackpack.text.words import find_word, first_ids, token_id
 
 if TYPE_CHECKING:
     from nanobackpack.analysis.senses import Senses
@@ -79,7 +79,7 @@ def tokens_to_edit(senses: Senses, settings: EditConfig) -> list[int]:
     """Give the tokens of the word that are meant. If it has several and the settings do not say which, refuse
     it with the number of other places where they stand, in the prompt and in training."""
     tokenizer, counts = senses.tokenizer, senses.model.token_counts
-    own = list(dict.fromkeys(word_ids(tokenizer, settings.word)))
+    own = list(dict.fromkeys(tokenizer.word_ids(settings.word)))
     chosen = [token_id(tokenizer, token) for token in settings.tokens] or own
     if (settings.everywhere or settings.tokens or len(own) == 1) and set(chosen) <= set(own):
         return chosen

@@ -26,7 +26,7 @@ from nanobackpack.config import SampleConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.scoring import numbered_lines, read_json_lines
 from nanobackpack.safe.files import check_writable, read_text
-from nanobackpack.text.tokenizer import needs_tokenizer
+from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 from nanobackpack.analysis.results import Ranking, report
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
-from nanobackpack.text.tokenizer import word_ids
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -57,7 +56,7 @@ def listings(model: LanguageModel, settings: SenseConfig) -> list[list[Ranking]]
 
     senses, k = Senses(model, settings.bos), settings.k
     for word in settings.words:
-        if len(ids := word_ids(senses.tokenizer, word)) > 1:
+        if len(ids := senses.tokenizer.word_ids(word)) > 1:
             parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
             what = f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses"
             warnings.warn(what, stacklevel=2)

@@ -23,7 +23,6 @@ from nanobackpack.config import AnalysisConfig, Special
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import CostConfig
 from nanobackpack.evaluate.scoring import control_sets
-from nanobackpack.text.tokenizer import word_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +92,7 @@ def scaling(senses: Senses, settings: SteerConfig) -> EditLike:
     from nanobackpack.analysis.control import AmplifyInWord, scale
 
     if settings.amplify:
-        return AmplifyInWord(tuple(word_ids(senses.tokenizer, settings.word)), settings.amplify)
+        return AmplifyInWord(tuple(senses.tokenizer.word_ids(settings.word)), settings.amplify)
     sense = None if settings.sense < 0 else settings.sense
     return scale(senses.model, settings.word, settings.factor, sense, everywhere=settings.everywhere)
 

@@ -29,7 +29,8 @@ from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, mean_of
 from nanobackpack.evaluate.cost import Cost, CostConfig, cost, held_out
 from nanobackpack.evaluate.scoring import control_sets, encode_or_none
-from nanobackpack.text.tokenizer import Tokenizer, bos_ids, needs_tokenizer, token_id, word_ids
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import bos_ids, needs_tokenizer, token_id
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -211,7 +212,7 @@ def _nouns(tokenizer: Tokenizer, chosen: dict[str, Any], begin: list[int]) -> li
 
     nouns = []
     for word in chosen["nouns"]:
-        ids = encode_or_none(tokenizer, word, word_ids) or []
+        ids = encode_or_none(tokenizer, word, Tokenizer.word_ids) or []
         noun = Noun(word, ids, prompts("estimation", word), prompts("prompts", word))
         short_enough = len(ids) == 1 or not chosen["one_token"]
         if ids and short_enough and noun.estimation and noun.prompts:

@@ -5,8 +5,9 @@
 
 A folder stands for its .jsonl files, one phenomenon each: JSON lines with `sentence_good` and `sentence_bad`.
 Backpacks and GPTs alike (Table 2 of the Backpack paper). The whole sentence is scored. Its first token needs
-something before it: `--bos` begins each sentence with the token that begins a document. Without it both
-sentences are scored from their second token on, and pairs that differ in the first lose that difference.
+something before it: the token that begins a document, or else the one that ends it, as the harness lm-eval
+has it. With `--bos=False`, and where a tokenizer has neither, both are scored from their second token on, and
+pairs that differ in the first lose that difference.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, Figure, mean_of
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
+from nanobackpack.text.tokenizer import Bos
+from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
@@ -78,8 +80,11 @@ def main(settings: BlimpConfig) -> None:
     )
 
 
-def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = False, batch_size: int = 16) -> Blimp:
-    """Score named sets of (good, bad) sentences."""
+def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = "auto", batch_size: int = 16) -> Blimp:
+    """Score named sets of (good, bad) sentences; bos: auto puts a token before them if there is one."""
+    tokenizer = needs_tokenizer(model.tokenizer)
+    if bos == "auto":
+        bos = tokenizer.bos_id is not None or tokenizer.eos_id is not None
     accuracy, n, left_out, equal = [], [], [], []
     figures: dict[str, Figure] = {}
     for name, pairs in sets.items():

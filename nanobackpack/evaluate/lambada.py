@@ -21,7 +21,8 @@ from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, mean_of
-from nanobackpack.text.tokenizer import Bos, bos_ids, needs_tokenizer
+from nanobackpack.text.tokenizer import Bos
+from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel

@@ -32,7 +32,8 @@ from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, rank_correlation
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer, word_ids
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +146,7 @@ def lexical_similarity(
 
     # Pairs with characters that the tokenizer does not know are left out.
     def known(pair: WordPair) -> bool:
-        return all(encode_or_none(tokenizer, word, word_ids) for word in (pair.first, pair.second))
+        return all(encode_or_none(tokenizer, word, Tokenizer.word_ids) for word in (pair.first, pair.second))
 
     kept = {name: [pair for pair in pairs if known(pair)] for name, pairs in sets.items()}
     for name, pairs in kept.items():
@@ -172,7 +173,7 @@ def lexical_similarity(
             found = compared(rows, shared_tokens(tokenizer, pairs), gold)
             figures |= {f"{name} {pooling} {row}": figure for row, figure in found.items()}
     # How often has each word been seen? At most as often as its rarest token.
-    counts, ids = model.token_counts, {word: word_ids(tokenizer, word) for word in words}
+    counts, ids = model.token_counts, {word: tokenizer.word_ids(word) for word in words}
     often = {word: counts is not None and int(counts[ids[word]].min()) >= min_count for word in words}
     short = {word: len(ids[word]) == 1 for word in words}
 
@@ -236,7 +237,7 @@ def shared_tokens(tokenizer: Tokenizer, pairs: Sequence[WordPair]) -> Tensor:
 
     found = []
     for pair in pairs:
-        a, b = (set(word_ids(tokenizer, word)) for word in (pair.first, pair.second))
+        a, b = (set(tokenizer.word_ids(word)) for word in (pair.first, pair.second))
         found.append(2 * len(a & b) / (len(a) + len(b)))
     return torch.tensor(found, dtype=torch.float64)
 
@@ -249,7 +250,7 @@ def word_vectors(model: LanguageModel, words: list[str], pooling: Pooling) -> Te
     from nanobackpack.model.backpack import BackpackLM
 
     E = model.wte.weight.detach()
-    rows = [E[word_ids(needs_tokenizer(model.tokenizer), word)] for word in words]  # N of (T, D)
+    rows = [E[needs_tokenizer(model.tokenizer).word_ids(word)] for word in words]  # N of (T, D)
     means = torch.stack([(row[:1] if pooling == "first" else row).mean(dim=0) for row in rows])  # (N, D)
     if pooling == "contextualized":
         means = torch.full_like(means, torch.nan)

@@ -32,7 +32,7 @@ from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.evaluate import controls
 from nanobackpack.safe.files import display_path, read_json, read_text, with_lf
-from nanobackpack.text.tokenizer import needs_tokenizer
+from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nanobackpack.evaluate.language import CITIES, COLOURS, NOUNS, Language, draw
-from nanobackpack.text.tokenizer import needs_tokenizer, token_id
+from nanobackpack.text.words import needs_tokenizer, token_id
 
 if TYPE_CHECKING:
     from torch import Tensor

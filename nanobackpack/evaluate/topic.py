@@ -41,7 +41,7 @@ from nanobackpack.evaluate.controls import Figure, mean_of
 from nanobackpack.evaluate.cost import Cost, CostConfig, cost, held_out
 from nanobackpack.evaluate.scoring import control_sets
 from nanobackpack.safe.files import read_text
-from nanobackpack.text.tokenizer import first_ids, needs_tokenizer
+from nanobackpack.text.words import first_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

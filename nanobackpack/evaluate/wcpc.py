@@ -27,7 +27,8 @@ from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, mean_of
-from nanobackpack.text.tokenizer import Bos, Tokenizer, bos_ids, needs_tokenizer
+from nanobackpack.text.tokenizer import Bos, Tokenizer
+from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel

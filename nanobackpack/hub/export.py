@@ -143,7 +143,10 @@ def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
     """The settings of GPT-2 and of backpack-gpt2, by their names there."""
     c = model.config
     same_name = ("n_layer", "n_head", "n_embd", "vocab_size", "scale_attn_by_inverse_layer_idx")
-    settings = {name: getattr(c, name) for name in same_name} | {"n_positions": c.block_size}
+    settings: dict[str, Any] = {name: getattr(c, name) for name in same_name}
+    settings["n_positions"] = c.block_size
+    # The library's own are ids of GPT-2's tokenizer.
+    settings |= {f"{role}_token_id": roles(model.tokenizer).get(role) for role in ("bos", "eos")}
     settings["activation_function"] = "gelu" if c.gelu == "exact" else "gelu_new"
     return settings | {f"{part}_pdrop": c.dropout for part in ("embd", "attn", "resid")}
 

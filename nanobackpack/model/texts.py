@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nanobackpack.errors import WrongType, whole_numbers
 from nanobackpack.model.generate import Decodable, Generators, stream
-from nanobackpack.text.tokenizer import Tokenizer, needs_tokenizer
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.text.words import needs_tokenizer
 
 PROMPTS = "a tensor (B, T) int64, a text, or a list of texts or of lists of ids"
 

@@ -2,12 +2,11 @@
 
     tokenizer = make_tokenizer("bpe:8192", texts)  made from texts: char, or byte-level BPE of N tokens
     ids = tokenizer.encode("To be")
-    word_ids(tokenizer, "sky")                     the ids of a word as it stands inside a text: " sky"
+    tokenizer.word_ids("sky")                      the ids of a word as it stands inside a text: " sky"
 
 Text becomes content ids only: what looks like a special token in a text is ordinary text. Whoever needs a
 special token asks for it by its role, `bos_id` begins a document, `eos_id` ends it, or for all that the text
 names with special=True.
-The last part of the file finds words: which ids a word has, and where it stands in a prompt.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from nanobackpack.errors import InputError, WrongType, first_line, short_repr, w
 from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, writing
 from nanobackpack.safe.run import start_aside
 from nanobackpack.safe.untrusted import check_tokenizer
+from nanobackpack.text.wordpiece import join_words
 
 TextOrIds = str | Sequence[int]
 """A text, or its ids."""
@@ -48,6 +48,7 @@ SPECIAL = (*MARKS, *UNKNOWN, "[MASK]", "<mask>")
 _MAX_BYTES = 100 * MEGABYTE  # of a tokenizer's file; the largest known have a third of that
 _PATIENCE_S = 5.0  # that a library may work on a text, and a second more for each
 _CHARS_A_SECOND = 100_000  # characters, which slow tokenizers encode ten times over
+_TOKENS_BEFORE = 200  # that are looked at to continue a text
 _RUN_CHARS = 1024  # the longest word that BPE is trained on
 _LONG_RUN = re.compile(rf"(?:\A|\b)(?:\w{{{_RUN_CHARS + 1},}}|\W{{{_RUN_CHARS + 1},}})")
 # Special tokens that stand for no text at all, in the spellings that there are: [UNK], <pad>, <|mask|>.
@@ -213,6 +214,36 @@ class Tokenizer:
         result = start_aside(lambda: inner.encode_batch_fast(texts, add_special_tokens=False))
         return result(_PATIENCE_S + sum(map(len, texts)) / _CHARS_A_SECOND)
 
+    def text_ids(self, text: TextOrIds, special: bool = False) -> list[int]:
+        """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
+        if isinstance(text, str):
+            return self.encode(text, special)
+        ids = whole_numbers("a text", "a str or a list of token ids", text)
+        for i in ids:
+            self.token(i)  # raises for an id that does not exist
+        return ids
+
+    def word_ids(self, word: TextOrIds) -> list[int]:
+        """Return the ids of a word as it stands inside a text.
+
+        That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests
+        ask for. A word that begins with a space or is given as ids is taken as it is; the name of a token, a
+        special one or as `token` shows it, is that token.
+        """
+        if isinstance(word, str) and (named := self.named(word)) is not None:
+            return [named]
+        if not isinstance(word, str) or self.kind == "char" or word[:1].isspace():
+            ids = self.text_ids(word)
+        else:
+            ids = self.encode(" " + word) if word else []
+            while ids and not self.decode(ids[:1]).strip():  # here the space is a token of its own: drop it
+                ids = ids[1:]
+        if not ids:
+            raise InputError("an empty word has no senses: give at least one character")
+        if isinstance(word, str) and self.unknown_id in ids:
+            raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
+        return ids
+
     def prompt_ids(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a prompt: as a document begins, without eos_id at its end.
 
@@ -231,7 +262,7 @@ class Tokenizer:
         if self.kind == "char":
             return "".join(symbols)
         if self.kind == "wordpiece":
-            return _join_words(symbols, self._inner.model.continuing_subword_prefix)
+            return join_words(symbols, self._inner.model.continuing_subword_prefix)
         return self._text(ids)
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
@@ -252,7 +283,7 @@ class Tokenizer:
         if index not in self._shown:
             shown = self._plain(index)
             with suppress(InputError):  # no word, or an unknown one
-                if word_ids(self, shown) == [index]:
+                if self.word_ids(shown) == [index]:
                     return self._shown.setdefault(index, shown)
             self._shown[index] = f"{shown}<#{index}>"
         return self._shown[index]
@@ -333,53 +364,6 @@ def _kind(inner: hf.Tokenizer) -> str:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
-
-
-# --- Words back to text -------------------------------------------------------------------------
-
-_TOKENS_BEFORE = 200  # that are looked at to continue a text
-_LONGEST_QUOTE = 500  # characters; a mark that is not closed by then was none, as in 5" of rain
-_IDEOGRAPH = re.compile("[\u2e80-\u9fff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")  # and their marks
-# WordPiece makes a token of each mark and forgets the spaces. People write none where one of these patterns
-# matches the text so far, "\0" and the next token; wherever both are in use, the more common one is taken.
-_NO_SPACE = re.compile(
-    r"""
-    \0[.,;:!?%°)\]}’”…] | [(\[{“‘¿¡]\0             # foo (bar): no! 50%
-    | [\w)\]%]\0[-–—_/\\^@] | \S[-–—_/\\^@]\0 | -\0[-\d] | [:/]\0[/\\] | /\0    # GPT-2, a/b, -5
-    | [$£€¥~]\0\d | \#\0\w                          # $5, #1
-    | \d[.:]\0\d | (?<!\d)\d{1,3},\0\d{3}$          # 3.14, 10:30, 1,000
-    | (?<![\w.])([^\W\di]\.\0[^\W\di] | i\.\0e | [^\W\d]\.[^\W\d]\.(?<![ap]\.m\.)\0[^\W\d])$   # U.S.A.
-    | \w\0' | \b([^\W\d]|qu)['’]\0\w | \w['’]\0(s|t|m|d|re|ve|ll|am|all)$   # don't, l'été
-    | (^|[\s(\[“])'\0 | (^|[\s(])'([^']|\w'\w)*[.,!?]\0'                   # 'Yes,' he said
-    | \b\w\0& | \b\w&\0\w                           # R&D
-    | \w\.\0(com|org|net|edu|gov|html|txt|pdf|py)$ | (://|\bwww)\S*(\0[=&\#~+] | [.?=&\#~+:%]\0\w)
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
-
-
-def _join_words(symbols: Iterable[str], prefix: str) -> str:
-    """Write the tokens of WordPiece as a text, with spaces where people would most likely put them.
-
-    `prefix` marks a token that goes on with a word: ##s. Whether a space stands before a token depends on
-    what comes before it and on itself, never on what follows.
-    """
-    text, quote = "", -_LONGEST_QUOTE  # where a quotation began that has not ended
-    for symbol in symbols:
-        last, in_quotes = text[-1:], len(text) - quote < _LONGEST_QUOTE
-        if symbol.startswith(prefix):
-            joined, symbol = True, symbol.removeprefix(prefix) if text else symbol
-        elif not text or _IDEOGRAPH.match(last) or _IDEOGRAPH.match(symbol):
-            joined = True
-        elif last.isalnum() and symbol[:1].isalnum():
-            joined = False
-        else:
-            joined = in_quotes and '"' in (last, symbol)
-            joined = joined or _NO_SPACE.search(f"{text[-50:]}\0{symbol}") is not None
-        if symbol == '"':
-            quote = -_LONGEST_QUOTE if in_quotes else len(text)
-        text += symbol if joined else " " + symbol
-    return text
 
 
 @contextmanager
@@ -471,108 +455,3 @@ def byte_level(model: models.BPE) -> hf.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return inner
-
-
-# --- Words: their ids, and where they stand ----------------------------------------------------
-
-
-def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
-    """Return the tokenizer of a model; refuse a model that came without one."""
-    if tokenizer is None:
-        raise InputError(
-            "this model came without a tokenizer, so words cannot be looked up: a model folder needs its "
-            "tokenizer.json, a nanoBackpackLM checkpoint its data/DATASET here"
-        )
-    return tokenizer
-
-
-def text_ids(tokenizer: Tokenizer, text: TextOrIds, special: bool = False) -> list[int]:
-    """Return the ids of a text, `special` as in `encode`; a text that is given as ids is checked."""
-    if isinstance(text, str):
-        return tokenizer.encode(text, special)
-    ids = whole_numbers("a text", "a str or a list of token ids", text)
-    for i in ids:
-        tokenizer.token(i)  # raises for an id that does not exist
-    return ids
-
-
-def several(texts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
-    """Refuse one text where a list of texts is wanted: Python would take it for a list of characters."""
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise WrongType("texts", "a list of texts", texts)
-    return texts
-
-
-def bos_ids(tokenizer: Tokenizer, wanted: Bos = True) -> list[int]:
-    """Return what prompts begin with: the id that begins a document if it is wanted, or nothing."""
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    if wanted == "auto":
-        return [] if bos is None else [bos]
-    if not wanted:
-        return []
-    first = eos if bos is None else bos  # GPT-2 has one token between documents: it ends and begins them
-    if first is None:
-        raise InputError("bos=True: this tokenizer has no token that begins a document, take bos=False")
-    return [first]
-
-
-def word_ids(tokenizer: Tokenizer, word: TextOrIds) -> list[int]:
-    """Return the ids of a word as it stands inside a text.
-
-    That is " word" for tokenizers that join the space to the word, as GPT-2's does and the papers' tests ask
-    for. A word that begins with a space or is given as ids is taken as it is; the name of a token, a special
-    one or as `Tokenizer.token` shows it, is that token.
-    """
-    if isinstance(word, str) and (named := tokenizer.named(word)) is not None:
-        return [named]
-    if not isinstance(word, str) or tokenizer.kind == "char" or word[:1].isspace():
-        ids = text_ids(tokenizer, word)
-    else:
-        ids = tokenizer.encode(" " + word) if word else []
-        while ids and not tokenizer.decode(ids[:1]).strip():  # here the space is a token of its own: drop it
-            ids = ids[1:]
-    if not ids:
-        raise InputError("an empty word has no senses: give at least one character")
-    if isinstance(word, str) and tokenizer.unknown_id in ids:
-        raise InputError(f"unknown word {word!r}: this tokenizer has no tokens for all of it")
-    return ids
-
-
-def token_id(tokenizer: Tokenizer, word: TextOrIds | int) -> int:
-    """Return the id of a word that must be one token."""
-    ids = word_ids(tokenizer, [word] if isinstance(word, int) else word)
-    if len(ids) > 1:
-        parts = ", ".join(repr(tokenizer.token(i)) for i in ids)
-        raise InputError(
-            f"{word!r} is {len(ids)} tokens here ({parts}), but one is needed: give a word of one token"
-        )
-    return ids[0]
-
-
-def first_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-    """Return the first token of each word, which stands for it where the papers take one token a word.
-
-    A warning names those of several tokens: the first may be a poor piece, such as " di" of " diaries".
-    """
-    found = []
-    for word in words:
-        ids = word_ids(tokenizer, word)
-        found.append(ids[0])
-        if len(ids) > 1:
-            first = tokenizer.token(ids[0])
-            warnings.warn(f"{word!r} is {len(ids)} tokens: its first, {first!r}, stands for it", stacklevel=2)
-    return found
-
-
-def find_word(tokenizer: Tokenizer, ids: Sequence[int], word: TextOrIds) -> list[slice]:
-    """Find a word among ids: each occurrence as a span of positions, with or without a space."""
-    forms = [word_ids(tokenizer, word)]
-    if isinstance(word, str) and tokenizer.named(word) is None:
-        forms.append(tokenizer.encode(word))
-    found = {
-        (start, start + len(form))
-        for form in forms
-        for start in range(len(ids) - len(form) + 1)
-        if list(ids[start : start + len(form)]) == form
-    }
-    return [slice(*span) for span in sorted(found)]

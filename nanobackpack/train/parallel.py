@@ -105,16 +105,20 @@ class Processes:
 
     # --- A model spread over them -------------------------------------------------------------
 
-    def wrap(self, model: LanguageModel, how: Literal["ddp", "fsdp"], compiled: bool) -> nn.Module:
+    def wrap(
+        self, model: LanguageModel, how: Literal["ddp", "fsdp"], compiled: bool, replay: bool = False
+    ) -> nn.Module:
         """Move a model to the device and return what to call for its forward pass.
 
-        Its weights must be the same in all processes.
+        Its weights must be the same in all processes. `replay`, for compiled code on a GPU whose shapes never
+        change: its kernels are recorded once as a CUDA graph and then started together.
         """
         if self.is_distributed and how == "fsdp":
             self._shard(model, compiled)
             return model
         model.to(self.device)
-        run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        mode = "reduce-overhead" if replay else None
+        run: nn.Module = torch.compile(model, mode=mode) if compiled else model  # type: ignore[assignment]
         return DistributedDataParallel(run, gradient_as_bucket_view=True) if self.is_distributed else run
 
     def _shard(self, model: LanguageModel, compiled: bool) -> None:
