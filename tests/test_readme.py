@@ -140,6 +140,7 @@ def test_every_command_of_docs_and_help_texts_is_understood(monkeypatch: pytest.
     assert len(commands) > 60
     for command in commands:
         verb, *flags = shlex.split(command, comments=True)
+        verb = verb.replace("-", "_")
         if verb in VERBS and "mine.py" not in flags:  # a config file of the user's own
             module = import_module(f"nanobackpack.{VERBS[verb][0]}")
             cli.parse(get_type_hints(module.main)["settings"], flags)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nanobackpack import InputError, load_model
+import nanobackpack
+from nanobackpack import InputError, Senses, load_model
 from nanobackpack.evaluate.words import MODELS, WordsConfig, main, run_config
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import make_tokenizer
@@ -77,3 +78,20 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_the_study_refuses(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         WordsConfig(**{"data": ("rg65=x",)} | settings)
+
+
+BUNDLED = Path(nanobackpack.__file__).parent / "weights" / "words-small"
+
+
+def test_the_model_that_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens by its name anywhere, knows who is like a doctor, and is small; your folder comes first."""
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 12_000_000
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in (BUNDLED / "README.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    model = load_model("words-small")
+    liked = Senses(model).sense_projection("doctor", k=5).table().split("lowest")[0]
+    assert " physician" in liked
+    assert " dentist" in liked
+    (tmp_path / "words-small").mkdir()
+    with pytest.raises(InputError, match="no model in words-small"):
+        load_model("words-small")
