@@ -196,15 +196,15 @@ MUTANTS = [
     ),
     # --- Untrusted files, and a run's folder ---
     # any function of any library may be called while a checkpoint is opened
-    Mutant(UNTRUSTED, 'name == "GLOBAL" and _TORCH.fullmatch(argument)', 'name == "GLOBAL"', ZOO),
+    Mutant(UNTRUSTED, "(_TORCH.fullmatch(argument) or argument in _STORAGES)", "True", ZOO),
     # a dict may have a key that takes forever to hash
-    Mutant(UNTRUSTED, 'set(values[::2]) - {"leaf"}', "set()", ZOO),
+    Mutant(UNTRUSTED, "not all(map(_is_key, values[::2]))", "False", ZOO),
     # memory for as many values as a number in the file says
     Mutant(UNTRUSTED, "if slot > position:", "if slot > 1 << 40:", ZOO),
     # torch takes the second of two pickles, whose name has capital letters
-    Mutant(UNTRUSTED, "part.filename.lower()", "part.filename", ZOO),
+    Mutant(UNTRUSTED, "name.lower() in names", "name in names", ZOO),
     # parts that lie in each other
-    Mutant(UNTRUSTED, "sum(part.file_size for part in parts) > path.stat().st_size", "False", ZOO),
+    Mutant(UNTRUSTED, "not 0 <= offset - reached <= (24 if parts else 0)", "False", ZOO),
     # one number stands for a whole tensor
     Mutant(UNTRUSTED, "t.numel() * t.element_size() > t.untyped_storage().nbytes()", "False", ZOO),
     # lists of lists of lists are followed to their end
@@ -212,8 +212,8 @@ MUTANTS = [
     # damaged numbers in a checkpoint are believed
     Mutant(
         UNTRUSTED,
-        "damaged := archive.testzip()",
-        "damaged := None",
+        "if checksum != expected:",
+        "if False:",
         f"{RELIABILITY}::test_no_damaged_byte_of_a_checkpoint_is_believed",
     ),
     # tokenizers that make a text 1,000 times longer, or have 10^5 parts
@@ -221,7 +221,7 @@ MUTANTS = [
     Mutant(UNTRUSTED, " or n > _MAX_PARTS", "", ZOO),
     # files without end, or far too long
     Mutant(FILES, "if path.exists() and not path.is_file():", "if False:", ZOO),
-    Mutant(FILES, "path.stat().st_size > limit", "False", ZOO),
+    Mutant(FILES, "(n_bytes := path.stat().st_size) > limit", "(n_bytes := path.stat().st_size) < 0", ZOO),
     # a name twice in a JSON object, a number in it that is none
     Mutant(FILES, "len(values := dict(pairs)) < len(pairs)", "len(values := dict(pairs)) < 0", ZOO),
     Mutant(FILES, "not math.isfinite(value := float(number))", "not (value := float(number))", ZOO),
@@ -258,8 +258,8 @@ MUTANTS = [
     # the last, shorter window of a stream counts as much as a whole one
     Mutant(
         "evaluate/perplexity.py",
-        "total += loss.item() * y.numel()",
-        "total += loss.item() * B * T",
+        "found.append((loss.item(), y.numel()))",
+        "found.append((loss.item(), B * T))",
         "test_perplexity.py::test_losses_1_and_3_are_a_perplexity_of_7_389",
     ),
     # the last word without its first token
