@@ -30,7 +30,7 @@ COUNTS = "counts.bin"  # how often each id occurs in the text to train on: (V,) 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 # The data sets that `nanobackpack prepare NAME` makes.
 KNOWN = (
-    "shakespeare_char", "shakespeare", "pydocs_char", "planted",
+    "shakespeare_char", "shakespeare", "pydocs_char", "planted", "words",
     "openwebtext", "clue_small", "tigerbot", "common_crawl",
 )  # fmt: skip
 
