@@ -146,10 +146,30 @@ def test_continuations(folder: Path) -> None:
         lm.generate_until([asked("he", {"num_beams": 3})])
 
 
+@torch.no_grad()
+def test_too_long_texts_are_cut_on_the_left(folder: Path) -> None:
+    """One does not end a run: a warning counts those of which not all tokens count."""
+    model = load_model(folder)
+    assert model.tokenizer
+    lm, size = NanobackpackLM(str(folder), device="cpu"), model.config.block_size
+    texts = [("a", " bad"), ("he had", "dbf" * 9), ("", "dbf" * 10), ("", "dbf" * 8)]
+    with pytest.warns(
+        UserWarning, match=f"^2 of 4 texts to score are longer than .*={size}: only the last 24 "
+    ):
+        found = lm.loglikelihood([asked(*text) for text in texts])
+    for (_, text), (got, _) in list(zip(texts, found, strict=True))[1:3]:
+        ids = model.tokenizer.encode(text)[-size - 1 :]
+        p = log_p(model, ids[:-1])
+        assert got == pytest.approx(sum(p[i, t].item() for i, t in enumerate(ids[1:])), abs=1e-4)
+    assert lm.loglikelihood([asked(*texts[0])])[0] == pytest.approx(found[0], abs=1e-5)
+
+
 def test_what_cannot_be_scored(folder: Path) -> None:
     lm = NanobackpackLM(str(folder), device="cpu")
-    with pytest.raises(InputError, match="tokens, and this model reads 24"):
-        lm.loglikelihood([asked("a", " bad" * 40)])
+    with pytest.raises(
+        InputError, match=r"continue is empty, and nothing stands before it: (bos=False|this token)"
+    ):
+        NanobackpackLM(str(folder), bos=False, device="cpu").generate_until([asked("", {"max_gen_toks": 2})])
     with pytest.raises(InputError, match="no file of edits"):
         NanobackpackLM(str(folder), edits="nowhere.safetensors")
     if isinstance(lm.words, Tokenizer) and lm.words.kind == "char":
@@ -172,6 +192,8 @@ def test_the_command_hands_on(
     flags = [f"--out_dir={folder}", "--tasks", "nothing", "more", "--bos=False", "--limit=3", "--log_samples"]
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", harness)
+    monkeypatch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: "of here")
+    monkeypatch.chdir(folder)  # no repository, of which git would complain
     for there, error in (
         (True, "lm-eval: Tasks not found: nothing"),
         (False, "lm-eval is not installed: pip"),
@@ -188,3 +210,4 @@ def test_the_command_hands_on(
         "path": str(folder), "bos": False, "edits": "", "tokenizer_name": "auto", "dtype": "auto"
     }  # fmt: skip
     assert given[5:7] == ["--model", "nanobackpack"]
+    assert lm_eval.evaluator.get_git_commit_hash() is None

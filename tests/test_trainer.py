@@ -865,13 +865,18 @@ def test_tensorboard_continues_its_run(data: Path, tmp_path: Path) -> None:
     def told(folder: Path) -> dict[tuple[str, int], float]:
         events = EventAccumulator(str(folder)).Reload()
         assert "n_sense_vector" in str(events.Tensors("settings/text_summary"))
-        return {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+        found = [((tag, e.step), e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        assert len(found) == len(dict(found))  # nothing stands there twice
+        return dict(found)
 
     train(tiny(data, out, max_iters=3, **settings))
     shutil.copy(out / "ckpt.pt", tmp_path)
     train(tiny(data, out, max_iters=5, **settings, init_from="resume"))
     shutil.copy(tmp_path / "ckpt.pt", out)
-    train(tiny(data, out, max_iters=4, **settings, init_from="resume"))
+    with pytest.warns(
+        UserWarning, match="tracker=tensorboard goes before wandb_log=True: wandb is told nothing"
+    ):
+        train(tiny(data, out, max_iters=4, **settings, wandb_log=True, init_from="resume"))
     found, kept = told(out), numbers_of(records(out))
     assert {k: found[k] for k in kept} == pytest.approx(kept, rel=1e-6)
     assert {step for _, step in found} == {0, 1, 2, 3, 4}
