@@ -146,10 +146,16 @@ def test_continuations(folder: Path) -> None:
         lm.generate_until([asked("he", {"num_beams": 3})])
 
 
+@torch.no_grad()
 def test_what_cannot_be_scored(folder: Path) -> None:
     lm = NanobackpackLM(str(folder), device="cpu")
-    with pytest.raises(InputError, match="tokens, and this model reads 24"):
-        lm.loglikelihood([asked("a", " bad" * 40)])
+    # Of a text that is too long the end counts, and the others are scored as ever.
+    ids = lm.words.encode(" bad" * 40)[-25:]
+    log_ps = log_p(load_model(folder), ids[:-1])[torch.arange(24), ids[1:]]
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than the 24 tokens"):
+        found = lm.loglikelihood([asked("a", " bad" * 40), asked("a", " bad")])
+    assert found[0][0] == pytest.approx(log_ps.sum().item(), abs=1e-4)
+    assert found[1][0] == pytest.approx(lm.loglikelihood([asked("a", " bad")])[0][0])
     with pytest.raises(InputError, match="no file of edits"):
         NanobackpackLM(str(folder), edits="nowhere.safetensors")
     if isinstance(lm.words, Tokenizer) and lm.words.kind == "char":
