@@ -624,8 +624,16 @@ def test_a_checkpoint_of_an_earlier_run_is_not_called_ours(data: Path, tmp_path:
 
 
 def before_step_3(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something then, when nothing is being written."""
     step = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda self, lr: (self.step == 3 and do(), step(self, lr))[1])
+
+    def train_step(self: Trainer, lr: float) -> torch.Tensor:
+        if self.step == 3:
+            self.writer.wait()
+            do()
+        return step(self, lr)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize("left", ["", "run.lock", "config.json"])

@@ -86,24 +86,19 @@ class NanobackpackLM(TemplateLM):
             yield
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[TextScore]:
-        """Score (texts, ids of the context, ids that follow) each: log p of these, and if they are greedy.
-
-        Of ids that the model cannot predict at once the last ones count, as many as it can: texts are cut on
-        the left, as the harness does it. `score_texts` does the same to contexts.
-        """
-        size, n_cut = self.model.config.block_size, 0
+        """Score (texts, ids of the context, ids that follow) each: log p of these, and if they are greedy."""
         texts: dict[int, TextToScore] = {}
+        size, n_cut = self.model.config.block_size, 0
         for i, (_texts, context, ids) in enumerate(requests):
             context = [token for token in context if token is not None]
+            if len(ids) > size:
+                context, ids, n_cut = [], (context + ids)[-size - 1 :], n_cut + 1
             start = len(context) or 1
-            whole = context + ids
-            if len(whole) - start > size:
-                n_cut, whole, start = n_cut + 1, whole[-size - 1 :], 1
-            if start < len(whole):
-                texts[i] = TextToScore(whole, start)
+            if start < len(context) + len(ids):
+                texts[i] = TextToScore(context + ids, start)
         if n_cut:
-            what = f"{n_cut:,} of {len(requests):,} texts to score are longer than block_size={size}"
-            warnings.warn(f"{what}: only the last {size} tokens of each count", stacklevel=2)
+            what = f"{n_cut} of {len(requests)} texts are longer than the {size} tokens that this model reads"
+            warnings.warn(f"{what}: of these the last {size} tokens are scored", stacklevel=2)
         with self._computing():
             scores = score_texts(self.model, list(texts.values()), self.batch_size, "lm-eval")
         found = dict(zip(texts, scores, strict=True))
