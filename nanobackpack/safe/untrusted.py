@@ -474,8 +474,12 @@ _GROWTH = {"BertNormalizer": 3, "ByteLevel": 4, "Metaspace": 2, "BPEDecoder": 2,
 _MAX_GROWTH = 1000  # GPT-2's chain makes 4 of one at most, the longest real ones below 200
 _MAX_PARTS = 200
 # The time for a word grows with the square of the longest that WordPiece looks into, and that for a character
-# with the longest token of Unigram. Known ones have 100 and 16 characters.
+# with the longest token of Unigram and of these marks. Known ones have 100, 16 and (as [UNK]) 5 characters.
 _MAX_WORD = 200
+_MARKS = (
+    "continuing_subword_prefix", "end_of_word_suffix", "unk_token",  # of models
+    "prefix", "suffix", "pad_token", "word_delimiter_token",  # of decoders
+)  # fmt: skip
 
 
 def check_tokenizer(text: str, source: str) -> dict[str, Any]:
@@ -494,6 +498,7 @@ def check_tokenizer(text: str, source: str) -> dict[str, Any]:
         longest = max(
             (len(str(entry[0])) for entry in vocabulary if isinstance(entry, list) and entry), default=0
         )
+    _check_marks(model, source)
     if not isinstance(longest, int) or longest > _MAX_WORD:
         raise InputError(f"{source} has words of {short_repr(longest)} characters: {_MAX_WORD} are allowed")
     for chain in _CHAINS:
@@ -502,6 +507,7 @@ def check_tokenizer(text: str, source: str) -> dict[str, Any]:
             if not isinstance(part, dict):
                 continue  # null, or what the library refuses
             growth *= _growth(part, source)
+            _check_marks(part, source)
             parts += (inner for name in _LISTS if isinstance(part.get(name), list) for inner in part[name])
             if growth > _MAX_GROWTH or n > _MAX_PARTS:
                 raise InputError(
@@ -509,6 +515,13 @@ def check_tokenizer(text: str, source: str) -> dict[str, Any]:
                     f"or have more than {_MAX_PARTS} parts"
                 )
     return tokenizer
+
+
+def _check_marks(part: dict[str, Any], source: str) -> None:
+    """Refuse a part with a text that takes the library long to look at, as it does for each character or id."""
+    for name in _MARKS:
+        if len(str(part.get(name))) > _MAX_WORD:
+            raise InputError(f"{source}: its {name} has more than {_MAX_WORD} characters")
 
 
 def _growth(part: dict[str, Any], source: str) -> int:

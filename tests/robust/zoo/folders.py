@@ -164,6 +164,7 @@ def precompiled(table: str) -> dict[str, Any]:
 
 
 ABC = {"a": 0, "b": 1, "c": 2}
+LONG = "#" * 10**6
 LOTS = 32  # of parts each of which doubles a text
 TOKEN = {"id": 3, "content": " ", "special": False, "normalized": False}
 TOKEN |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
@@ -186,6 +187,11 @@ TOKENIZERS: Table = {
     "word-unigram": (
         tokenizer({"type": "Unigram", "unk_id": 0, "vocab": [["a" * k, -1.0] for k in range(1, 3000)]}),
         "for each character 3,000 tokens that may begin there"),
+    "mark": (
+        tokenizer(ENDLESS | {"max_input_chars_per_word": 100, "continuing_subword_prefix": LONG}),
+        "1 MB beside each character"),
+    "mark-unknown": (tokenizer(words(ABC | {LONG: 3}, LONG)), "1 MB to look up for each unknown word"),
+    "mark-decoder": (abc(decoder={"type": "BPEDecoder", "suffix": LONG}), "1 MB to look for in each token"),
     "growing": (normal(*[replace("a" * 100, String="a")] * 6), "each letter becomes 10^12 letters"),
     "growing-bytes": (normal(*[{"type": "ByteLevel"}] * LOTS), "bytes of bytes of bytes"),
     "growing-prefix": (
