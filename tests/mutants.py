@@ -203,6 +203,13 @@ MUTANTS = [
     Mutant(UNTRUSTED, "if slot > position:", "if slot > 1 << 40:", ZOO),
     # parts that lie in each other
     Mutant(UNTRUSTED, "not 0 <= offset - reached <= (24 if parts else 0)", "False", ZOO),
+    # two parts of a zip whose names differ in case only
+    Mutant(
+        UNTRUSTED,
+        "name.lower() in names",
+        "name in names",
+        f"{RELIABILITY}::test_parts_of_a_zip_differ_in_more_than_case",
+    ),
     # one number stands for a whole tensor
     Mutant(UNTRUSTED, "t.numel() * t.element_size() > t.untyped_storage().nbytes()", "False", ZOO),
     # lists of lists of lists are followed to their end

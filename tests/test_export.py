@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from nanobackpack import BackpackLM, InputError, Senses, cli, control, load_model
 from nanobackpack.commands.export import ExportConfig, main
-from nanobackpack.hub.export import export
+from nanobackpack.hub.export import WRITERS, export
 from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -275,26 +277,29 @@ def test_other_layouts(tmp_path: Path, layout: str, settings: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("layout", "settings", "message"),
     [
+        ("dead link", {}, "dead link is there already"),
+        ("file/model", {}, r"cannot write .*file/model \(File exists\)"),
         ("backpack-gpt2", {}, "backpack-gpt2 has no model with sense_network=nano, only with .*=paper"),
         ("backpack-gpt2", PAPER | {"bias": False}, "bias=False"),
         ("backpack-gpt2", {"model_name": "gpt2"}, "model_name=gpt2"),
         ("nanobackpacklm", PAPER, "nanoBackpackLM has no model with sense_network=paper"),
         ("nanobackpacklm", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("nanobackpacklm", {"sense_table": True}, "table"),
-        ("transformers", {}, "is there already"),
+        ("mine", {}, "is there already"),
     ],
 )
 def test_what_cannot_be_held_is_refused(
     tmp_path: Path, layout: str, settings: dict[str, Any], message: str
 ) -> None:
-    """By the name of the layout and of the setting, and nothing is left behind."""
-    out = tmp_path / "out"
-    if layout == "transformers":
-        out.mkdir()
-        (out / "mine").touch()
+    """By the name of the layout and of the setting, or of the folder; nothing is left behind."""
+    (tmp_path / "dead link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "it").touch()
+    layout, out = (layout, "out") if layout in WRITERS else ("transformers", layout)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=message):
-        export(tiny_model(**settings), out, layout)
+        export(tiny_model(**settings), tmp_path / out, layout)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -327,6 +332,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert part in card
     assert card.count("      sense 3  ") == 3  # of a, b, c and no other, in lines that are code
     assert "\n<" not in card
+    assert "edits of its senses in edit.safetensors are baked in" in card
+    opening = card.partition("## How to open it")[2].partition("In nanobackpack")[0]
+    exec(textwrap.dedent(opening.replace('me/steered", trust_remote_code=True', 'out/steered"')), {})
+    assert "generate" in opening
+    assert len({file.stat().st_mode for file in Path("out/steered").iterdir()}) == 1
+
+
+def test_command_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its run's data and its own loss, not a later one; without a tokenizer, a card that does without."""
+    folder = tmp_path / "run"
+    save_tiny(folder, "abc")
+    (folder / "config.json").write_text('{"dataset": "letters"}')
+    (folder / "metrics.jsonl").write_text('{"step": 7, "val_loss": 2.5}\n{"step": 8, "val_loss": 3.5}\n')
+    save_model(tiny_model(), folder / "ckpt.pt")
+    torch.save(torch.load(folder / "ckpt.pt") | {"iter_num": 7}, folder / "best.pt")
+    main(cli.parse(ExportConfig, [str(folder / "best.pt"), str(tmp_path / "out")]))
+    assert "best.pt has no tokenizer" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Data: letters\n* Training: 7 steps, then a loss of 2.5" in card
+    assert "AutoTokenizer" not in card
 
 
 @pytest.mark.parametrize(

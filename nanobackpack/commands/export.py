@@ -54,8 +54,11 @@ def main(settings: ExportConfig) -> None:
     if settings.edits:
         model = control.bake(model, control.load(settings.edits, model))
     name = settings.push or folder.name
-    dataset = str(run_settings(run).get("dataset", ""))
-    export(model, folder, settings.layout, card(model, run, name, settings.layout), dataset)
+    dataset = str(run_settings(run.parent if run.is_file() else run).get("dataset", ""))
+    text = card(model, run, name, settings.layout, settings.edits)
+    export(model, folder, settings.layout, text, dataset)
+    if model.tokenizer is None:
+        print(f"{run} has no tokenizer, so none goes with it: --tokenizer_name gives one")
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if settings.push:
         push(folder, settings.push)

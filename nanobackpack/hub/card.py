@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
-from nanobackpack.train.checkpoint import run_settings
+from nanobackpack.train.checkpoint import LAST, checkpoint_in, read_checkpoint, run_settings
 from nanobackpack.train.log import read_metrics
 
 CARD = """\
@@ -20,7 +20,7 @@ tags: [{tags}]
 {kind} of {size:,} parameters ({shape}), made with nanobackpack.
 
 * Data: {data}
-* Training: {training}
+* Training: {training}{edited}
 * **Licence: none yet.** Whoever publishes this model chooses one that its data allow, and enters it above as
   `license:`.
 
@@ -43,8 +43,17 @@ OPENING = """\
     model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
     tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
     ids = tokenizer({start!r}, return_tensors="pt")
-    print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=True)[0]))
+    print(tokenizer.decode(model.generate(**ids, max_length={length}, do_sample=True)[0]))
 """
+NO_TOKENIZER = """\
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+    ids = torch.tensor([[1, 2, 3]])  # no tokenizer goes with this model: the ids of your text
+    print(model.generate(ids, max_length={length}, do_sample=True)[0])
+"""
+EDITED = """
+* **Steered:** the edits of its senses in {edits} are baked in. The loss is that of the model before."""
 OTHERS = {
     "backpack-gpt2": """\
 It is in the layout of the Backpack paper's class for transformers 4. Open it with
@@ -63,20 +72,28 @@ BACKPACK = """\
 GPT = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)."
 
 
-def card(model: LanguageModel, run: Path, name: str, layout: str = "transformers") -> str:
-    """Write the card of a model under the name it will have; `run` is where it came from."""
+def card(model: LanguageModel, run: Path, name: str, layout: str = "transformers", edits: str = "") -> str:
+    """Write the card of a model under the name it will have.
+
+    `run`: where it came from, a folder or a checkpoint; `edits`: the file of edits that were baked in.
+    """
+    folder = run.parent if run.is_file() else run
     c, backpack, words = model.config, isinstance(model, BackpackLM), typical_words(model)
     shape = f"{c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, {c.n_token:,} tokens"
     trust = ", trust_remote_code=True" if backpack else ""  # the code that goes with it
-    opening = OPENING.format(name=name, trust=trust, start=words[0].strip() if words else "\n")
+    start = words[0].strip() if words else "\n"
+    opening = (OPENING if model.tokenizer else NO_TOKENIZER).format(
+        name=name, trust=trust, start=start, length=min(40, c.block_size)
+    )
     return CARD.format(
         name=name,
         tags="backpack, interpretability" if backpack else "gpt2",
         kind="A [Backpack language model](https://arxiv.org/abs/2305.16765)" if backpack else "A GPT",
         size=model.num_params(),
         shape=f"{shape}, {c.n_sense_vector} senses a token" if backpack else shape,
-        data=run_settings(run).get("dataset", "not known"),
-        training=last_loss(run),
+        data=run_settings(folder).get("dataset", "not known"),
+        training=last_loss(folder, checkpoint_in(run)),
+        edited=EDITED.format(edits=Path(edits).name) if edits else "",
         senses=senses_of(model, words) if backpack and words else "",
         opening=opening if layout == "transformers" else OTHERS[layout],
         block_size=c.block_size,
@@ -95,10 +112,13 @@ def typical_words(model: LanguageModel, n: int = 5) -> list[str]:
     return sorted(words, key=lambda word: -min(len(word.strip()), 4))[:n]
 
 
-def last_loss(run: Path) -> str:
-    for record in reversed(read_metrics(run / "metrics.jsonl")):
+def last_loss(folder: Path, file: Path) -> str:
+    """The last loss in a run's log, as it was when the checkpoint `file` was written."""
+    older = file.is_file() and file.name != LAST
+    end = read_checkpoint(file).get("iter_num") if older else None
+    for record in reversed(read_metrics(folder / "metrics.jsonl")):
         loss = record.get("val_loss_full", record.get("val_loss"))
-        if isinstance(loss, float):
+        if isinstance(loss, float) and (end is None or record["step"] <= end):
             return f"{record['step']:,} steps, then a loss of {loss:.4f} nats a token on the held-out text"
     return "not known"
 

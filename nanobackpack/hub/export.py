@@ -39,16 +39,23 @@ def export(
 
     `dataset`: name of the data, where nanoBackpackLM finds the characters of its tokenizer.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(f"{display_path(folder)} is there already: give the name of a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-        new = Path(beside) / "model"
-        new.mkdir()
-        WRITERS[layout](model, new, dataset)
-        if card:
-            (new / "README.md").write_text(card, encoding="utf-8")
-        os.replace(new, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            new = Path(beside) / "model"
+            new.mkdir()
+            WRITERS[layout](model, new, dataset)
+            if card:
+                (new / "README.md").write_text(card, encoding="utf-8")
+            for file in new.iterdir():  # safetensors lets nobody else read its files
+                file.chmod(new.stat().st_mode & 0o666)
+            os.replace(new, folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {display_path(folder)} ({error.strerror or first_line(error)})"
+        ) from None
 
 
 def push(folder: Path, name: str) -> None:

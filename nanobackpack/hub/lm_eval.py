@@ -13,6 +13,7 @@ Importing this registers the class: then the harness knows `model="nanobackpack"
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,14 +88,17 @@ class NanobackpackLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[TextScore]:
         """Score (texts, ids of the context, ids that follow) each: log p of these, and if they are greedy."""
         texts: dict[int, TextToScore] = {}
+        size, n_cut = self.model.config.block_size, 0
         for i, (_texts, context, ids) in enumerate(requests):
             context = [token for token in context if token is not None]
+            if len(ids) > size:
+                context, ids, n_cut = [], (context + ids)[-size - 1 :], n_cut + 1
             start = len(context) or 1
-            if len(ids) > self.model.config.block_size:
-                size = self.model.config.block_size
-                raise InputError(f"a text to score has {len(ids)} tokens, and this model reads {size}")
             if start < len(context) + len(ids):
                 texts[i] = TextToScore(context + ids, start)
+        if n_cut:
+            what = f"{n_cut} of {len(requests)} texts are longer than the {size} tokens that this model reads"
+            warnings.warn(f"{what}: of these the last {size} tokens are scored", stacklevel=2)
         with self._computing():
             scores = score_texts(self.model, list(texts.values()), self.batch_size, "lm-eval")
         found = dict(zip(texts, scores, strict=True))
@@ -142,6 +146,10 @@ class NanobackpackLM(TemplateLM):
             choice |= {"temperature": 0}
         start = [] if self.first is None else [self.first]
         rows = [Row(self.tok_encode(context) or start) for context in contexts]
+        if not all(row.prompt for row in rows):
+            no_token = self.words.eos_id is None and self.words.bos_id is None
+            why = "this tokenizer has no token that begins a document" if no_token else "bos=False"
+            raise InputError(f"a text to continue is empty, and nothing stands before it: {why}")
         ends = [*stop, *([] if self.words.eos_id is None else [self.words.eos_id])]
         with self._computing():
             for _ in grow(self.model, rows, int(length), stop=ends, **choice):
