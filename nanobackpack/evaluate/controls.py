@@ -295,7 +295,8 @@ def _recipe(model: LanguageModel, path: str) -> dict[str, Any]:
 def _run_settings(path: str) -> dict[str, Any]:
     from nanobackpack.train.checkpoint import checkpoint_in, run_settings
 
-    return run_settings(checkpoint_in(Path(path)).parent)
+    file = checkpoint_in(Path(path))
+    return run_settings(file.parent) if file.is_file() else {}  # words-small is no file of this folder
 
 
 def compare(
