@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from nanobackpack.config import describe_type, out_of_range
+from nanobackpack.config import out_of_range, wrong_type
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.program import STDOUT, guard, protect_terminal
 
@@ -180,7 +180,7 @@ def _value(name: str, texts: list[str], kind: Any) -> Any:
         text = short_repr(" ".join(texts))
         if kind is int and all(text.lstrip("+-").isdecimal() for text in texts):
             raise out_of_range(name, text, "a number below 9.2e18") from None
-        raise InputError(f"{name}={text} has the wrong type: it must be {describe_type(kind)}") from None
+        raise wrong_type(name, text, kind) from None
 
 
 def _is_list(kind: Any) -> bool:

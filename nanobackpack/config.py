@@ -15,7 +15,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nanobackpack.errors import InputError, short_repr
 
@@ -402,13 +403,18 @@ def check_types(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not matches_type(value, hint):
-            given = f"{name}={short_repr(value)}"
-            raise InputError(f"{given} has the wrong type: it must be {describe_type(hint)}")
+            raise wrong_type(name, short_repr(value), hint)
         if hint is float:  # an int is fine for a float
             try:
                 object.__setattr__(config, name, float(value))
             except OverflowError:
                 raise InputError(f"{name} is too large: it must be a number below 1.8e308") from None
+
+
+def wrong_type(name: str, text: str, hint: Any) -> InputError:
+    """Say what a setting may be: one of a few values, or any value of a type."""
+    wrong = "" if _choices(hint) else "has the wrong type: it "
+    return InputError(f"{name}={text} {wrong}must be {describe_type(hint)}")
 
 
 def matches_type(value: object, hint: Any) -> bool:
@@ -432,11 +438,24 @@ def matches_type(value: object, hint: Any) -> bool:
 
 def describe_type(hint: Any) -> str:
     """Put a type into words, for error messages."""
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-    if get_origin(hint) is Literal:
-        return " or ".join(str(choice) for choice in get_args(hint))
+    words = {int: "a whole number", float: "a number", str: "text"}
+    if choices := _choices(hint):
+        *most, last = choices
+        return f"{', '.join(most)} or {last}" if most else last
     if get_origin(hint) is tuple:
         return "a list of " + describe_type(get_args(hint)[0])
     if get_origin(hint) is not None:
         return " or ".join(describe_type(part) for part in get_args(hint))
     return words[hint]
+
+
+def _choices(hint: Any) -> list[str]:
+    """List the values of a type that has a few; [] for others."""
+    if hint is bool:
+        return ["True", "False"]
+    if get_origin(hint) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) not in (Union, UnionType):
+        return []
+    parts = [_choices(part) for part in get_args(hint)]
+    return [choice for part in parts for choice in part] if all(parts) else []

@@ -239,6 +239,7 @@ BAD_FILES = {
     "zzzzqqqq = 3": "mine.py sets the unknown name zzzzqqqq: --help lists the settings",
     "n_layer = 2.5": "n_layer=2.5 has the wrong type: it must be a whole number",
     "def seed():\n    return 3": "has the wrong type",
+    "dtype = 16": "dtype=16 must be auto, float32, bfloat16 or float16",
     "out_dir = ['a', 'b']": "out_dir=['a', 'b'] has the wrong type: it must be text",
     "n_layer = 10 ** 5000": "n_layer=a number of thousands of digits is out of range",
     "n_layer = 0": "n_layer=0 is out of range",
@@ -282,9 +283,9 @@ BAD = {
     "--n_layer=2.5": "n_layer='2.5' has the wrong type: it must be a whole number",
     "--n_layer=": "n_layer='' has the wrong type: it must be a whole number",
     "--learning_rate=1,5": "learning_rate='1,5' has the wrong type: it must be a number",
-    "--bias=1": "bias='1' has the wrong type: it must be True or False",
-    "--compile=1": "compile='1' has the wrong type: it must be auto or True or False",
-    "--dtype=int8": "dtype='int8' has the wrong type: it must be auto or float32 or bfloat16 or float16",
+    "--bias=1": "bias='1' must be True or False",
+    "--compile=1": "compile='1' must be auto, True or False",
+    "--dtype=int8": "dtype='int8' must be auto, float32, bfloat16 or float16",
     "--n_layer=0": "n_layer=0 is out of range: it must be a number from 1 up",
     "--batch_size=0": "batch_size=0 is out of range: it must be a number from 1 up",
     "--dropout=nan": "dropout=nan is out of range: it must be from 0 to below 1",
@@ -311,7 +312,7 @@ BAD_SAMPLE = {
     "--max_new_tokens=1000000000000": "out of range: it must be a number from 1 up to 1,000,000",
     "--start": r"--start needs a value, as in --start='\n'",
 }
-BAD_SENSES = {"--dtype=bfloat16": "dtype='bfloat16' has the wrong type: it must be auto or float32"}
+BAD_SENSES = {"--dtype=bfloat16": "dtype='bfloat16' must be auto or float32"}
 CASES = [
     (kind, line, message)
     for kind, table in ((TrainConfig, BAD), (SampleConfig, BAD_SAMPLE), (SenseConfig, BAD_SENSES))
@@ -353,9 +354,7 @@ def wrong_values(name: str, hint: Any) -> list[object]:
 def test_every_field_refuses_wrong_values(kind: type) -> None:
     for name, hint in get_type_hints(kind).items():
         for value in wrong_values(name, hint):
-            with pytest.raises(
-                InputError, match=f"^{name}=.* (has the wrong type|is out of range): it must be "
-            ):
+            with pytest.raises(InputError, match=f"^{name}=.* must be "):
                 kind(**{name: value})
 
 
@@ -409,7 +408,7 @@ def test_errors_of_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(OSError(2, "not there", "one\ntwo")) == (2, "", "error: one two: not there\n")
     assert end(KeyboardInterrupt()) == (130, "", "")
     assert end(RuntimeError("std::bad_alloc"))[2].startswith(
-        "error: out of memory: take a smaller --batch_size"
+        "error: out of memory: take a smaller --batch_size or --num_samples, if there is one"
     )
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         end(ZeroDivisionError())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import mutants
 import pytest
 
 import nanobackpack
@@ -171,3 +172,10 @@ def test_versions_agree() -> None:
     assert settings["tool"]["mypy"]["python_version"] == oldest
     classifiers = settings["project"]["classifiers"]
     assert min(c.split(".")[-1] for c in classifiers if "Python :: 3" in c) == oldest.split(".")[1]
+
+
+def test_the_mutants_are_of_the_code_as_it_is() -> None:
+    for mutant in mutants.MUTANTS:
+        assert (PACKAGE / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1, mutant
+        file, test = mutant.test.split("::")
+        assert f"def {test.split('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), mutant

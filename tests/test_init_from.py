@@ -347,10 +347,10 @@ def test_the_page_s_command_on_backpack_small(
     out, err = sampled()
     assert (out, err.count("\n")) == ("", 1)
     assert (
-        "no folder backpack-small: train it with `nanobackpack train backpack_lm`, or take stanfordnlp/"
-        in err
-    )
-    assert "cannot be fetched from the Hugging Face hub" in err
+        "error: no folder backpack-small, and stanfordnlp/backpack-gpt2 is no file or folder here and "
+        "cannot be fetched from the Hugging Face hub ("
+    ) in err
+    assert "config.json and weights, or train it with `nanobackpack train backpack_lm`\n" in err
     folder = snapshot(hub, "stanfordnlp/backpack-gpt2")
     for name in ("config.json", "pytorch_model.bin"):
         (folder / name).write_bytes((GOLDEN / "backpack_gpt2" / name).read_bytes())

@@ -156,6 +156,10 @@ def test_what_cannot_be_scored(folder: Path) -> None:
         found = lm.loglikelihood([asked("a", " bad" * 40), asked("a", " bad")])
     assert found[0][0] == pytest.approx(log_ps.sum().item(), abs=1e-4)
     assert found[1][0] == pytest.approx(lm.loglikelihood([asked("a", " bad")])[0][0])
+    with pytest.raises(
+        InputError, match=r"continue is empty, and nothing stands before it: (bos=False|this token)"
+    ):
+        NanobackpackLM(str(folder), bos=False, device="cpu").generate_until([asked("", {"max_gen_toks": 2})])
     with pytest.raises(InputError, match="no file of edits"):
         NanobackpackLM(str(folder), edits="nowhere.safetensors")
     if isinstance(lm.words, Tokenizer) and lm.words.kind == "char":
@@ -178,6 +182,8 @@ def test_the_command_hands_on(
     flags = [f"--out_dir={folder}", "--tasks", "nothing", "more", "--bos=False", "--limit=3", "--log_samples"]
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", harness)
+    monkeypatch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: "of here")
+    monkeypatch.chdir(folder)  # no repository, of which git would complain
     for there, error in (
         (True, "lm-eval: Tasks not found: nothing"),
         (False, "lm-eval is not installed: pip"),
@@ -194,3 +200,4 @@ def test_the_command_hands_on(
         "path": str(folder), "bos": False, "edits": "", "tokenizer_name": "auto", "dtype": "auto"
     }  # fmt: skip
     assert given[5:7] == ["--model", "nanobackpack"]
+    assert lm_eval.evaluator.get_git_commit_hash() is None

@@ -624,8 +624,16 @@ def test_a_checkpoint_of_an_earlier_run_is_not_called_ours(data: Path, tmp_path:
 
 
 def before_step_3(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something then, when nothing is being written."""
     step = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda self, lr: (self.step == 3 and do(), step(self, lr))[1])
+
+    def train_step(self: Trainer, lr: float) -> torch.Tensor:
+        if self.step == 3:
+            self.writer.wait()
+            do()
+        return step(self, lr)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize("left", ["", "run.lock", "config.json"])
@@ -865,13 +873,18 @@ def test_tensorboard_continues_its_run(data: Path, tmp_path: Path) -> None:
     def told(folder: Path) -> dict[tuple[str, int], float]:
         events = EventAccumulator(str(folder)).Reload()
         assert "n_sense_vector" in str(events.Tensors("settings/text_summary"))
-        return {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+        found = [((tag, e.step), e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        assert len(found) == len(dict(found))  # nothing stands there twice
+        return dict(found)
 
     train(tiny(data, out, max_iters=3, **settings))
     shutil.copy(out / "ckpt.pt", tmp_path)
     train(tiny(data, out, max_iters=5, **settings, init_from="resume"))
     shutil.copy(tmp_path / "ckpt.pt", out)
-    train(tiny(data, out, max_iters=4, **settings, init_from="resume"))
+    with pytest.warns(
+        UserWarning, match="tracker=tensorboard goes before wandb_log=True: wandb is told nothing"
+    ):
+        train(tiny(data, out, max_iters=4, **settings, wandb_log=True, init_from="resume"))
     found, kept = told(out), numbers_of(records(out))
     assert {k: found[k] for k in kept} == pytest.approx(kept, rel=1e-6)
     assert {step for _, step in found} == {0, 1, 2, 3, 4}

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
@@ -36,6 +37,7 @@ class LmEvalConfig(LoadConfig):
 def main(settings: LmEvalConfig) -> None:
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "WARNING")
     try:
+        from lm_eval import evaluator
         from lm_eval.__main__ import cli_evaluate
     except ImportError:
         raise InputError("lm-eval is not installed: pip install 'nanobackpack[lm-eval]'") from None
@@ -46,6 +48,10 @@ def main(settings: LmEvalConfig) -> None:
     given = ["--model", NAME, "--model_args", json.dumps(model), "--device", settings.device]
     seed = ["--seed", str(settings.seed)] * ("seed" in changed_settings(settings))
     sys.argv = ["lm-eval", *settings.handed_on, *seed, *given]  # where the harness reads its arguments
+    # It asks git for a commit to write down; outside of a repository git would complain on stderr.
+    here = Path.cwd()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        evaluator.get_git_commit_hash = lambda: None
     try:
         cli_evaluate()
     except (ValueError, OSError) as error:  # an unknown task, one that cannot be fetched

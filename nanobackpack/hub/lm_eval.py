@@ -146,6 +146,10 @@ class NanobackpackLM(TemplateLM):
             choice |= {"temperature": 0}
         start = [] if self.first is None else [self.first]
         rows = [Row(self.tok_encode(context) or start) for context in contexts]
+        if not all(row.prompt for row in rows):
+            no_token = self.words.eos_id is None and self.words.bos_id is None
+            why = "this tokenizer has no token that begins a document" if no_token else "bos=False"
+            raise InputError(f"a text to continue is empty, and nothing stands before it: {why}")
         ends = [*stop, *([] if self.words.eos_id is None else [self.words.eos_id])]
         with self._computing():
             for _ in grow(self.model, rows, int(length), stop=ends, **choice):

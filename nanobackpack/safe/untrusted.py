@@ -27,13 +27,10 @@ import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from nanobackpack.errors import InputError, first_few, first_line, short_repr
 from nanobackpack.safe.files import MEGABYTE, display_path, parse_json, read_bytes, read_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Limits, far above what good files have: a run with GPT-2's 12 layers saves a state of 600 values, 5 in each
 # other, which 11,000 operations make.
@@ -75,8 +72,22 @@ class _Made:
     by: str
 
 
+@dataclass(frozen=True)
+class _Storage:
+    """What a pickle tells of a storage: how many numbers it has, and of what kind."""
+
+    n: int
+    kind: str
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * _STORAGES[self.kind]
+
+
 _EMPTY: dict[str, Any] = {"EMPTY_DICT": _Made("dict"), "EMPTY_LIST": _Made("list"), "EMPTY_TUPLE": ()}
 _A_DICT = _Made("a call of collections OrderedDict")
+_A_TENSOR = _Made("a tensor")
+_MAX_DIMENSIONS = 64  # as torch has it
 _BEYOND = 0xFFFFFFFF  # in an archive: the number is beyond 32 bits, and stands elsewhere
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch before 1.6 began its files with
 # Objects that users save beside tensors, and what they may run on such a file of theirs; we never do.
@@ -199,18 +210,20 @@ def _first_sentence(error: Exception) -> str:
 # --- Pickles ----------------------------------------------------------------------------------
 
 
-def check_pickle(file: BinaryIO, storages: dict[str, int] | None = None) -> object:
+def check_pickle(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> object:
     """Follow one pickle without building anything, and return the last number or text in it.
 
     An operation that is not known to be harmless raises: it could make the reader call or import something,
     take memory by a number it is given, or hash what takes forever to hash. Tensors are allowed where there
-    is a dict for their `storages`: the name of each, and how many bytes the pickle says that it has.
+    is a dict for their `storages`: the name of each, and what the pickle tells of it. A tensor lies within
+    its storage, and each of its numbers has bytes of its own: torch would make a storage longer, and a tensor
+    of any size of a few bytes.
     """
     stack: list[Any] = []  # plain values and tuples as they are, _Made for all others
     marks: list[int] = []  # heights of the stack
     memo: dict[int, Any] = {}  # values that are used again
     last: object = None
-    allow_tensors, sizes = storages is not None, {} if storages is None else storages
+    allow_tensors, told = storages is not None, {} if storages is None else storages
 
     def take(n: int) -> list[Any]:
         """Take the last n values off the stack, 0: those after the last mark."""
@@ -254,15 +267,12 @@ def check_pickle(file: BinaryIO, storages: dict[str, int] | None = None) -> obje
         elif allow_tensors and name == "GLOBAL" and (_TORCH.fullmatch(argument) or argument in _STORAGES):
             stack.append(_Made(argument))
         elif allow_tensors and name == "BINPERSID":
-            key, n_bytes = _storage(*take(1))
-            if sizes.setdefault(key, n_bytes) != n_bytes:
-                raise InputError("it gives a storage two sizes")
-            stack.append(_Made("storage"))
+            key, storage = _storage(*take(1))
+            if told.setdefault(key, storage) != storage:
+                raise InputError("it gives a storage two sizes or kinds")
+            stack.append(storage)
         elif allow_tensors and name == "REDUCE":
-            function, arguments = take(2)
-            if function == _Made("collections OrderedDict") and arguments != ():
-                raise InputError("it fills a dict in no usual way")
-            stack.append(_Made(f"a call of {getattr(function, 'by', '')}"))
+            stack.append(_called(*take(2)))
         elif allow_tensors and name == "BUILD" and stack[-2] == _A_DICT:
             take(1)
         else:
@@ -276,12 +286,47 @@ def _is_key(value: object) -> bool:
     return type(value) is str or (type(value) is int and abs(value) < _KEY_LIMIT)
 
 
-def _storage(told: object) -> tuple[str, int]:
-    """Return the name of a storage, and how many bytes it has, from what a pickle tells of it."""
+def _storage(told: object) -> tuple[str, _Storage]:
+    """Return the name of a storage, and what it is, from what a pickle tells of it."""
     match told:
-        case ("storage", _Made(by=kind), str(key), str(), int(n), *_) if kind in _STORAGES and n >= 0:
-            return key, n * _STORAGES[kind]
+        # A sixth value is of the old format, and was for storages that are a part of another.
+        case ("storage", _Made(by=kind), str(key), str(), int(n)) | (
+            "storage", _Made(by=kind), str(key), str(), int(n), None,
+        ) if kind in _STORAGES and n >= 0:  # fmt: skip
+            return key, _Storage(n, kind)
     raise InputError("it tells of a storage in no usual way")
+
+
+def _called(function: object, arguments: object) -> _Made:
+    """Return what stands for the result of a call: an empty dict, a tensor, or one that is a parameter."""
+    match function, arguments:
+        case _Made(by="collections OrderedDict"), ():
+            return _A_DICT
+        case _Made(by="torch._utils _rebuild_parameter"), (_Made(by="a tensor"), *_):
+            return _A_TENSOR
+        case _Made(by="torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2"), (
+            _Storage() as storage, offset, tuple(shape), tuple(strides), *_,
+        ):  # fmt: skip
+            _check_dense(storage.n, offset, shape, strides)
+            return _A_TENSOR
+    raise InputError("it makes a dict or a tensor in no usual way")
+
+
+def _check_dense(n: int, offset: Any, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> None:
+    """Refuse a tensor that does not lie within n numbers, or that has one of them in two places."""
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+        raise InputError("it holds a tensor with odd dimensions")
+    if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
+        raise InputError("it holds a tensor of a size that is no number from 0 up")
+    # From the innermost dimension out: a step must go beyond all numbers that the ones before it reach.
+    reach = 1 if 0 not in shape else 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and reach:
+            if stride < reach:
+                raise InputError(f"it holds a tensor {short_repr(shape)} whose numbers share bytes")
+            reach += stride * (size - 1)
+    if offset + reach > n:
+        raise InputError(f"it holds a tensor {short_repr(shape)} with too few numbers for its shape")
 
 
 # --- Containers -------------------------------------------------------------------------------
@@ -294,14 +339,14 @@ def check_zip(path: Path) -> None:
         folder = next(iter(parts), b"").split(b"/")[0]  # where torch looks for them
         if folder + b"/data.pkl" not in parts:
             raise InputError("it is not a file of torch.save")
-        storages: dict[str, int] = {}
+        storages: dict[str, _Storage] = {}
         start, n_bytes, _ = parts[folder + b"/data.pkl"]
         file.seek(start)
         check_pickle(io.BytesIO(file.read(n_bytes)), storages)
-        for key, claimed in storages.items():  # torch would take so many bytes, whatever is there
+        for key, storage in storages.items():  # torch would take so many bytes, whatever is there
             _, held, _ = parts.get(folder + b"/data/" + key.encode(), (0, 0, 0))
-            if claimed != held:
-                raise InputError(f"its storage {short_repr(key)} has {held:,} bytes, not {claimed:,}")
+            if storage.n_bytes != held:
+                raise InputError(f"its storage {short_repr(key)} has {held:,} bytes, not {storage.n_bytes:,}")
         # Each part has its CRC-32 beside it, which torch does not look at.
         buffer = memoryview(bytearray(MEGABYTE))
         for name, (start, n_bytes, expected) in parts.items():
@@ -373,20 +418,30 @@ def check_legacy(path: Path) -> None:
             raise InputError("it is not a file of torch.save")
         check_pickle(file)  # the version
         check_pickle(file)  # the system
-        storages: dict[str, int] = {}
+        storages: dict[str, _Storage] = {}
         check_pickle(file, storages)  # what was saved
-        check_pickle(file)  # the names of its storages
-        # Then the numbers of each, after how many they are. Torch takes memory for them before it looks.
-        if sum(storages.values()) + 8 * len(storages) != path.stat().st_size - file.tell():
+        start = file.tell()
+        check_pickle(file)  # the names of its storages, in their order: plain values, so that it may be read
+        file.seek(start)
+        names = pickle.load(file)
+        # Then the numbers of each, after how many they are. Of one that is not named torch would read none,
+        # and its numbers would be what lay in memory before.
+        are_texts = type(names) is list and all(type(name) is str for name in names)  # others may nest
+        if not are_texts or sorted(names) != sorted(storages):
+            raise InputError("its storages are not those that it names")
+        for storage in map(storages.__getitem__, names):
+            if int.from_bytes(file.read(8), "little") != storage.n:
+                raise InputError("a storage of it is said to have another size than it has")
+            file.seek(storage.n_bytes, io.SEEK_CUR)
+        if file.tell() != path.stat().st_size:
             raise InputError("its storages are said to have other sizes than they have")
 
 
 def copy_plain_values(value: object) -> Any:
     """Copy what torch.load read, so that all containers are dicts, lists and tuples, and none is there twice.
 
-    Other objects are refused, and tensors whose numbers do not each have bytes of their own.
+    Other objects are refused.
     """
-    import torch
     from torch import Tensor
 
     left = _MAX_VALUES
@@ -401,17 +456,10 @@ def copy_plain_values(value: object) -> Any:
         if type(value) in (list, tuple):
             return type(value)(copy(v, depth + 1) for v in value)
         if isinstance(value, Tensor):
-            return check_dense(value)
+            return value.detach()
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise InputError(f"it holds a {type(value).__name__}: only tensors and plain values are read")
-
-    def check_dense(t: Tensor) -> Tensor:
-        if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized:
-            raise InputError("it holds a tensor that is not a plain one")
-        if t.numel() * t.element_size() > t.untyped_storage().nbytes():  # a view such as expand makes
-            raise InputError(f"it holds a tensor {tuple(t.shape)} with too few numbers for its shape")
-        return t.detach()
 
     return copy(value, 0)
 

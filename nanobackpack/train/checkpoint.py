@@ -306,7 +306,7 @@ def _hugging_face_folder(path: Path) -> Path:
         try:
             folder = download.fetch_model(published)
         except InputError as error:
-            raise InputError(f"no folder {path}: {_training_command(path.name)}, or take {error}") from None
+            raise InputError(f"no folder {path}, and {error}, or {_training_command(path.name)}") from None
         warnings.warn(f"no folder {path}: this is {published} of the Hugging Face hub", stacklevel=1)
         return folder
     if download.is_id(path.as_posix()):

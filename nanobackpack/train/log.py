@@ -48,13 +48,13 @@ class Log:
         self.path = out_dir / "metrics.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
         remove_stale(out_dir)
-        self._tracker = start_tracker(config, step, run_id)
+        goes_on = config.init_from == "resume"
+        kept = [r for r in read_metrics(self.path) if _precedes(r, step)] if goes_on else []
+        self._tracker = start_tracker(config, step, run_id, kept)
         watched = sys.stderr.isatty()
         self._bar = tqdm(initial=step, total=config.max_iters, unit="step", disable=not watched)
         # A run that goes on shortens its log; a new one first moves an earlier run out of its way. From when
         # config.json has its name the folder is this run's (checkpoint.check_run).
-        goes_on = config.init_from == "resume"
-        kept = [r for r in read_metrics(self.path) if _precedes(r, step)] if goes_on else []
         settings = dataclasses.asdict(config) | ({"run": run_id} if run_id else {})
         log, note = self.path, ""
         if config.eval_only and not goes_on and (out_dir / LAST).is_file():

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,27 @@ from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError, first_line
 
 
-def start_tracker(config: TrainConfig, step: int, run_id: str | None) -> Any:
-    """Start or continue the run of that id with the tracker that the settings name, if they name one."""
+def start_tracker(
+    config: TrainConfig, step: int, run_id: str | None, kept: Sequence[dict[str, Any]] = ()
+) -> Any:
+    """Start or continue the run of that id with the tracker that the settings name, if they name one.
+
+    `kept` are the lines of metrics.jsonl that stay in a run that goes on.
+    """
     name = config.wandb_run_name
     if name == "auto":
         name = f"{Path(config.huge_pack_dir or config.dataset).resolve().name} {config.model_name}"
     # An evaluation is a run of its own there.
     id_there = None if config.eval_only else run_id
     tracker = config.tracker_name
+    if config.wandb_log and tracker != "wandb":
+        warnings.warn(f"tracker={tracker} goes before wandb_log=True: wandb is told nothing", stacklevel=2)
     try:
         if tracker == "wandb":
             return start_wandb(config, name, id_there)
         if tracker == "trackio":
             return start_trackio(config, name, id_there)
-        return TensorBoard(config, step) if tracker == "tensorboard" else None
+        return TensorBoard(config, step, kept) if tracker == "tensorboard" else None
     except ImportError as error:
         how = "wandb_log=True" if config.tracker == "auto" else f"tracker={tracker}"
         raise InputError(f"{how} needs {tracker}: pip install 'nanobackpack[{tracker}]'") from error
@@ -75,21 +84,26 @@ def start_trackio(config: TrainConfig, name: str, run_id: str | None) -> Any:
 class TensorBoard:
     """The event files of a run, in its out_dir; a new run moves them away with the rest of an older one."""
 
-    def __init__(self, config: TrainConfig, step: int) -> None:
+    def __init__(self, config: TrainConfig, step: int, kept: Sequence[dict[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
 
         self._open, self._config, self._step = SummaryWriter, config, step
+        self._again = [] if config.eval_only else [r for r in kept if r["step"] == step]
 
     @cached_property
     def _writer(self) -> Any:
         """The file, made when the first number comes: by then an older run has left the folder."""
         config = self._config
         folder = Path(config.out_dir, "evaluation" if config.eval_only else "")
-        # From this step on TensorBoard forgets what a run that was killed had reported.
-        purge_step = self._step + 1 if config.init_from == "resume" else None
+        # From this step on TensorBoard forgets what was reported: what a run that was killed does again, and
+        # the evaluation with which a run goes on. What else there is of this step is told once more.
+        purge_step = self._step if config.init_from == "resume" else None
         writer = self._open(str(folder), purge_step=purge_step)
         settings = json.dumps(dataclasses.asdict(config), indent=4)
         writer.add_text("settings", f"```\n{settings}\n```", self._step)
+        for name, value in (item for record in self._again for item in record.items()):
+            if name != "step":
+                writer.add_scalar(name, value, self._step)
         return writer
 
     def log(self, numbers: dict[str, Any], step: int) -> None:

@@ -6,6 +6,7 @@ The faults are in faults.py, the parts that take hours in stress.py: here each o
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from nanobackpack.errors import InputError
 from nanobackpack.runtime import seed_of
 from nanobackpack.safe import files
 from nanobackpack.safe.run import StopSignals, less_memory, lock_folder, put_aside, within_memory
+from nanobackpack.safe.untrusted import find_parts
 from nanobackpack.text import data
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.data import Mixture, TokenData
@@ -371,6 +374,21 @@ def test_no_damaged_byte_of_a_checkpoint_is_believed(tmp_path: Path) -> None:
         else:
             assert identical(found, {"format": checkpoint.FORMAT, "version": __version__, **state})
     assert refused > 150  # the rest are bytes between the parts
+
+
+@pytest.mark.parametrize("other", ["x/data/b", "x/data/A"])
+def test_parts_of_a_zip_differ_in_more_than_case(other: str) -> None:
+    """torch looks parts up without it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data/a", b"one")
+        archive.writestr(other, b"another")
+    size = len(file.getvalue())
+    if other.endswith("b"):
+        assert [n for _, n, _ in find_parts(file, size).values()] == [3, 7]
+    else:
+        with pytest.raises(InputError, match="odd name, or that of another"):
+            find_parts(file, size)
 
 
 # --- The lock ---------------------------------------------------------------------------------

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from zoo import BEASTS, PROOF, write
 from zoo.__main__ import LOADERS
+from zoo.torch_files import laughs
+
+from nanobackpack.errors import InputError
+from nanobackpack.safe.untrusted import load_untrusted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the keeper asks Linux for its peak memory")
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,3 +75,52 @@ def test_nothing_in_the_zoo_does_harm(tmp_path: Path) -> None:
 def test_the_zoo_is_large() -> None:
     assert len(BEASTS) >= 200
     assert all(beast.why and beast.loaders for beast in BEASTS.values())
+
+
+class Told:
+    """A storage, or a tensor of it, as a pickle of torch tells of them: they need not exist."""
+
+    def __init__(self, *what: Any) -> None:
+        self.what = what
+
+    def __reduce__(self) -> Any:
+        storage, offset, shape, strides = self.what
+        return torch._utils._rebuild_tensor_v2, (storage, offset, shape, strides, False, OrderedDict())
+
+
+def old_file(path: Path, tensors: list[Told], names: object, numbers: list[list[float]]) -> Path:
+    """A file of torch before 1.6: five pickles, and the numbers of each storage after their count."""
+    content = io.BytesIO()
+    pickler = type("", (pickle.Pickler,), {"persistent_id": lambda _, x: x.what if is_storage(x) else None})
+    for value in (0x1950A86A20F9469CFC6C, 1001, {}, dict(enumerate(tensors)), names):
+        pickler(content, 2).dump(value)
+    for row in numbers:
+        content.write(len(row).to_bytes(8, "little") + torch.tensor(row).numpy().tobytes())
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def is_storage(x: object) -> bool:
+    return isinstance(x, Told) and x.what[0] == "storage"
+
+
+def test_tensors_lie_within_the_storages_that_an_old_file_names(tmp_path: Path) -> None:
+    """Else torch would give them what lay in memory before, or make a storage longer."""
+    a, b = (Told("storage", torch.FloatStorage, key, "cpu", 6, None) for key in "ab")
+    bytes_of_a = Told("storage", torch.ByteStorage, "a", "cpu", 24, None)
+    sound = [Told(a, 0, (2, 3), (3, 1)), Told(b, 2, (2, 2), (1, 2))]
+    rows = [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]]
+    opened = load_untrusted(old_file(tmp_path / "good.pt", sound, ["b", "a"], rows[::-1]))
+    assert [t.tolist() for t in opened.values()] == [[rows[0][:3], rows[0][3:]], [[8, 10], [9, 11]]]
+    for n, (what, tensors, names, numbers) in enumerate([
+        ("that it names", sound, [], rows),
+        ("that it names", sound, ["a", "a"], rows),
+        ("that it names", sound, {"a": 0, "b": 0}, rows),
+        ("that it names", sound, [laughs(list), laughs(list)], rows),
+        ("another size", sound, ["a", "b"], [rows[0][:3], rows[0] + rows[1][3:]]),
+        ("two sizes or kinds", [sound[0], Told(bytes_of_a, 0, (24,), (1,))], ["a"], rows[:1]),
+        ("too few numbers", [sound[0], Told(b, 3, (2, 2), (1, 2))], ["a", "b"], rows),
+        ("share bytes", [sound[0], Told(b, 0, (2, 2), (1, 1))], ["a", "b"], rows),
+    ]):  # fmt: skip
+        with pytest.raises(InputError, match=what):
+            load_untrusted(old_file(tmp_path / f"{n}.pt", tensors, names, numbers))

@@ -157,6 +157,8 @@ CHANGES: Table = {
     "expanded": (embedding(torch.ones(1, 1).expand(4, 8)), "one number 32 times"),
     "endless": (embedding(torch.ones(1, 1).expand(10**9, 10**3)), "one number 10^12 times"),
     "view": (embedding(View(torch.ones(4), 0, (10**9, 10**3), (10**3, 1))), "10^12 numbers in 16 bytes"),
+    "view-rows": (embedding(View(torch.ones(32), 0, (4, 8), (0, 1))), "four rows that are the same bytes"),
+    "view-shifted": (embedding(View(torch.ones(32), 0, (4, 8), (1, 1))), "rows that begin one number apart"),
     "view-negative": (embedding(View(torch.ones(4), 0, (-4,), (1,))), "a negative size"),
     "nan": (embedding(torch.full((4, 8), torch.nan)), "weights that are no numbers"),
     "key": (lambda c: c["model"].update({7: torch.ones(1)}), "a tensor named 7"),
@@ -362,6 +364,20 @@ def unlisted(d: Path) -> None:
     (d / "ckpt.pt").write_bytes(content[: content.rindex(b"\x80\x02]q\0(")] + pickle.dumps([], 2))
 
 
+def grown(d: Path) -> None:
+    """In the old format: all tensors of a large model in one number, which no list of storages has."""
+    sizes, n = SIZES | {"n_layer": 12, "n_embd": 512}, 0
+    with torch.device("meta"):
+        state: State = checkpoint.build_model(ModelConfig(**sizes)).state_dict()
+    number = torch.zeros(1)
+    for name, t in state.items():
+        state[name], n = View(number, n, tuple(t.shape), t.stride()), n + t.numel()
+    save(d, good() | {"model_args": sizes, "model": state}, old=True)
+    content = (d / "ckpt.pt").read_bytes()
+    names = content.rindex(b"\x80\x02]q\0")
+    (d / "ckpt.pt").write_bytes(content[:names] + pickle.dumps([], 2) + content[-12:])
+
+
 def edited(folder: Path, edit: Callable[[bytes], bytes], value: object = None, old: bool = False) -> None:
     """A good checkpoint whose bytes are changed."""
     save(folder, good() if value is None else value, old)
@@ -400,6 +416,7 @@ CONTAINERS: Table = {
         lambda d: parts(d, GOOD_PARTS | {"ckpt/data.pkl": equal_hashes()}), "50,000 keys of one hash"),
     "storage-claims": (claiming, "a model of 600,000 numbers, in the bytes of one layer"),
     "old-unlisted": (unlisted, "a model of 150 MB in 20 kB, in the old format"),
+    "old-one-number": (grown, "a model of 150 MB in one number, in the old format"),
     "zip-comment": (comment, "a second end of the archive in its comment"),
     "zip-script": (
         lambda d: parts(
