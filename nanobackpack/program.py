@@ -69,7 +69,9 @@ def _status_of(main: Callable[[], int | None]) -> int | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return fail("out of memory: take a smaller --batch_size or --num_samples, or shorter texts")
+        return fail(
+            "out of memory: take a smaller --batch_size or --num_samples, if there is one, or shorter texts"
+        )
 
 
 # --- Streams ----------------------------------------------------------------------------------

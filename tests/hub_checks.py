@@ -79,6 +79,7 @@ def check(folder: Path) -> float:
     greedy = {"do_sample": False, **plain}
     assert torch.equal(model.generate(prompt, **greedy), ours["greedy"])  # to the end of the context
     assert torch.equal(model.generate(prompt, use_cache=False, **greedy), ours["greedy"])
+    assert torch.equal(model.generate(prompt, max_new_tokens=99, **greedy), ours["greedy"])
     beams = model.generate(prompt, num_beams=3, **greedy)
     assert torch.equal(beams, model.generate(prompt, num_beams=3, use_cache=False, **greedy))
     torch.manual_seed(0)

@@ -408,7 +408,7 @@ def test_errors_of_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(OSError(2, "not there", "one\ntwo")) == (2, "", "error: one two: not there\n")
     assert end(KeyboardInterrupt()) == (130, "", "")
     assert end(RuntimeError("std::bad_alloc"))[2].startswith(
-        "error: out of memory: take a smaller --batch_size"
+        "error: out of memory: take a smaller --batch_size or --num_samples, if there is one"
     )
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         end(ZeroDivisionError())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +19,10 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Evaluation, Figure, intervals, mean_of, rank_correlation
 from nanobackpack.evaluate.cost import CostConfig, cost, held_out
-from nanobackpack.model.backpack import BackpackLM
+from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.model.generate import beam_search
 from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.checkpoint import load_model, save_checkpoint, save_model
 
 
 def numbers(n: int, seed: int) -> torch.Tensor:
@@ -56,6 +60,54 @@ def test_intervals() -> None:
         )
     assert found == intervals(figures)
     assert intervals({"a": figures["a"]})["a"] == found["a"]  # the same draws, whatever else is asked
+
+
+def test_no_interval_where_most_draws_are_no_numbers() -> None:
+    """Of 40 pairs one shares a token: in a third of the draws it is missing, and all ranks are tied."""
+    shared = torch.zeros(40)
+    shared[7] = 1
+    figures = {"shared": rank_correlation(shared, numbers(40, 1)), "other": mean_of(numbers(40, 2))}
+    found = intervals(figures)
+    assert [math.isnan(end) for ends in found.values() for end in ends] == [True, True, False, False]
+    shared[:7] = 1  # now in 1 of 10,000
+    assert not math.isnan(intervals({"shared": rank_correlation(shared, numbers(40, 1))})["shared"][0])
+
+
+def test_seeds_are_other_runs_of_the_same_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is refused that is named twice or is the model itself; one note lists what differs."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, seed: int, rate: float = 0.1, text: str = "1", **shape: int) -> LanguageModel:
+        model = tiny_model(seed=seed, **shape)
+        args = {"model": model.state_dict(), "model_args": vars(model.config), "tokenizer": None}
+        Path(name).mkdir()
+        save_checkpoint(Path(name, "ckpt.pt"), args | {"data": {"train": text}, "run": name})
+        stored = {"out_dir": name, "run": name, "learning_rate": rate, "seed": seed}
+        Path(name, "config.json").write_text(json.dumps(stored))
+        return load_model(name)
+
+    model = run("out", 0)
+    run("out-1", 1)
+    run("out-2", 2)
+    run("rate", 3, rate=0.2)
+    run("other", 4, text="2", n_layer=2)
+    shutil.copy("out-1/ckpt.pt", "copy.pt")  # the same weights, elsewhere
+    save_model(tiny_model(seed=9), "out/best.pt")  # other weights of the same run
+    check = lambda *seeds: controls.check_runs(model, Settings(out_dir="out", seeds=seeds))  # noqa: E731
+    for seeds, same in (
+        (["out-1", "out-1"], "out-1"), (["out"], "out"), (["out/ckpt.pt"], "out"), (["out/best.pt"], "out"),
+        (["out-1", "out-2", "copy.pt"], "out-1"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"seeds={seeds[-1]} is the same run as {same}:"):
+            check(*seeds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check("out-1", "out-2")
+    with pytest.warns(UserWarning, match="more than the seed") as noted:
+        check("out-1", "rate", "other")
+    (note,) = noted
+    assert "from out in" in str(note.message)
+    assert "the seed: rate (learning_rate), other (n_layer, training text); " in str(note.message)
 
 
 def test_models_to_compare_with(speller: BackpackLM) -> None:

@@ -149,6 +149,62 @@ def test_a_gpt_is_gpt2(tmp_path: Path, bias: bool, capfd: pytest.CaptureFixture[
     same_logits(model, load_model(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("kind", ["nano", "baked", "gpt"])
+def test_characters(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A vocabulary without a row to spare: texts of different lengths in a batch, and [PAD] comes home."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+
+    model = tiny_model(vocab_size=4, vocab_used=0, model_name="gpt2" if kind == "gpt" else "backpack-lm")
+    if kind == "baked":
+        model = control.bake(model, control.ScaleSense((3,), 0.0, 1))
+    model.tokenizer = Tokenizer.char("abc\n")
+    export(model, tmp_path / "out")
+    back = load_model(tmp_path / "out").config
+    assert (back == model.config) if kind != "gpt" else (back.vocab_size, back.vocab_used) == (4, 0)
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (other.config.eos_token_id, other.config.bos_token_id, other.config.pad_token_id) == (None,) * 3
+    if kind == "gpt":  # the library's own class needs a row for it
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        other.resize_token_embeddings(len(tokenizer))
+    batch = tokenizer(["ab", "ab\nc"], padding=True, return_tensors="pt")
+    assert batch["input_ids"].tolist() == [[4, 4, 1, 2], [1, 2, 0, 3]]
+    capfd.readouterr()
+    grown = other.generate(**batch, max_new_tokens=4, do_sample=False)
+    alone = other.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    assert torch.equal(grown[0, 2:], alone[0])
+    assert grown[:, 4:].max() < 4  # never [PAD]
+    if kind != "gpt":
+        assert other.generate(**batch, max_new_tokens=99, do_sample=False).size(1) == 12
+        assert capfd.readouterr().err == ""  # that two lengths are given is nothing to warn of
+    rows = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer("ab"), tokenizer("ab\nc")])
+    assert (rows["labels"] == -100).sum() == 2
+    other(**rows).loss.backward()
+    for name in ("saved", "resized"):
+        if name == "resized":
+            other.resize_token_embeddings(len(tokenizer))
+        other.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        home = load_model(tmp_path / name)
+        assert home.tokenizer
+        assert (home.tokenizer.kind, home.config.n_token) == ("char", 4)
+        assert home.tokenizer.difference(model.tokenizer) == ""
+        ids = torch.tensor([[1, 2, 0, 3]])
+        assert (home(ids).logits - other(ids).logits).abs().max() < 1e-5
+    with pytest.raises(Exception, match="Missing"):  # a character that it does not know, as docs/hub.md says
+        tokenizer("é")
+
+
+def test_fresh_weights() -> None:
+    """Those of a part whose result is added up begin smaller, as ours do."""
+    from nanobackpack.hub.modeling_backpack import BackpackConfig, BackpackForCausalLM
+
+    fresh = BackpackForCausalLM(BackpackConfig(n_layer=3, n_embd=64, n_head=2, vocab_size=99, block_size=8))
+    for name, factor in (("attn.c_attn", 1), ("attn.c_proj", 6**-0.5), ("mlp.c_proj", 6**-0.5)):
+        std = fresh.get_submodule(f"context.h.0.{name}").weight.std().item()
+        assert std == pytest.approx(0.02 * factor, rel=0.1)
+
+
 # --- Fine-tuned elsewhere, then home ----------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from nanobackpack.analysis import control
 from nanobackpack.config import ModelConfig, TrainConfig
 from nanobackpack.errors import InputError
+from nanobackpack.evaluate.controls import untrained
 from nanobackpack.evaluate.perplexity import (
     PerplexityConfig,
     mean,
@@ -56,9 +57,8 @@ class Unigram(LanguageModel):
         )
         self.p = p
 
-    def forward(self, input_ids: Tensor, targets: Tensor, loss_only: bool) -> Output:
-        log_p = torch.tensor(self.p).log()
-        return Output(None, -log_p[targets].mean())
+    def forward(self, input_ids: Tensor) -> Output:
+        return Output(torch.tensor(self.p).log().expand(*input_ids.shape, 3), None)
 
 
 def direct(model: LanguageModel, ids: np.ndarray, block_size: int) -> list[float]:
@@ -83,6 +83,11 @@ def test_the_whole_stream_is_the_definition(tmp_path: Path, kind: dict[str, Any]
         assert result.tokens == len(STREAM) - 1
         assert result.nats_per_token == pytest.approx(np.mean(losses), abs=1e-5)
         assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+        # Windows are the items of its interval, whatever is computed in one go.
+        size = model.config.block_size
+        items = [losses[start : start + size] for start in range(0, len(losses), size)]
+        assert [n for _, n in result.windows] == list(map(len, items))
+        assert [loss for loss, _ in result.windows] == pytest.approx(list(map(np.mean, items)), abs=1e-5)
     assert not model.training
 
 
@@ -178,6 +183,21 @@ def test_perplexity_py(run: Path, capsys: Capture) -> None:
     assert controls["values"][0] == pytest.approx(row["nats_per_token"])
     assert len(set(controls["untrained"][0])) == 3
     assert all(nats > row["nats_per_token"] for nats in controls["untrained"][0])
+
+
+def test_untrained_models_see_the_same_windows(
+    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, or the first of a long split: then the heading says how many."""
+    model, file = checkpoint.load_model(run / "out"), run / "first.json"
+    losses = direct(untrained(model, 0), np.fromfile(run / "data" / "evaluation.bin", "<u2"), 16)
+    for limit, n, said in ((1000, 199, ""), (5, 80, " (untrained: of the first 5 windows)")):
+        monkeypatch.setattr("nanobackpack.evaluate.perplexity.UNTRAINED_WINDOWS", limit)
+        out, _ = run_program("perplexity", run / "out", capsys, f"--json={file}", "--batch_size=3")
+        assert f"# controls of these figures{said}\n" in out
+        found = json.loads(file.read_text())
+        assert found["controls"]["untrained"][0][0] == pytest.approx(np.mean(losses[:n]), abs=1e-5)
+        assert found["rows"][0]["tokens"] == 199
 
 
 @pytest.mark.parametrize(("flag", "n"), [("--text", 44), ("--dataset", 44), ("--text", 17), ("--text", 5)])

@@ -210,7 +210,7 @@ def topic(
     are `sense_peaks` of the model.
     """
     if f_mode not in ("code", "paper"):
-        raise InputError(f"f_mode={f_mode!r} is out of range: it must be code or paper")
+        raise InputError(f"f_mode={f_mode!r} must be code or paper")
     if deltas is None and strength not in range(len(STRENGTHS)):
         raise InputError(f"strength={strength} is out of range: it must be from 0 to {len(STRENGTHS) - 1}")
     if not f_scale > 0:

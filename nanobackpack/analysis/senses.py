@@ -37,7 +37,8 @@ from nanobackpack.analysis.results import (
     Similarity,
     Weights,
 )
-from nanobackpack.errors import InputError
+from nanobackpack.config import wrong_type
+from nanobackpack.errors import InputError, short_repr
 from nanobackpack.model.backpack import BackpackLM, LanguageModel, check_model
 from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import eval_mode, pad_right
@@ -101,7 +102,7 @@ class Senses:
         if not rows:
             raise InputError("no words: give at least one")
         if pooling not in get_args(Pooling):
-            raise InputError(f"pooling={pooling!r} is out of range: one of {', '.join(get_args(Pooling))}")
+            raise wrong_type("pooling", short_repr(pooling), Pooling)
         if pooling == "first":
             return self.model.sense_vectors([row[0] for row in rows])
         # The senses of all tokens of all words at once, (all tokens, K, D), then word by word.

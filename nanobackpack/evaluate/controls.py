@@ -9,7 +9,8 @@ text. So this file can say of all of them alike
 
     95 %       where the figure lies if the items are drawn anew (bootstrap); of a difference, "min − E", both
                figures see the same draws. It is about the items: only `--seeds` shows what another seed does
-    untrained  the figure of models of the same shape before any training, 3 seeds, mean ± sd
+    untrained  the figure of models of the same shape before any training, 3 seeds, mean ± sd; if of
+               fewer items, the heading says on how many
     unigram    the figure of a model that knows how often each token occurs in the training text, no more
     seeds      mean ± sd over this model and others of the same recipe
 
@@ -19,20 +20,30 @@ Letters: N items of a figure, R draws of them, F figures.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanobackpack.analysis import results
 from nanobackpack.config import Settings
+from nanobackpack.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nanobackpack.model.backpack import LanguageModel
+
+# What makes runs of one shape and data differ, beside the seed.
+RECIPE = (
+    "optimizer", "max_iters", "batch_size", "gradient_accumulation_steps", "learning_rate", "muon_lr_factor",
+    "decay_lr", "lr_schedule", "warmup_iters", "lr_decay_iters", "min_lr", "weight_decay", "beta1", "beta2",
+    "grad_clip", "xlm_alpha",
+)  # fmt: skip
 
 # --- Figures and their intervals ------------------------------------------------------------------
 
@@ -94,7 +105,8 @@ def intervals(
     figures: Mapping[str, Figure], draws: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Give 95 % intervals of figures by the bootstrap: N items are drawn from the N with replacement, again
-    and again, and the figure is computed of each draw. Figures of as many items see the same draws."""
+    and again, and the figure is computed of each draw. Figures of as many items see the same draws. Where
+    more than 5 % of the draws give no number, the interval is NaN: the others are no fair sample of them."""
     import torch
 
     found: dict[str, list[Tensor]] = {name: [] for name in figures}
@@ -108,8 +120,13 @@ def intervals(
             for name, figure in figures.items():
                 if figure.n == n:
                     found[name].append(figure.of(weights) if n > 1 else ends * math.nan)
-    both = {name: torch.cat(values).nanquantile(ends).tolist() for name, values in found.items()}
-    return {name: (low, high) for name, (low, high) in both.items()}
+    between = {}
+    for name, values in found.items():
+        of_draw = torch.cat(values)  # (R)
+        few = of_draw.isnan().double().mean() > 0.05
+        low, high = (ends * math.nan if few else of_draw.nanquantile(ends)).tolist()
+        between[name] = low, high
+    return between
 
 
 # --- Models to compare with -----------------------------------------------------------------------
@@ -160,7 +177,8 @@ class ControlsConfig(Settings):
     controls: bool = True
     """Also measure untrained copies of the model and trivial baselines: takes about 4 times as long."""
     seeds: tuple[str, ...] = ()
-    """Runs of the same recipe with other seeds: the controls have mean ± sd over these and the model."""
+    """Runs of the same recipe with other seeds: the controls have mean ± sd over these and the model. A note
+    says where shape, recipe or data differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +237,12 @@ def report(
     counts: bool = False,
 ) -> Found:
     """Run an evaluation as results.report does, with controls if the settings want them. `again` measures the
-    models to compare with, if that differs, and `fresh` the untrained ones; `counts` asks for the unigram."""
+    models to compare with, if that differs, and `fresh` the untrained ones, on the first windows; `counts`
+    asks for the unigram."""
 
     def controlled(model: LanguageModel) -> Found:
+        if settings.seeds:
+            check_runs(model, settings)
         found = measure(model)
         if not (settings.controls or settings.seeds) or not found.figures:
             return found
@@ -229,6 +250,53 @@ def report(
         return dataclasses.replace(found, controls=others)
 
     return results.report(settings, controlled)
+
+
+def check_runs(model: LanguageModel, settings: Any) -> None:
+    """Refuse --seeds that name a run twice or the model itself, under whatever name; note where they differ
+    in more than the seed, since their spread is then not that of seeds."""
+    from nanobackpack.train.checkpoint import load_model
+
+    path, notes = settings.model_path, []
+    own, names = _recipe(model, path), dict.fromkeys(_marks(model, path), path)
+    for run in settings.seeds:
+        with warnings.catch_warnings():  # what is to be said of it is said when it is measured
+            warnings.simplefilter("ignore")
+            other = load_model(run, settings.tokenizer_name)
+        for mark in (marks := _marks(other, run)):
+            if mark in names:
+                same = f"seeds={run} is the same run as {names[mark]}"
+                raise InputError(f"{same}: name runs that were trained with other seeds, each once")
+        names |= dict.fromkeys(marks, run)
+        theirs = _recipe(other, run)
+        if differ := [name for name in own if name in theirs and own[name] != theirs[name]]:
+            notes.append(f"{run} ({', '.join(differ)})")
+    if notes:
+        what = f"these differ from {path} in more than the seed: {', '.join(notes)}"
+        warnings.warn(f"{what}; their spread is not that of seeds alone", stacklevel=2)
+
+
+def _marks(model: LanguageModel, path: str) -> list[str]:
+    """Give what no two trainings have in common: a hash of the weights, and the run's id if it is known."""
+    digest = hashlib.sha256()
+    for weights in model.parameters():
+        digest.update(weights.detach().cpu().contiguous().numpy().data)
+    run = _run_settings(path).get("run")
+    return [digest.hexdigest(), *([f"run {run}"] if run else [])]
+
+
+def _recipe(model: LanguageModel, path: str) -> dict[str, Any]:
+    """Tell how a model was made, as far as it is known: its shape, its data, and the settings of its run."""
+    stored = _run_settings(path)
+    data = {"training text": model.text} if model.text else {}
+    return dataclasses.asdict(model.config) | data | {name: stored[name] for name in RECIPE if name in stored}
+
+
+def _run_settings(path: str) -> dict[str, Any]:
+    from nanobackpack.train.checkpoint import checkpoint_in, run_settings
+
+    file = checkpoint_in(Path(path))
+    return run_settings(file.parent) if file.is_file() else {}  # words-small is no file of this folder
 
 
 def compare(
@@ -242,10 +310,15 @@ def compare(
     """Measure what the figures found of a model are to be compared with."""
     from nanobackpack.train.checkpoint import load_model
 
+    fewer: set[int] = set()  # on how many items untrained models were measured, where the figure has more
+
     def values(other: LanguageModel, measure: Callable[[LanguageModel], Evaluation] = measure) -> list[float]:
         with warnings.catch_warnings():  # the model itself has said it all
             warnings.simplefilter("ignore")
             figures = measure(other).figures
+        if measure is fresh:
+            there = found.figures.keys() & figures.keys()
+            fewer.update(figures[name].n for name in there if figures[name].n < found.figures[name].n)
         return [figures[name].value if name in figures else math.nan for name in names]
 
     names, device = list(found.figures), model.wte.weight.device
@@ -257,7 +330,8 @@ def compare(
     shares = values(base) if base else []
     others = [values(load_model(run, settings.tokenizer_name).to(device)) for run in settings.seeds]
     return Controls(
-        title="controls of these figures",
+        title="controls of these figures"
+        + (f" (untrained: of the first {max(fewer):,} windows)" if fewer else ""),
         names=names,
         values=own,
         intervals=[between[name] for name in names],

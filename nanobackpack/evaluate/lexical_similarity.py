@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from nanobackpack.analysis import results
 from nanobackpack.analysis.results import Pooling
-from nanobackpack.config import AnalysisConfig
-from nanobackpack.errors import InputError
+from nanobackpack.config import AnalysisConfig, wrong_type
+from nanobackpack.errors import InputError, short_repr
 from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, rank_correlation
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
@@ -142,7 +142,7 @@ def lexical_similarity(
     tokenizer = needs_tokenizer(model.tokenizer)
     for pooling in poolings:
         if pooling not in get_args(Pooling):
-            raise InputError(f"pooling={pooling!r} is unknown: it must be {' or '.join(get_args(Pooling))}")
+            raise wrong_type("pooling", short_repr(pooling), Pooling)
 
     # Pairs with characters that the tokenizer does not know are left out.
     def known(pair: WordPair) -> bool:

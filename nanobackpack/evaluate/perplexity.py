@@ -20,6 +20,7 @@ import dataclasses
 import math
 import shlex
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
     from nanobackpack.text.data import TokenData
 
+UNTRAINED_WINDOWS = 1000  # of each split: models that know nothing differ little from window to window
+ALIVE = 1 << 28  # logits in memory at a time: 1 GB in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig(LoadConfig, controls.ControlsConfig):
@@ -58,7 +62,7 @@ class PerplexityConfig(LoadConfig, controls.ControlsConfig):
     per_language: bool = False
     """A row for each language of a mixture, then one for all."""
     batch_size: int = 12
-    """Windows computed in one go."""
+    """Windows computed in one go, fewer where the vocabulary is large."""
     batches: int = 0
     """Random batches that stand for the split, drawn with seed (0: all of the split)."""
     edits: str = ""
@@ -81,8 +85,8 @@ class StreamLoss:
     bits_per_token: float
     bits_per_char: float | None
     """Comparable between tokenizers."""
-    batches: list[tuple[float, int]] = field(default_factory=list, repr=False, compare=False)
-    """Mean loss and number of tokens of each batch of windows."""
+    windows: list[tuple[float, int]] = field(default_factory=list, repr=False, compare=False)
+    """Mean loss and number of tokens of each window."""
 
 
 class TokenLoss(NamedTuple):
@@ -131,26 +135,23 @@ def main(settings: PerplexityConfig) -> None:
     from nanobackpack.runtime import keep_memory
 
     keep_memory()
-    # Models that know nothing are the same everywhere: a few batches will do.
-    whole = _text_file(settings) or settings.batches
-    few = settings if whole else dataclasses.replace(settings, batches=8)
     controls.report(
         settings,
         lambda model: perplexity(model, settings),
-        fresh=lambda model: perplexity(model, few),
+        fresh=lambda model: perplexity(model, settings, UNTRAINED_WINDOWS),
         counts=True,
     )
 
 
-def perplexity(model: LanguageModel, settings: PerplexityConfig) -> Perplexity:
-    """Measure all that the settings ask for."""
+def perplexity(model: LanguageModel, settings: PerplexityConfig, first: int = 0) -> Perplexity:
+    """Measure all that the settings ask for; of each split or text only the first windows, if `first`."""
     from nanobackpack.analysis import control
     from nanobackpack.train.checkpoint import check_vocabulary
 
     tokens = None
     with control.applied(model, control.load(settings.edits, model) if settings.edits else ()):
         if text := _text_file(settings):
-            row, losses = text_loss(model, Path(text), settings.batch_size)
+            row, losses = text_loss(model, Path(text), settings.batch_size, first)
             rows, source, tokens = [row], display_path(text), losses if settings.per_token else None
         else:
             data, split = open_stream(settings)
@@ -159,12 +160,12 @@ def perplexity(model: LanguageModel, settings: PerplexityConfig) -> Perplexity:
             if not settings.dataset and model.text and model.text != data.fingerprint():
                 warnings.warn(f"{source} has changed since the model was trained on it", stacklevel=2)
             parts = list(data.parts(split)) if settings.per_language else [split]
-            rows = [stream_loss(model, data, part, settings) for part in parts]
+            rows = [stream_loss(model, data, part, settings, first) for part in parts]
     if len(rows) > 1:
         rows.append(mean("all", rows))
     # Under edits there is nothing to compare with: they are for this model alone.
     figures = {
-        f"{row.split}, nats/token": controls.mean_of(*map(list, zip(*row.batches, strict=True)))
+        f"{row.split}, nats/token": controls.mean_of(*map(list, zip(*row.windows, strict=True)))
         for row in ([] if settings.edits else rows)
     }
 
@@ -186,27 +187,57 @@ def perplexity(model: LanguageModel, settings: PerplexityConfig) -> Perplexity:
     )
 
 
-def stream_loss(model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig) -> StreamLoss:
-    """Measure the loss over a whole split, or of random batches of it if the settings say so."""
-    from nanobackpack.runtime import eval_mode, generator
+def stream_loss(
+    model: LanguageModel, data: TokenData, split: str, settings: PerplexityConfig, first: int = 0
+) -> StreamLoss:
+    """Measure the loss over a whole split, or of random batches of it if the settings say so; of the first
+    windows only, if `first`."""
+    from nanobackpack.runtime import generator
 
-    T, device, B = model.config.block_size, model.wte.weight.device, settings.batch_size
+    T, B = model.config.block_size, settings.batch_size
     batches = data.windows(split, B, T)
     size = data.n_tokens(split) - len(data.parts(split))  # the first of each cannot be predicted
     if settings.batches:
         draw = generator(settings.seed)
         batches = (data.batch(split, B, T, draw) for _ in range(settings.batches))
         size = settings.batches * B * T
-    found: list[tuple[float, int]] = []
+    found = window_losses(model, batches, split, size, first)
+    return with_bits(split, _means(found), data.chars_per_token(split))
+
+
+def window_losses(
+    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], name: str, size: int, first: int = 0
+) -> list[Tensor]:
+    """Give the losses in nats of the tokens of each window, (T) of each, or only of the first windows;
+    name and size, in tokens, are for the bar."""
+    from torch.nn import functional as F
+
+    from nanobackpack.runtime import eval_mode
+
+    found: list[Tensor] = []
+    device, T = model.wte.weight.device, model.config.block_size
+    at_once = max(1, ALIVE // (T * model.config.vocab_size))
+    left = first or size  # no split has more windows than tokens
+    size = min(size, left * T)
     bar = tqdm(
-        desc=escape_controls(split), total=size, unit="token", unit_scale=True, disable=None, leave=False
+        desc=escape_controls(name), total=size, unit="token", unit_scale=True, disable=None, leave=False
     )
     with eval_mode(model) as model, bar:
-        for x, y in batches:  # (B, T) each
-            loss = model(x.to(device), y.to(device), loss_only=True).loss
-            found.append((loss.item(), y.numel()))
-            bar.update(y.numel())
-    return with_bits(split, found, data.chars_per_token(split))
+        for batch in batches:  # (B, T) each
+            wanted = [side[: left - len(found)].split(at_once) for side in batch]
+            for x, y in zip(*wanted, strict=True):  # (b, T) each
+                logits = model(x.to(device)).logits.flatten(0, 1)  # (b·T, V)
+                losses = F.cross_entropy(logits.float(), y.flatten().to(device), reduction="none")  # (b·T)
+                found += losses.view(y.shape).cpu()  # b of (T)
+                bar.update(y.numel())
+            if len(found) >= left:
+                break
+    return found
+
+
+def _means(losses: list[Tensor]) -> list[tuple[float, int]]:
+    """Mean loss and number of tokens of each window."""
+    return [(window.double().mean().item(), len(window)) for window in losses]
 
 
 def _text_file(settings: PerplexityConfig) -> str:
@@ -223,27 +254,17 @@ def _text_file(settings: PerplexityConfig) -> str:
     return settings.text
 
 
-def text_loss(model: LanguageModel, path: Path, batch_size: int) -> tuple[StreamLoss, list[TokenLoss]]:
+def text_loss(
+    model: LanguageModel, path: Path, batch_size: int, first: int = 0
+) -> tuple[StreamLoss, list[TokenLoss]]:
     """Measure a text as one document, in windows of block_size as a data set is; and each of its tokens."""
-    from torch.nn import functional as F
-
-    from nanobackpack.runtime import eval_mode
-
     tokenizer = needs_tokenizer(model.tokenizer)
     windows, chars = text_windows(model, path, batch_size)
-    nats: list[float] = []
-    found: list[tuple[float, int]] = []
     ids = [i for _, y in windows for i in y.flatten().tolist()]
-    bar = tqdm(desc=path.name, total=len(ids), unit="token", unit_scale=True, disable=None, leave=False)
-    with eval_mode(model) as model, bar:
-        for x, y in windows:  # (B, T) each
-            logits = model(x).logits.flatten(0, 1)  # (B·T, V)
-            some = F.cross_entropy(logits.float(), y.flatten(), reduction="none").tolist()
-            nats += some
-            found.append((sum(some) / len(some), len(some)))
-            bar.update(y.numel())
-    losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(ids, nats, strict=True)]
-    return with_bits(path.name, found, chars), losses
+    found = window_losses(model, windows, path.name, len(ids), first)
+    nats = [loss for window in found for loss in window.tolist()]
+    losses = [TokenLoss(tokenizer.token(i), i, loss) for i, loss in zip(ids, nats, strict=False)]
+    return with_bits(path.name, _means(found), chars), losses
 
 
 def text_windows(
@@ -280,11 +301,11 @@ def text_windows(
     return batches, len(text) / len(tokenizer.encode(text))
 
 
-def with_bits(split: str, batches: list[tuple[float, int]], chars: float | None = None) -> StreamLoss:
-    """Express the losses of batches, in nats per token, as a perplexity and in bits; chars: per token, if
+def with_bits(split: str, windows: list[tuple[float, int]], chars: float | None = None) -> StreamLoss:
+    """Express the losses of windows, in nats per token, as a perplexity and in bits; chars: per token, if
     known. Each token counts alike, though the last window is shorter."""
-    tokens = sum(n for _, n in batches)
-    nats = sum(loss * n for loss, n in batches) / tokens
+    tokens = sum(n for _, n in windows)
+    nats = sum(loss * n for loss, n in windows) / tokens
     bits = nats / math.log(2)
     return StreamLoss(
         split=split,
@@ -294,7 +315,7 @@ def with_bits(split: str, batches: list[tuple[float, int]], chars: float | None 
         perplexity=math.exp(nats) if nats < 709 else math.inf,
         bits_per_token=bits,
         bits_per_char=bits / chars if chars else None,
-        batches=batches,
+        windows=windows,
     )
 
 
@@ -303,7 +324,7 @@ def mean(split: str, parts: list[StreamLoss]) -> StreamLoss:
     n = sum(p.tokens for p in parts)
     known = all(p.chars_per_token for p in parts)
     chars = sum(p.tokens * (p.chars_per_token or 0) for p in parts) / n if known else None
-    return with_bits(split, [batch for p in parts for batch in p.batches], chars)
+    return with_bits(split, [window for p in parts for window in p.windows], chars)
 
 
 def open_stream(settings: PerplexityConfig) -> tuple[TokenData, str]:

@@ -87,9 +87,12 @@ def write_transformers(model: LanguageModel, folder: Path, dataset: str) -> None
 
     from nanobackpack.hub.modeling_backpack import BackpackConfig, BackpackForCausalLM
 
+    tokenizer, n, pad = model.tokenizer, model.config.n_token, pad_id(model)
     if isinstance(model, BackpackLM):
         settings = dataclasses.asdict(model.config)
         del settings["model_name"]
+        settings["vocab_used"] = model.config.n_token  # so that a [PAD] that is added is none of ours
+        settings |= {f"{role}_token_id": i for role, i in roles(tokenizer).items()}
         other: Any = BackpackForCausalLM(BackpackConfig(**settings))
         state = model.state_dict() | {"lm_head.weight": model.wte.weight}
     else:
@@ -100,9 +103,10 @@ def write_transformers(model: LanguageModel, folder: Path, dataset: str) -> None
     other.load_state_dict(state)
     other.tie_weights()
     # It generates as ours does: as far as positions were learned, never what stands for no text.
-    tokenizer, n = model.tokenizer, model.config.n_token
-    never = [*(tokenizer.unsampled_ids if tokenizer else ()), *range(n, model.config.vocab_size)]
-    tokens = {f"{role}_token_id": i for role, i in roles(tokenizer).items()}
+    added = tokenizer is not None and pad in (None, n)  # it may get a [PAD] after the other tokens
+    rows = range(n, max(model.config.vocab_size, n + added))
+    never = [*(tokenizer.unsampled_ids if tokenizer else ()), *rows]
+    tokens = {f"{role}_token_id": i for role, i in roles(tokenizer).items()} | {"pad_token_id": pad}
     longest = model.config.block_size
     other.generation_config = GenerationConfig(max_length=longest, suppress_tokens=never or None, **tokens)
     watched = logging.is_progress_bar_enabled()
@@ -121,6 +125,17 @@ def roles(tokenizer: Tokenizer | None) -> dict[str, int]:
     padding = [tokenizer.special[name] for name in ("[PAD]", "<pad>") if name in tokenizer.special]
     found = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": [*padding, tokenizer.eos_id][0]}
     return {role: i for role, i in found.items() if i is not None}
+
+
+def pad_id(model: LanguageModel) -> int | None:
+    """What fills up the shorter texts of a batch; where no token can, as with characters, the id after all
+    tokens, [PAD]. A token of text would be lost from texts and from training. A GPT may have no such row."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return None
+    after = tokenizer.vocab_size
+    free = isinstance(model, BackpackLM) or after < model.config.vocab_size
+    return roles(tokenizer).get("pad", after if free else None)
 
 
 def write_tokenizer(model: LanguageModel, folder: Path) -> None:
@@ -143,6 +158,8 @@ def write_tokenizer(model: LanguageModel, folder: Path) -> None:
     }
     named = roles(tokenizer) | ({} if tokenizer.unknown_id is None else {"unk": tokenizer.unknown_id})
     settings |= {f"{role}_token": name_of[i] for role, i in named.items() if i in name_of}
+    if pad_id(model) == tokenizer.vocab_size:
+        settings["pad_token"] = "[PAD]"  # transformers adds it, after all others
     write_json(settings, folder / "tokenizer_config.json")
 
 
@@ -151,7 +168,7 @@ def gpt2_settings(model: LanguageModel) -> dict[str, Any]:
     c = model.config
     same_name = ("n_layer", "n_head", "n_embd", "vocab_size", "scale_attn_by_inverse_layer_idx")
     settings: dict[str, Any] = {name: getattr(c, name) for name in same_name}
-    settings["n_positions"] = c.block_size
+    settings |= {"n_positions": c.block_size, "vocab_used": c.n_token}
     # The library's own are ids of GPT-2's tokenizer.
     settings |= {f"{role}_token_id": roles(model.tokenizer).get(role) for role in ("bos", "eos")}
     settings["activation_function"] = "gelu" if c.gelu == "exact" else "gelu_new"

@@ -46,7 +46,8 @@ class BackpackConfig(PretrainedConfig):
     def __init__(self, **kwargs):
         for name, default in SETTINGS.items():
             setattr(self, name, kwargs.pop(name, default))
-        super().__init__(**{"tie_word_embeddings": True} | kwargs)
+        none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        super().__init__(**{"tie_word_embeddings": True} | none | kwargs)
 
     @property
     def n_block(self):
@@ -87,6 +88,7 @@ class BackpackMLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(d_in, scale * d_in, bias=config.bias)
         self.c_proj = nn.Linear(scale * d_in, d_out, bias=config.bias)
+        self.c_proj.begins_smaller = True
         self.approximate = "none" if config.gelu == "exact" else "tanh"
         self.drop = nn.Dropout(config.dropout)
 
@@ -104,6 +106,7 @@ class BackpackAttention(nn.Module):
             self.scale /= index + 1
         self.c_attn = nn.Linear(D, 3 * D, bias=config.bias)
         self.c_proj = nn.Linear(D, D, bias=config.bias)
+        self.c_proj.begins_smaller = True
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, mask, cache):
@@ -249,6 +252,8 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module):
         std = self.config.initializer_range
+        if hasattr(module, "begins_smaller"):  # since what it gives is added up
+            std /= math.sqrt(2 * self.config.n_layer)
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.LayerNorm):
@@ -257,8 +262,13 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.table, std=std)
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, (BackpackMLP, BackpackAttention)):  # after their parts
-            nn.init.normal_(module.c_proj.weight, std=std / math.sqrt(2 * self.config.n_layer))
+
+    def _prepare_generated_length(self, generation_config, **kwargs):
+        if generation_config.max_new_tokens is not None:
+            generation_config.max_length = None  # of the two it counts: no need to warn
+        found = super()._prepare_generated_length(generation_config=generation_config, **kwargs)
+        found.max_length = min(found.max_length, self.config.block_size)  # where positions end
+        return found
 
     @can_return_tuple
     def forward(
@@ -266,7 +276,9 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache=None, output_attentions=None, output_hidden_states=None, output_senses=False,
         logits_to_keep=0, **kwargs,
     ):  # fmt: skip
-        T = input_ids.size(1)
+        T, pad = input_ids.size(1), self.generation_config.pad_token_id
+        if pad == self.config.vocab_size:  # of a tokenizer without one: it is no row of E, so take any
+            input_ids = input_ids.masked_fill(input_ids == pad, 0)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:

@@ -416,6 +416,7 @@ def read_hugging_face(settings: Settings, state: State, source: str, layout: Lay
         raise InputError(f"{source}: no {missing[0]}: put it into a config.json beside it")
     ours = {name: settings[name] for name in same_name} | {
         "model_name": "backpack-lm" if backpack else "gpt2",
+        "vocab_used": settings.get("vocab_used", 0),  # of exports
         "block_size": settings["n_positions"],
         "bias": True,
         "dropout": settings.get("resid_pdrop", 0.0),
@@ -442,7 +443,8 @@ def read_export(settings: Settings, state: State, source: str) -> Read:
     names = {f.name for f in dataclasses.fields(ModelConfig)} - {"model_name"}
     if missing := sorted(names - settings.keys()):
         raise InputError(f"{source}: config.json has no {missing[0]}")
-    return model_config({name: settings[name] for name in names}, source), unwrap(state, source), OURS
+    config = _with_padding(model_config({name: settings[name] for name in names}, source))
+    return config, unwrap(state, source), OURS
 
 
 def model_config(settings: dict[str, Any], source: str) -> ModelConfig:
@@ -456,5 +458,6 @@ def model_config(settings: dict[str, Any], source: str) -> ModelConfig:
 
 
 def _with_padding(config: ModelConfig) -> ModelConfig:
-    """The settings with padded ids told apart, where the size of the vocabulary is a known one."""
-    return dataclasses.replace(config, vocab_used=PADDED.get(config.vocab_size, 0))
+    """The settings with padded ids told apart, if given or if the size of the vocabulary is a known one."""
+    used = config.vocab_used or PADDED.get(config.vocab_size, 0)
+    return dataclasses.replace(config, vocab_used=used % config.vocab_size)

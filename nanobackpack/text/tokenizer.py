@@ -11,6 +11,7 @@ names with special=True.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import unicodedata
@@ -126,7 +127,7 @@ class Tokenizer:
         """Make what `to_json` describes, from untrusted text too; errors name `source`."""
         parts = check_tokenizer(text, source)
         with report_library_errors(f"{source} is not a tokenizer.json"):
-            tokenizer = cls(hf.Tokenizer.from_str(text), made_as)
+            tokenizer = cls(hf.Tokenizer.from_str(_without_pad(parts, text)), made_as)
             chain = ("normalizer", "pre_tokenizer", "decoder")
             tokenizer._patterns = {part for part in chain if "'Regex'" in str(parts.get(part))}
             added = {token["content"]: token["id"] for token in parts.get("added_tokens", ())}
@@ -364,6 +365,15 @@ def _kind(inner: hf.Tokenizer) -> str:
         return kind
     single = all(len(symbol) == 1 for symbol in inner.get_vocab())
     return "char" if single and len(inner.pre_tokenizer.pre_tokenize_str("ab \n")) == 4 else kind
+
+
+def _without_pad(parts: dict[str, Any], text: str) -> str:
+    """Leave out the [PAD] and [UNK] that other programs add to characters: they are padded ids of a model."""
+    if parts["model"].get("type") != "WordLevel" or {*map(len, parts["model"]["vocab"])} != {1}:
+        return text
+    added = parts.get("added_tokens", [])
+    parts["added_tokens"] = [token for token in added if not _NO_TEXT.fullmatch(token["content"])]
+    return text if parts["added_tokens"] == added else json.dumps(parts)
 
 
 @contextmanager
