@@ -518,7 +518,7 @@ def check_tokenizer(text: str, source: str) -> dict[str, Any]:
 
 
 def _check_marks(part: dict[str, Any], source: str) -> None:
-    """Refuse a part with a text that takes the library long to look at, as it does for each character or id."""
+    """Refuse a part with a text that takes the library long to look at, as for each character it does."""
     for name in _MARKS:
         if len(str(part.get(name))) > _MAX_WORD:
             raise InputError(f"{source}: its {name} has more than {_MAX_WORD} characters")
