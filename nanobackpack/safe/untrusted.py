@@ -367,14 +367,17 @@ def find_parts(file: BinaryIO, size: int) -> dict[bytes, tuple[int, int, int]]:
     # The end, and before it two records that an archive of 4 GB needs; torch writes them always.
     file.seek(max(size - 98, 0))
     tail = file.read(98).rjust(98, b"\0")
-    mark, _, _, _, n_parts, length, first, comment = struct.unpack("<4s4H2LH", tail[76:])
+    mark, *disks, n_here, n_parts, length, first, comment = struct.unpack("<4s4H2LH", tail[76:])
     if mark != b"PK\5\6" or comment:
         raise InputError("its end is missing, or is none of torch.save")
-    end, meets = size - 22, True
+    end, meets = size - 22, disks == [0, 0] and n_here == n_parts
     if tail[56:60] == b"PK\6\7":
-        mark, more, _, _, _, _, _, n_parts, length, first = struct.unpack("<4sQ2H2L4Q", tail[:56])
+        short = [n_parts, length, first]  # a number that does not fit is there as the largest that does
+        mark, more, _, _, *disks, n_here, n_parts, length, first = struct.unpack("<4sQ2H2L4Q", tail[:56])
         end = size - 98
-        meets = (mark, more, *struct.unpack("<LQL", tail[60:76])) == (b"PK\6\6", 44, 0, end, 1)
+        locator = struct.unpack("<LQL", tail[60:76])
+        meets &= (mark, more, disks, n_here, locator) == (b"PK\6\6", 44, [0, 0], n_parts, (0, end, 1))
+        meets &= short == [min(n_parts, 0xFFFF), min(length, _BEYOND), min(first, _BEYOND)]
     if not meets or first + length != end:
         raise InputError("its end does not meet the list of its parts")
     file.seek(first)
@@ -384,7 +387,8 @@ def find_parts(file: BinaryIO, size: int) -> dict[bytes, tuple[int, int, int]]:
     for _ in range(n_parts):
         # What the list says of a part. Numbers beyond 32 bits come after its name.
         fields = struct.unpack("<4s4H4x3L3H8xL", listed.read(46))
-        mark, _, _, _, method, crc, packed, n_bytes, n_name, n_more, n_comment, offset = fields
+        mark, _, _, flags, method, crc, packed, n_bytes, n_name, n_more, n_comment, offset = fields
+        sizes = struct.pack("<3L", crc, packed, n_bytes)
         name, more, _ = listed.read(n_name), listed.read(n_more), listed.read(n_comment)
         if n_beyond := [packed, n_bytes, offset].count(_BEYOND):
             beyond = iter(struct.unpack_from(f"<2H{n_beyond}Q", more))
@@ -394,9 +398,13 @@ def find_parts(file: BinaryIO, size: int) -> dict[bytes, tuple[int, int, int]]:
         # The part itself has its name once more before it, and after it 24 bytes at most.
         file.seek(offset)
         head = file.read(30 + n_name)
-        again = mark, head[:4], head[26:28], head[30:]
-        if again != (b"PK\1\2", b"PK\3\4", n_name.to_bytes(2, "little"), name):
-            raise InputError("a part of it is not where the list says, or has two names")
+        kind = struct.pack("<2H", flags, method)
+        again = mark, head[:4], head[6:10], head[26:28], head[30:]
+        if again != (b"PK\1\2", b"PK\3\4", kind, n_name.to_bytes(2, "little"), name):
+            raise InputError("a part of it is not where the list says, or has two names or kinds")
+        # Its sizes too, or zeros if they come after it (flag 8). The flag 2,048 is for names in UTF-8.
+        if flags & ~0x808 or head[14:26] not in (sizes, bytes(12) if flags & 8 else sizes):
+            raise InputError("a part of it has two sizes, or is for a reader of another kind")
         if method or packed != n_bytes:
             raise InputError("a part of it is compressed, which torch.save never does")
         if min(name, default=0) < 32 or name.lower() in names:  # torch does not tell "a" from "A"

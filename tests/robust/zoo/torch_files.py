@@ -384,6 +384,12 @@ def edited(folder: Path, edit: Callable[[bytes], bytes], value: object = None, o
     (folder / "ckpt.pt").write_bytes(edit((folder / "ckpt.pt").read_bytes()))
 
 
+def replaced(content: bytes, at: int, new: bytes) -> bytes:
+    """These bytes instead of as many: from the end of an archive, or from where its second part begins."""
+    at += len(content) if at < 0 else content.index(b"PK\3\4", 1)
+    return content[:at] + new + content[at + len(new) :]
+
+
 def flip(content: bytes) -> bytes:
     at = content.index(b"wte.weight") - 3
     return content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
@@ -412,6 +418,13 @@ CONTAINERS: Table = {
     "zip-overlap": (overlap, "a thousand entries that lie in each other: 86 MB in 180 kB"),
     "zip-prefix": (lambda d: edited(d, lambda b: b + b), "another archive before the archive"),
     "zip-two-ends": (two_ends, "two ends of the archive: which one counts?"),
+    "zip-short-end": (
+        lambda d: edited(d, lambda b: replaced(b, -14, struct.pack("<2H2L", 1, 1, 46, 0))),
+        "an end that tells older readers of another list"),
+    "zip-other-size": (
+        lambda d: edited(d, lambda b: replaced(b, 18, b"\xff" * 8)), "a part that gives itself another size"),
+    "zip-encrypted": (
+        lambda d: edited(d, lambda b: replaced(b, 6, b"\x09")), "a part that says that it is encrypted"),
     "zip-keys": (
         lambda d: parts(d, GOOD_PARTS | {"ckpt/data.pkl": equal_hashes()}), "50,000 keys of one hash"),
     "storage-claims": (claiming, "a model of 600,000 numbers, in the bytes of one layer"),
