@@ -157,9 +157,11 @@ def sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float = 0
     T=1024, in as much memory. With dropout on short texts torch's is faster (docs/LOG.md has the table).
     """
     # Compiled for a GPU, the plain formula itself is fastest: Inductor fuses what stands between its two
-    # matrix products. On an H100 it takes 0.3 of the time of the tiles (docs/RESULTS.md).
+    # matrix products. On an H100 it takes 0.3 of the time of the tiles (docs/RESULTS.md). C goes in as
+    # float32, so that the gradients of a token that stands in many places are added up in float32, as in the
+    # tiles.
     if torch.compiler.is_compiling() and q.device.type == "cuda":
-        return sense_sum_plain(q, k, C.to(q.dtype), where, dropout)
+        return sense_sum_plain(q, k, C.float(), where, dropout).to(q.dtype)
     # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     return _sense_sum(q, k, C.to(q.dtype), where, dropout, seed)

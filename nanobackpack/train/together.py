@@ -2,9 +2,9 @@
 
     losses = train_together([config_a, config_b, ...], jobs=4, minutes=10)     # nats a token; None: not done
 
-Small models leave most of a GPU idle: twenty of them take little longer than one. With `minutes` the runs are
-as long as leaves time for all: a step is timed while all others take theirs, and each run gets that number of
-steps, with its schedule made to fit. So all are whole, and of the same length.
+A small model leaves most of a GPU idle, so several share it. With `minutes` the runs are as long as leaves
+time for all: a step is timed while all others take theirs, and each run gets that number of steps, with its
+schedule made to fit. So all are whole, and of the same length.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class Trainer:
         # optimizer; and for float16 the scaler, which keeps small gradients from vanishing.
         self.model.context.recompute = config.recompute
         # The kernels of a model of characters end before Python has started the next, so a GPU had better
-        # replay a recording of them (1.6 times as fast, docs/RESULTS.md). Gradients that add up over
-        # micro-batches would lie in memory that the next replay writes over.
+        # replay a recording of them (docs/RESULTS.md). Gradients that add up over micro-batches would lie in
+        # memory that the next replay writes over.
         alone = not self.processes.is_distributed and config.gradient_accumulation_steps == 1
         few = self.model.config.vocab_size <= self.model.config.n_embd
         replay = few and alone and self.device.type == "cuda"
