@@ -1,4 +1,4 @@
-"""What every view of the explorer gives back. A view is a function from inputs to this; no browser is needed."""
+"""What every view of the explorer gives back. A view is a function of its inputs; no browser is needed."""
 
 from __future__ import annotations
 
