@@ -58,8 +58,8 @@ from nanobackpack.text.tokenizer import MARKS, TextOrIds
 from nanobackpack.text.words import needs_tokenizer
 
 __all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "ShiftSenses",
-           "TopicControl", "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save", "scale",
-           "sense_peaks", "topic", "topic_scores"]  # fmt: skip
+           "TopicControl", "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save",
+           "scale", "sense_peaks", "topic", "topic_scores"]  # fmt: skip
 
 # --- Steering and baking ------------------------------------------------------------------------
 
