@@ -82,7 +82,7 @@ def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]
                 if isinstance(edit, ShiftSenses):
                     for token, sense, offset in zip(edit.tokens, edit.senses, edit.offsets, strict=True):
                         c[sense, j] += (token == x) * offset
-                if isinstance(edit, ScaleSense) and x in edit.tokens:
+                if isinstance(edit, ScaleSense) and (edit.tokens == "all" or x in edit.tokens):
                     plain_scale(edit, c[:, j])
         for edit in edits:
             if isinstance(edit, TopicControl):
