@@ -72,7 +72,7 @@ def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]
             for j, x in enumerate(text):
                 if isinstance(edit, ReplaceSenses) and x in edit.tokens:
                     c[:, j] = edit.table[edit.tokens.index(x)]
-                if isinstance(edit, ScaleSense) and x in edit.tokens:
+                if isinstance(edit, ScaleSense) and (edit.tokens == "all" or x in edit.tokens):
                     plain_scale(edit, c[:, j])
         for edit in edits:
             if isinstance(edit, TopicControl):

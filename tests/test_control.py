@@ -55,7 +55,8 @@ SCALES = (0.5, -1.0, 1.5, 2.0, *[0.7] * 12)
 # Edits of a tiny model, strong enough to change its texts.
 EDITS: dict[str, Callable[[BackpackLM], tuple[Edit, ...]]] = {
     "remove": lambda m: (ScaleSense((1, 4, 7, 9), 0.0, sense=0),),
-    "scale": lambda m: (ScaleSense(EVERY[::2], SCALES[: m.config.n_sense_vector]),),
+    "scale": lambda m: (ScaleSense(EVERY[::2], SCALES[: m.config.n_sense_vector]),
+                        ScaleSense("all", 1.5, sense=0)),
     "replace": lambda m: (ReplaceSenses((7, 2), draw(2, m.config.n_sense_vector, m.config.n_embd)),),
     "topic": lambda m: (control.topic(m, [3, 5], 3),),
     "topic-own": lambda m: (TopicControl(1 + draw(23, m.config.n_sense_vector) / 2, f=0.05),),
@@ -290,6 +291,7 @@ def test_a_word_is_scaled_where_all_of_it_stands(speller: BackpackLM, text: str)
 def test_words_of_one_token_or_two_forms(speller: BackpackLM):
     """One token is scaled everywhere; a word that is other tokens where a text begins, in both forms."""
     assert control.scale(speller, "b", 0.5) == [ScaleSense((2,), 0.5)]
+    assert control.scale(speller, None, 0.5, 2) == [ScaleSense("all", 0.5, 2)]
     speller.tokenizer = make_tokenizer("bpe:258", ["a ta tb tc td"])
     shown = [list(map(speller.tokenizer.token, edit.tokens)) for edit in control.scale(speller, "tab", 0.0)]
     assert shown == [[" t", "a", "b"], ["t<#84>", "a", "b"]]
@@ -431,6 +433,8 @@ def test_edits_must_fit_the_model(ids: Tensor):
         (lambda: ScaleSense((1,), float("nan")), "finite"),
         (lambda: ScaleSense((1,), 10**40), "finite"),
         (lambda: ScaleSense((1.5,), 0.0), "tokens"),
+        (lambda: ScaleSense("every", 0.0), "tokens"),
+        (lambda: ScaleWord("all", 0.0), "tokens"),
         (lambda: ScaleSense((1,), (0.0, 1.0), sense=1), "sense=1"),
         (lambda: ReplaceSenses((1,), torch.zeros(2, 4, 16)), r"\(2, 4, 16\)"),
         (lambda: ReplaceSenses((1, 1), torch.zeros(2, 4, 16)), "twice"),
@@ -465,6 +469,7 @@ def test_file_round_trip(tmp_path: Path):
         *EDITS["all"](tiny_model()),
         ScaleSense((3,), (1e-45, -3.4e38, 1 / 3, -0.0)),
         ScaleSense((), 2**0.5, sense=3),
+        ScaleSense("all", 0.0, sense=1),
         ReplaceSenses((), torch.empty(0, 4, 16)),
         *(ReplaceSenses((n,), table[1:2]) for n in (3, 4)),  # which share memory
         ReplaceSenses((1, 2), table[:2]),

@@ -116,17 +116,20 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
 
 def scale(
     model: LanguageModel,
-    word: TextOrIds,
+    word: TextOrIds | None,
     factor: float | tuple[float, ...],
     sense: int | None = None,
     *,
     everywhere: bool = False,
 ) -> list[Edit]:
-    """Multiply one sense of a word, or all, by a factor: 0 removes, 1 changes nothing.
+    """Multiply one sense of a word, or all, by a factor: 0 removes, 1 changes nothing. Without a word (None)
+    that of every token.
 
     A word of several tokens is edited where all of it stands, inside a longer word too, such as "the" in
     "other" where tokens are characters. With `everywhere` each of its tokens is, wherever it stands.
     """
+    if word is None:
+        return [ScaleSense("all", factor, sense)]
     tokenizer = needs_tokenizer(model.tokenizer)
     ids = tuple(tokenizer.word_ids(word))
     if everywhere or len(ids) == 1:

@@ -7,7 +7,7 @@ Each kind of edit is an immutable value that changes one step of the formula:
     Backpack  logits[b,i] = E · Σ_j≤i Σ_l  w(α)[b,l,i,j] · c(C(x[b,j]))[l]
     GPT       logits[b,i] = E · context(n(E[x[b]]))[i]
 
-    c  ScaleSense     C(x)_l · p for tokens x; p = 0 removes a sense                 paper, section 6.2
+    c  ScaleSense     C(x)_l · p for tokens x, or all; p = 0 removes a sense         paper, section 6.2
        ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit   paper, section 6.3
     w  ScaleWord      ScaleSense of a word of several tokens, where all of it stands
        TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Edit:
             if isinstance(value, Tensor):
                 finite = value.dtype == torch.float32 and bool(value.isfinite().all())
             else:
-                numbers = value if isinstance(value, tuple) else (value or 0,)
+                numbers = value if isinstance(value, tuple) else () if value == "all" else (value or 0,)
                 finite = all(abs(number) <= torch.finfo(torch.float32).max for number in numbers)
             if not finite:
                 raise InputError(f"{kind}: {field.name} must hold finite numbers, float32 in tensors")
@@ -84,7 +84,8 @@ class Edit:
     @property
     def edited_tokens(self) -> tuple[int, ...]:
         """The tokens that it acts on, () if on all."""
-        return getattr(self, "tokens", ())
+        tokens = getattr(self, "tokens", ())
+        return () if tokens == "all" else tokens
 
     @property
     def inert(self) -> bool:
@@ -221,7 +222,7 @@ def _positive_scores(x: Tensor, y: Tensor) -> Tensor:
 class Scaling(Edit):
     """What ScaleSense and ScaleWord share: a factor for one sense, for all, or one for each."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | Literal["all"]
     factor: float | tuple[float, ...]
     sense: int | None = None
 
@@ -258,6 +259,8 @@ class ScaleSense(Scaling, SenseEdit):
     """
 
     def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
+        if self.tokens == "all":
+            return c * self.scale(c, c.size(1))[:, None]  # (U, K, D)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))  # (U)
         return c * torch.where(hit[:, None], self.scale(c, c.size(1)), 1)[..., None]  # (U, K, 1)
 
@@ -324,6 +327,8 @@ class TopicControl(AlphaEdit):
 class ScaleWord(Scaling, AlphaEdit):
     """α[b,l,i,j] times `factor` where all the tokens stand together, as one word: elsewhere, in other words,
     they are what they were. It acts where AmplifyInWord does."""
+
+    tokens: tuple[int, ...]
 
     def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         scale = self.scale(alpha, alpha.size(1))[:, None, None]  # (K, 1, 1)
