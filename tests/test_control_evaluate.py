@@ -343,6 +343,7 @@ EDITS: list[tuple[str, list[str], str, Callable[[Any, Callable[[str], int]], con
     ("steer", ["--word=ba", "--factor=3"], "", lambda _, i: control.ScaleWord((i("b"), i("a")), 3.0)),
     ("steer", ["--word=ab", "--prompt=cdeab", "--factor=3", "--sense=1", "--everywhere"], "",
      lambda _, i: ScaleSense((i("a"), i("b")), 3.0, 1)),
+    ("steer", ["--everywhere", "--sense=1"], "", lambda *_: ScaleSense("all", 0.0, 1)),
     ("steer", ["--word=ac", "--prompt=cdea"],
      "'cdea' has none of the edited tokens ('ac'), so nothing changes before one comes",
      lambda _, i: control.ScaleWord((i("a"), i("c")), 0.0)),

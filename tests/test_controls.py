@@ -197,6 +197,9 @@ def test_what_an_edit_costs(speller: BackpackLM, tmp_path: Path) -> None:
     assert (result.kl[0], result.loss_change[0]) == pytest.approx((kl, change), abs=1e-5)
     assert (result.kl[1], result.loss_change[1]) == (0, 0)
     assert result.windows == [2, 1]
+    everywhere = held_out(speller, settings, [()])  # for an edit of all tokens
+    assert everywhere is not None
+    assert (everywhere.occurrences, [len(rows) for rows in everywhere.rows]) == (27, [3, 0])
     nowhere = held_out(speller, settings, [[7, 7]])
     assert nowhere is not None
     assert math.isnan(cost(speller, edit, nowhere).kl[0])  # type: ignore[union-attr]

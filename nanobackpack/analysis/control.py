@@ -49,6 +49,7 @@ from nanobackpack.model.edits import (
     ReplaceSenses,
     ScaleSense,
     ScaleWord,
+    ShiftSenses,
     TopicControl,
     flatten_edits,
 )
@@ -56,9 +57,9 @@ from nanobackpack.safe.files import display_path, parse_json, writing
 from nanobackpack.text.tokenizer import MARKS, TextOrIds
 from nanobackpack.text.words import needs_tokenizer
 
-__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "TopicControl",
-           "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save", "scale",
-           "sense_peaks", "topic", "topic_scores"]  # fmt: skip
+__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "ShiftSenses",
+           "TopicControl", "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save",
+           "scale", "sense_peaks", "topic", "topic_scores"]  # fmt: skip
 
 # --- Steering and baking ------------------------------------------------------------------------
 
@@ -116,17 +117,20 @@ def bake(model: LanguageModel, edits: EditLike = ()) -> BackpackLM:
 
 def scale(
     model: LanguageModel,
-    word: TextOrIds,
+    word: TextOrIds | None,
     factor: float | tuple[float, ...],
     sense: int | None = None,
     *,
     everywhere: bool = False,
 ) -> list[Edit]:
-    """Multiply one sense of a word, or all, by a factor: 0 removes, 1 changes nothing.
+    """Multiply one sense of a word, or all, by a factor: 0 removes, 1 changes nothing. Without a word (None)
+    that of every token.
 
     A word of several tokens is edited where all of it stands, inside a longer word too, such as "the" in
     "other" where tokens are characters. With `everywhere` each of its tokens is, wherever it stands.
     """
+    if word is None:
+        return [ScaleSense("all", factor, sense)]
     tokenizer = needs_tokenizer(model.tokenizer)
     ids = tuple(tokenizer.word_ids(word))
     if everywhere or len(ids) == 1:

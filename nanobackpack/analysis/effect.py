@@ -69,12 +69,17 @@ def _first_document(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def edited_words(edits: EditLike) -> set[tuple[int, ...]]:
-    """Give what edits look for in a text: some for each of their tokens, some for all of them together."""
-    return {
-        part
-        for edit in flatten_edits(edits)
-        for part in ([edit.edited_tokens] if isinstance(edit, IN_WORD) else zip(edit.edited_tokens))
-    }
+    """Give what edits look for in a text: some for each of their tokens, some for all of them together.
+    The empty word stands everywhere: for an edit of all tokens."""
+    words: set[tuple[int, ...]] = set()
+    for edit in flatten_edits(edits):
+        if getattr(edit, "tokens", None) == "all":
+            words.add(())
+        elif isinstance(edit, IN_WORD):
+            words.add(edit.edited_tokens)
+        else:
+            words.update(zip(edit.edited_tokens))
+    return words
 
 
 def effect(
@@ -96,7 +101,11 @@ def effect(
     tokens = [token_id(tokenizer, word) for word in tested]
 
     edited = edited_words(edits)
-    if edited and not any(find_word(tokenizer, ids[0].tolist(), part) for part in edited):
+    if (
+        edited
+        and () not in edited
+        and not any(find_word(tokenizer, ids[0].tolist(), part) for part in edited)
+    ):
         names = ", ".join(repr("".join(map(tokenizer.token, part))) for part in sorted(edited)[:5])
         warnings.warn(
             f"{prompt!r} has none of the edited tokens ({names}), so nothing changes before one comes",

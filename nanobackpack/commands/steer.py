@@ -3,10 +3,12 @@
     nanobackpack steer --word nurse --sense 10 --prompt "The nurse said that" --tokens he she
     nanobackpack steer --word nurse --factor 0.5 --prompt "The nurse said" --save calm.safetensors
     nanobackpack steer --out_dir=out-zh --word 沙滩 --amplify 4 1
+    nanobackpack steer --everywhere --sense 10 --prompt "The nurse said that"
 
 The first two multiply one sense of the word, or all, wherever it stands: 0 removes, 1 changes nothing
 (Backpack paper, section 6.2). A word of several tokens is edited where all of it stands, inside a longer word
-too ("the" in "other" where tokens are characters); with `--everywhere` each of its tokens is, in every word.
+too ("the" in "other" where tokens are characters); with `--everywhere` each of its tokens is, in every word,
+and without a word every token there is.
 `--amplify`, for a word of several tokens, has a factor for each: the word counts as much as before, but for
 other parts of itself; without a prompt nanoBackpackLM's own are taken, with its test tokens. `--tokens` lists
 how likely these are before and after; `--save` keeps the edit for `nanobackpack sample --edits=FILE`. Where
@@ -63,7 +65,8 @@ class SteerConfig(EffectConfig):
     sense: int = -1
     """Only this sense, counted from 0 (-1: all)."""
     everywhere: bool = False
-    """Scale each token of the word wherever it stands, in other words too, not only where all of it does."""
+    """Scale each token of the word wherever it stands, in other words too, not only where all of it does;
+    without a word, every token."""
     factor: float = 0.0
     """What the sense is multiplied by: 0 removes it."""
     amplify: tuple[float, ...] = ()
@@ -94,7 +97,8 @@ def scaling(senses: Senses, settings: SteerConfig) -> EditLike:
     if settings.amplify:
         return AmplifyInWord(tuple(senses.tokenizer.word_ids(settings.word)), settings.amplify)
     sense = None if settings.sense < 0 else settings.sense
-    return scale(senses.model, settings.word, settings.factor, sense, everywhere=settings.everywhere)
+    word = None if settings.everywhere and not settings.word else settings.word
+    return scale(senses.model, word, settings.factor, sense, everywhere=settings.everywhere)
 
 
 def effects(

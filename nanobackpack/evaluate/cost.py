@@ -84,30 +84,34 @@ def held_out(model: LanguageModel, settings: Any, words: Sequence[Sequence[int]]
     import torch
 
     try:
-        name, batches = _batches(model, settings)
+        name, batches = open_windows(model, settings)
     except InputError:
         if settings.held_out:
             raise
         return None
     T, found = model.config.block_size, HeldOut(name, ([], []), 0)
     most, searched, n = max(1, TOKENS // T), 0, 0
+    kinds = 1 if () in words else 2  # no text is without the empty word
     for x, y in batches:  # (B, T) each
         ends = torch.zeros_like(x)  # (B, T): how many words end at a position
         for word in (word for word in words if len(word) <= x.size(1)):
-            at = [x[:, i : x.size(1) - len(word) + 1 + i] == token for i, token in enumerate(word)]
-            ends[:, len(word) - 1 :] += torch.stack(at).all(dim=0)
+            ends_at = max(0, len(word) - 1)  # the empty word ends everywhere
+            found_at = torch.ones_like(x[:, ends_at:], dtype=torch.bool)  # (B, starts)
+            for i, token in enumerate(word):
+                found_at &= x[:, i : x.size(1) - ends_at + i] == token
+            ends[:, ends_at:] += found_at
         for row, here, counted in zip(x, y, ends, strict=True):
             rows = found.rows[int(not counted.any())]
             if len(rows) < most:
                 n += int(counted.sum())
                 rows.append((row, here, counted.cumsum(dim=0) > 0 if counted.any() else counted == 0))
         searched += x.numel()
-        if min(map(len, found.rows)) == most or searched > SEARCHED:
+        if sum(map(len, found.rows)) == most * kinds or searched > SEARCHED:
             break
     return HeldOut(name, found.rows, n)
 
 
-def _batches(model: LanguageModel, settings: Any) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
+def open_windows(model: LanguageModel, settings: Any) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
     """Open the text that the settings name, or what was held out in training: its windows, (B, T) each."""
     from nanobackpack.train.checkpoint import check_vocabulary
 

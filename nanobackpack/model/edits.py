@@ -7,8 +7,9 @@ Each kind of edit is an immutable value that changes one step of the formula:
     Backpack  logits[b,i] = E · Σ_j≤i Σ_l  w(α)[b,l,i,j] · c(C(x[b,j]))[l]
     GPT       logits[b,i] = E · context(n(E[x[b]]))[i]
 
-    c  ScaleSense     C(x)_l · p for tokens x; p = 0 removes a sense                 paper, section 6.2
+    c  ScaleSense     C(x)_l · p for tokens x, or all; p = 0 removes a sense         paper, section 6.2
        ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit   paper, section 6.3
+       ShiftSenses    C(x)_l + D for some senses of tokens, as finetuning finds      Hewitt et al. 2024
     w  ScaleWord      ScaleSense of a word of several tokens, where all of it stands
        TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
        AmplifyInWord  the weight of a word shared anew among its tokens              nanoBackpackLM
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Edit:
             if isinstance(value, Tensor):
                 finite = value.dtype == torch.float32 and bool(value.isfinite().all())
             else:
-                numbers = value if isinstance(value, tuple) else (value or 0,)
+                numbers = value if isinstance(value, tuple) else () if value == "all" else (value or 0,)
                 finite = all(abs(number) <= torch.finfo(torch.float32).max for number in numbers)
             if not finite:
                 raise InputError(f"{kind}: {field.name} must hold finite numbers, float32 in tensors")
@@ -84,7 +85,8 @@ class Edit:
     @property
     def edited_tokens(self) -> tuple[int, ...]:
         """The tokens that it acts on, () if on all."""
-        return getattr(self, "tokens", ())
+        tokens = getattr(self, "tokens", ())
+        return () if tokens == "all" else tokens
 
     @property
     def inert(self) -> bool:
@@ -221,7 +223,7 @@ def _positive_scores(x: Tensor, y: Tensor) -> Tensor:
 class Scaling(Edit):
     """What ScaleSense and ScaleWord share: a factor for one sense, for all, or one for each."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | Literal["all"]
     factor: float | tuple[float, ...]
     sense: int | None = None
 
@@ -258,6 +260,8 @@ class ScaleSense(Scaling, SenseEdit):
     """
 
     def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
+        if self.tokens == "all":
+            return c * self.scale(c, c.size(1))[:, None]  # (U, K, D)
         hit = torch.isin(ids, ids.new_tensor(self.tokens))  # (U)
         return c * torch.where(hit[:, None], self.scale(c, c.size(1)), 1)[..., None]  # (U, K, 1)
 
@@ -285,6 +289,38 @@ class ReplaceSenses(SenseEdit):
         at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)  # (U)
         hit = (known[at] == ids)[:, None, None]  # (U, 1, 1)
         return torch.where(hit, self.table[order[at]].to(c.dtype), c)  # (U, K, D)
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftSenses(SenseEdit):
+    """C(x)_l + offsets[n] (D) for the token x = tokens[n] and its sense l = senses[n], for N such pairs.
+
+    It adds to what is there, so that shifts of one sense add up, in any order.
+    """
+
+    tokens: tuple[int, ...]
+    senses: tuple[int, ...]
+    offsets: Tensor
+    tensor, sizes = "offsets", "ND"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.senses) != len(self.tokens):
+            raise InputError(f"ShiftSenses: {len(self.senses)} senses for {len(self.tokens)} tokens")
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        if bad := [sense for sense in self.senses if not 0 <= sense < config.n_sense_vector]:
+            raise InputError(f"sense={bad[0]}, but this model has senses 0 to {config.n_sense_vector - 1}")
+
+    @property
+    def inert(self) -> bool:
+        return not self.offsets.any()
+
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
+        row, pair = (ids[:, None] == ids.new_tensor(self.tokens)).nonzero().unbind(1)  # (hits) each
+        at = row, ids.new_tensor(self.senses)[pair]
+        return c.index_put(at, self.offsets[pair].to(c.dtype), accumulate=True)  # (U, K, D)
 
 
 # --- Edits of the weights ---------------------------------------------------------------------
@@ -324,6 +360,8 @@ class TopicControl(AlphaEdit):
 class ScaleWord(Scaling, AlphaEdit):
     """α[b,l,i,j] times `factor` where all the tokens stand together, as one word: elsewhere, in other words,
     they are what they were. It acts where AmplifyInWord does."""
+
+    tokens: tuple[int, ...]
 
     def edit_alpha(self, alpha: Tensor, text: TextSoFar) -> Tensor:
         scale = self.scale(alpha, alpha.size(1))[:, None, None]  # (K, 1, 1)
@@ -426,4 +464,4 @@ class GPTNullspace(InputEdit):
 
 
 IN_WORD = ScaleWord, AmplifyInWord  # where their tokens stand together
-KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, TopicControl, *IN_WORD, GPTNullspace)
+KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, ShiftSenses, TopicControl, *IN_WORD, GPTNullspace)
