@@ -113,7 +113,8 @@ def temporary(out: Path) -> list[Path]:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A finished run; tests read it and change nothing."""
     config = tiny(data, tmp_path_factory.mktemp("run") / "deep" / "out", max_iters=7, eval_interval=3)
-    assert train(config) == 0
+    with mock.patch("nanobackpack.train.log.plot_losses", plot_losses):  # the real one
+        assert train(config) == 0
     return config
 
 
