@@ -6,6 +6,8 @@ view.html, view.python, view.command
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from nanobackpack.analysis.results import Contributions, Ranking
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
@@ -80,23 +82,26 @@ def _shown(likeliest: Ranking, why: Contributions, chosen: list[str], sense: int
         html.overlay(why, sense),
         about="Its tokens; a dot is a space. The stronger the colour, the more this sense counts here.",
     )
-    words = html.section(f"Why {what}: the strongest", strongest(why, chosen))
+    words = html.section(f"Why {what}: the strongest", strongest(why, chosen, click))
     return reads + html.columns(bars, heat_map + words)
 
 
-def strongest(why: Contributions, chosen: list[str], n: int = _STRONGEST) -> str:
+def strongest(why: Contributions, chosen: list[str], click: bool, n: int = _STRONGEST) -> str:
     """Say the n strongest contributions in words, those against the token too."""
     first, *other = map(html.quoted, chosen)
     lines = []
     for j, sense, value in why.ranked(n):
-        name = html.quoted(why.tokens[j])
+        name = html.escape(html.quoted(why.tokens[j]))
+        if click:
+            query = urlencode({"tab": "senses", "words": why.tokens[j].strip(" ") or why.tokens[j]})
+            name = html.tag("a", name, href=f"?{query}")
         if why.tokens.count(why.tokens[j]) > 1:  # one that stands in several places is told by its number
             name += f" (token {j})"
         if value > 0:
             does = f"pushes {first}"
         else:
             does = f"pushes {other[0]} instead" if other else f"holds {first} back"
-        says = html.escape(f"{name}, sense {sense}, {does} by ")
+        says = f"{name}, sense {sense}, {html.escape(does)} by "
         number = html.tag("b", html.signed(value), class_="nb-for" if value > 0 else "nb-against")
         lines.append(html.tag("li", says + number))
     return html.tag("ol", *lines, class_="nb-ranked")
