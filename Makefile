@@ -40,7 +40,7 @@ demo: setup
 	$(BIN)/python train.py config/demo.py --dataset=$$data $(DEMO_FLAGS) && \
 	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
-	$(BIN)/nanobackpack report out-demo/report.html --out_dir=out-demo && \
+	$(BIN)/python -m nanobackpack report out-demo/report.html --out_dir=out-demo && \
 	echo && echo "Next: open out-demo/report.html, then $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
 test: dev lint types
