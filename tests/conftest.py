@@ -67,6 +67,18 @@ def save_gpt2(folder: Path, **settings: Any) -> GPT:
     return model
 
 
+def draw_nothing(metrics: Path, file: Path) -> None:
+    """Stand in for plot_losses, which takes longer than a tiny model to train."""
+    file.touch()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_pictures() -> Iterator[None]:
+    """Runs draw no curves, but in the tests of the curve."""
+    with mock.patch("nanobackpack.train.log.plot_losses", draw_nothing):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
     """Ctrl-C ends the tests, also after one that ran a program, which ignores it once it is over."""

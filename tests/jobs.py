@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import draw_nothing
 from test_trainer import TEXT, identical, learned, records, temporary, tiny, without_timings
 from tqdm import tqdm
 
@@ -29,13 +30,13 @@ from nanobackpack.text.corpus import from_text
 from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import split_tail
 from nanobackpack.text.tokenizer import Tokenizer
-from nanobackpack.train.log import Log
+from nanobackpack.train import log as train_log
 from nanobackpack.train.trainer import Trainer, train
 
 SERVER = multiprocessing.get_context("forkserver")
 # All that a training imports; torch does part of it only when an optimizer or FSDP is first used.
 TORCH = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
-SERVER.set_forkserver_preload(["jobs", "stress", "matplotlib.backends.backend_agg", *TORCH])
+SERVER.set_forkserver_preload(["jobs", "stress", *TORCH])
 LIMIT_S = 120  # far above what any job takes
 
 FULL = {"max_iters": 16, "eval_interval": 4, "dropout": 0.2, "gradient_accumulation_steps": 2}
@@ -128,6 +129,7 @@ def _run(
             os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server ignores
     torch.set_num_threads(1)
+    train_log.plot_losses = draw_nothing
     tqdm.set_lock(threading.RLock())  # its own is shared by processes, and is left when one is killed
     if before:
         before()
@@ -165,9 +167,9 @@ def tiny_files() -> None:
 
 def small_logs() -> None:
     """No file can grow while its log is written: the disk is full when metrics.jsonl has 20 kB."""
-    record = Log.record
+    record = train_log.Log.record
 
-    def limited(self: Log, **values: Any) -> None:
+    def limited(self: train_log.Log, **values: Any) -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
         try:
@@ -175,7 +177,7 @@ def small_logs() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
-    Log.record = limited  # type: ignore[method-assign]
+    train_log.Log.record = limited  # type: ignore[method-assign]
 
 
 def little_memory() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nanobackpack.analysis.results import Result
 
@@ -21,3 +23,17 @@ class View:
     """The command that gives them in a terminal."""
     state: dict[str, str] = field(default_factory=dict)
     """What restores the view, as the query of its address."""
+
+
+def python_of(source: str, *lines: str) -> str:
+    """Write Python that opens a model, by the name or path it was opened with, and reads its senses."""
+    first = ("import nanobackpack as nb", "", f"model = nb.load_model({source!r})")
+    return (
+        "\n".join((*first, 'senses = nb.Senses(model, bos="auto", special=True, typed=True)', *lines)) + "\n"
+    )
+
+
+def command_of(verb: str, source: str, *flags: str) -> str:
+    """Write the command of a verb for this model, as a shell reads it."""
+    model = f"--{'out_dir' if Path(source).is_dir() else 'init_from'}={source}"
+    return shlex.join(["nanobackpack", verb, model, *flags])

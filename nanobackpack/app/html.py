@@ -1,0 +1,262 @@
+"""The HTML that the explorer and the report are made of: each function gives one piece of a page.
+
+    show(section("Why 'she'?", heat_map(why)), note("a warning"))   # a view is pieces put together
+    page("king", show(...))                                         # and a file that needs no network
+
+Every text of a model, a file or a user goes through `escape`, most often by `token` or as an attribute of
+`tag`. Pieces do not run anything by themselves: style.css gives them their looks, in the dark too, and
+hover.js says what a cell holds where the mouse, a finger or the keyboard points. Letters: T tokens of a
+prompt, K senses.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from nanobackpack.errors import escape_controls
+
+if TYPE_CHECKING:
+    from nanobackpack.analysis.results import Contributions, Weights
+
+
+def escape(text: object) -> str:
+    """Write a text such that a browser shows it and obeys nothing in it; control characters are spelled."""
+    return html.escape(escape_controls(str(text)))
+
+
+def tag(name: str, *inner: str, **attributes: object) -> str:
+    """Write an element: `inner` is HTML already, attributes are escaped; class_ is class, data_at data-at."""
+    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
+    written = "".join(f' {key}="{escape(value)}"' for key, value in pairs if value is not None)
+    return f"<{name}{written}>{''.join(inner)}</{name}>"
+
+
+@cache
+def file(name: str) -> str:
+    """Read style.css or hover.js."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def show(*pieces: str) -> str:
+    """Put pieces together: what style.css applies to."""
+    return tag("div", *pieces, class_="nb")
+
+
+def page(title: str, body: str) -> str:
+    """Make one file of it, in which a browser runs hover.js alone, and asks nobody for anything."""
+    digest = base64.b64encode(hashlib.sha256(file("hover.js").encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{file("style.css")}</style>
+</head>
+<body class="nb-page">
+{body}
+<script>{file("hover.js")}</script>
+</body>
+</html>
+"""
+
+
+# --- Texts --------------------------------------------------------------------------------------
+
+
+def section(title: str, *pieces: str, about: str = "") -> str:
+    """Give pieces a heading, and a line that says how to read them."""
+    line = tag("p", escape(about), class_="nb-about") if about else ""
+    return tag("section", tag("h3", escape(title)), line, *pieces)
+
+
+def columns(*pieces: str) -> str:
+    """Put pieces side by side where there is room."""
+    return tag("div", *(tag("div", piece) for piece in pieces), class_="nb-columns")
+
+
+def note(*texts: str, kind: str = "note") -> str:
+    """Say each text in a line of its own; kind: note or error."""
+    return "".join(tag("p", escape(text), class_=f"nb-{kind}") for text in texts)
+
+
+def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
+    """Show rows of texts, under the names of their columns if there are any."""
+    lines = [tag("tr", *(tag("th", escape(name), scope="col") for name in head))] if head else []
+    lines += [tag("tr", *(tag("td", escape(cell)) for cell in row)) for row in rows]
+    return tag("div", tag("table", *lines, class_="nb-table"), class_="nb-scroll")
+
+
+def token(text: str) -> str:
+    """Show a token: soft marks for blanks, and for the id where it is no word; all of it on a closer look."""
+    marks = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣" if text.isspace() else "·"}
+    word, number = re.fullmatch(r"(.*?)((?:<#\d+>)?)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = [tag("i", marks[c]) if c in marks else escape(c) for c in word]
+    parts += [tag("small", number[1:-1])] if number else []
+    return tag("span", *parts, class_="nb-token", dir="auto", title=repr(text))
+
+
+def quoted(text: str) -> str:
+    """Write a token into a sentence: without the space that most words begin with."""
+    return repr(text.strip(" ") or text)
+
+
+def tokens(texts: Iterable[str]) -> str:
+    """Show tokens one after the other."""
+    return tag("span", *map(token, texts), class_="nb-tokens")
+
+
+def percent(share: float) -> str:
+    """Write a probability as people read it."""
+    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.1g} %"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a number with its sign: +1.20, −0.35."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+# --- Numbers ------------------------------------------------------------------------------------
+
+
+def bars(
+    names: Sequence[str], shares: Sequence[float], *, chosen: Sequence[str] = (), click: bool = True
+) -> str:
+    """Show a distribution: a bar for each token.
+
+    With `click` each is a button with its token as data-token, to explain it, beside one with data-versus, to
+    compare it. `chosen` are the token that is explained, and the one that it is compared with.
+    """
+    top = max(shares, default=1.0) or 1.0
+    lines = []
+    for name, share in zip(names, shares, strict=True):
+        fill = tag("span", tag("span", style=f"--v:{share / top:.4f}"), class_="nb-track")
+        inner = token(name), fill, tag("span", percent(share), class_="nb-number")
+        if click:
+            line = _button(*inner, pressed=name in chosen[:1], class_="nb-bar", data_token=name)
+            says = f"compare with {name!r}"
+            line += _button(
+                "vs", pressed=name in chosen[1:], class_="nb-versus", data_versus=name, title=says
+            )
+        else:
+            line = tag("span", *inner, class_="nb-bar")
+        lines.append(tag("li", line))
+    return tag("ol", *lines, class_="nb-bars")
+
+
+def _button(*inner: str, pressed: bool, **attributes: object) -> str:
+    return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
+
+
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it. With the K `weights` of each, how much one sense of it
+    counts, and a button for each sense."""
+    if not weights:
+        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
+    marked = [
+        tag(
+            "span",
+            token(text),
+            class_="nb-chip",
+            style=f"--v:{row[sense]:.3f}",
+            data_weights=" ".join(f"{weight:.3f}" for weight in row),
+        )
+        for text, row in zip(texts, weights, strict=True)
+    ]
+    buttons = [_button(str(k), pressed=k == sense, data_overlay=k) for k in range(len(weights[0]))]
+    label = tag("span", "α of sense")
+    group = tag("div", label, *buttons, class_="nb-senses", role="group", aria_label="sense")
+    return tag("div", tag("div", *marked, class_="nb-chips"), group, class_="nb-overlay")
+
+
+def overlay(found: Weights, sense: int = 0) -> str:
+    """Show on the prompt how much one sense of each of its tokens counts for the next one."""
+    return chips(found.tokens, found.weights.tolist(), sense)
+
+
+def heat_map(why: Contributions) -> str:
+    """Show a logit as a table of what each sense (column) of each token (row) adds to it, and the sums.
+
+    Each cell tells its token, sense, weight α and contribution to the mouse, a finger and the arrow keys. The
+    numbers are the library's own, and the corner is the sum of them all: the logit.
+    """
+    values, alphas = why.contributions.double(), why.weights.tolist()  # (T, K) both
+    T, K = values.shape
+    top, total = values.abs().max().item() or 1.0, values.sum().item()
+    by_token, by_sense = values.sum(dim=1).tolist(), values.sum(dim=0).tolist()
+    head = [tag("th", name, scope="col") for name in ("sense", *map(str, range(K)), "sum")]
+    rows = []
+    for j, (name, numbers) in enumerate(zip(why.tokens, values.tolist(), strict=True)):
+        cells = [
+            _cell(j, k, value, f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {value:+.4f}", top)
+            for k, value in enumerate(numbers)
+        ]
+        cells.append(_cell(j, K, by_token[j], f"{name!r}, all its senses: {by_token[j]:+.4f}"))
+        rows.append(tag("tr", tag("th", token(name), scope="row"), *cells))
+    sums = [_cell(T, k, value, f"sense {k} of all tokens: {value:+.4f}") for k, value in enumerate(by_sense)]
+    sums.append(_cell(T, K, total, f"all together: {total:+.4f}; the model's own logit: {why.logit:+.4f}"))
+    grid = tag(
+        "table",
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *rows),
+        tag("tfoot", tag("tr", tag("th", "sum", scope="row"), *sums)),
+        role="grid",
+        aria_label=why.title,
+    )
+    says = tag("output", "point at a cell, or walk with the arrow keys", class_="nb-says", aria_live="polite")
+    return tag("figure", says, tag("div", grid, class_="nb-scroll"), class_="nb-map")
+
+
+def _cell(row: int, column: int, value: float, says: str, top: float = 0.0) -> str:
+    """Write a cell: its colour where `top` is the strongest, else a sum; the numbers that are large."""
+    v = abs(value) / top if top else 0.0
+    kind = f"nb-{'up' if value > 0 else 'down'}{' nb-strong' if v > 0.5 else ''}" if top else "nb-sum"
+    return tag(
+        "td",
+        tag("b", signed(value, 1)) if v > 0.15 or not top else "",
+        class_=kind,
+        style=f"--v:{v:.3f}" if top else None,
+        tabindex=0 if row == column == 0 else -1,  # one stop of the Tab key, then arrows
+        data_at=f"{row},{column}",
+        data_says=says,
+    )
+
+
+def curve(lines: dict[str, list[tuple[float, float]]], x: str = "step", y: str = "loss") -> str:
+    """Draw named lines of points as a picture of the page itself."""
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return ""
+    left, right = min(p[0] for p in points), max(p[0] for p in points)
+    low, high = min(p[1] for p in points), max(p[1] for p in points)
+
+    def at(point: tuple[float, float]) -> str:
+        across, up = (point[0] - left) / (right - left or 1), (point[1] - low) / (high - low or 1)
+        return f"{50 + 570 * across:.1f},{250 - 230 * up:.1f}"
+
+    drawn = [
+        tag("polyline", points=" ".join(map(at, line)), class_=f"nb-line{i}")
+        for i, line in enumerate(lines.values())
+    ]
+    for i in range(5):
+        value, height = low + (high - low) * i / 4, 250 - 230 * i / 4
+        drawn.append(tag("line", x1=50, x2=620, y1=height, y2=height))
+        drawn.append(tag("text", f"{value:.3g}", x=44, y=height + 4, text_anchor="end"))
+        step = left + (right - left) * i / 4
+        drawn.append(tag("text", f"{step:,.0f}", x=50 + 570 * i / 4, y=268, text_anchor="middle"))
+    drawn.append(tag("text", escape(x), x=335, y=286, text_anchor="middle"))
+    names = [tag("span", escape(name), class_=f"nb-line{i}") for i, name in enumerate(lines)]
+    picture = tag("svg", *drawn, viewBox="0 0 640 292", role="img", aria_label=f"{y} over {x}")
+    return tag("figure", picture, tag("figcaption", escape(y), ": ", *names), class_="nb-curve")
