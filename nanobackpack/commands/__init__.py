@@ -44,6 +44,7 @@ VERBS = {
     "lexical_similarity": ("evaluate.lexical_similarity", "do similar words have similar senses?"),
     "words": ("evaluate.words", "a study: trains models on dictionaries, and compares their senses"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
+    "report": ("commands.report", "a page about a model, to send"),
     "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
     "lm_eval": ("commands.lm_eval", "tasks of the harness lm-eval"),
