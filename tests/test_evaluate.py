@@ -159,7 +159,9 @@ def test_last_words(model: BackpackLM | GPT):
 # --- BLiMP ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bos", [False, True, "auto"])
+@pytest.mark.parametrize(
+    ("model", "bos"), [("nano", False), ("paper-k1-few", True), ("gpt-bias", "auto")], indirect=["model"]
+)
 def test_sentence_pairs(model: BackpackLM | GPT, bos: Bos):
     """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart. What
     stands before them is the token that ends documents, where none begins them."""
