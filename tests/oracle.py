@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import GPT
-from nanobackpack.analysis.control import AmplifyInWord, ReplaceSenses, ScaleSense, ScaleWord, TopicControl
+from nanobackpack.analysis.control import (
+    AmplifyInWord,
+    ReplaceSenses,
+    ScaleSense,
+    ScaleWord,
+    ShiftSenses,
+    TopicControl,
+)
 from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.model.edits import Edit
 
@@ -72,6 +79,9 @@ def plain_edited_logits(model: LanguageModel, ids: Tensor, edits: Sequence[Edit]
             for j, x in enumerate(text):
                 if isinstance(edit, ReplaceSenses) and x in edit.tokens:
                     c[:, j] = edit.table[edit.tokens.index(x)]
+                if isinstance(edit, ShiftSenses):
+                    for token, sense, offset in zip(edit.tokens, edit.senses, edit.offsets, strict=True):
+                        c[sense, j] += (token == x) * offset
                 if isinstance(edit, ScaleSense) and (edit.tokens == "all" or x in edit.tokens):
                     plain_scale(edit, c[:, j])
         for edit in edits:

@@ -31,6 +31,7 @@ from nanobackpack.analysis.control import (
     ReplaceSenses,
     ScaleSense,
     ScaleWord,
+    ShiftSenses,
     TopicControl,
 )
 from nanobackpack.commands import sample
@@ -58,6 +59,8 @@ EDITS: dict[str, Callable[[BackpackLM], tuple[Edit, ...]]] = {
     "scale": lambda m: (ScaleSense(EVERY[::2], SCALES[: m.config.n_sense_vector]),
                         ScaleSense("all", 1.5, sense=0)),
     "replace": lambda m: (ReplaceSenses((7, 2), draw(2, m.config.n_sense_vector, m.config.n_embd)),),
+    "shift": lambda m: (ShiftSenses((4, 2, 2), (0, m.config.n_sense_vector - 1, 0),
+                                    draw(3, m.config.n_embd)),),
     "topic": lambda m: (control.topic(m, [3, 5], 3),),
     "topic-own": lambda m: (TopicControl(1 + draw(23, m.config.n_sense_vector) / 2, f=0.05),),
     "amplify": lambda m: (AmplifyInWord((1, 4, 2), (0.02, 1.0, 50.0)), AmplifyInWord((2, 2), (9.0, 1.0)),
@@ -309,6 +312,7 @@ def inert_edits(model: BackpackLM) -> list[Edit]:
         ScaleWord((4, 2), 1.0, sense=0),
         ScaleWord((), 0.0),
         ReplaceSenses((), torch.empty(0, K, D)),
+        ShiftSenses((2,), (0,), torch.zeros(1, D)),
         control.topic(model, [3], 0),
         AmplifyInWord((4, 2), (1.0, 1.0)),
         AmplifyInWord((4,), (5.0,)),
@@ -411,6 +415,8 @@ def test_edits_must_fit_the_model(ids: Tensor):
         (model, ScaleSense((1,), 0.0, sense=4), "senses 0 to 3"),
         (model, ScaleSense((1,), (0.0, 1.0)), "2 factors for a model of 4"),
         (model, ReplaceSenses((1,), torch.zeros(1, 4, 15)), r"\(1, 4, 15\)"),
+        (model, ShiftSenses((1,), (4,), torch.ones(1, 16)), "senses 0 to 3"),
+        (model, ShiftSenses((1,), (0,), torch.ones(1, 15)), r"\(1, 15\), it must be \(1, 16\)"),
         (model, TopicControl(torch.ones(22, 4), 1.0), r"\(22, 4\)"),
         (model, AmplifyInWord((99,), (1.0,)), "token 99"),
         (model, ScaleWord((99, 1), 0.0), "token 99"),
@@ -440,6 +446,7 @@ def test_edits_must_fit_the_model(ids: Tensor):
         (lambda: ReplaceSenses((1, 1), torch.zeros(2, 4, 16)), "twice"),
         (lambda: ReplaceSenses((1,), torch.full((1, 4, 16), torch.inf)), "finite"),
         (lambda: ReplaceSenses((1,), torch.zeros(1, 4, 16).long()), "float32"),
+        (lambda: ShiftSenses((1, 2), (0,), torch.zeros(2, 4)), "1 senses for 2"),
         (lambda: TopicControl(torch.ones(4), 1.0), r"\(4,\)"),
         (lambda: TopicControl(torch.ones(4, 2), "1"), "f='1'"),
         (lambda: AmplifyInWord((1, 2), (1.0,)), "1 factors for 2"),
@@ -505,6 +512,7 @@ def write(path: Path, records: object, tensors: dict[str, Tensor] | None = None,
 
 
 SCALE = {"kind": "ScaleSense", "tokens": [4], "factor": 0.0, "sense": 2}
+SHIFT = {"kind": "ShiftSenses", "tokens": [4], "senses": [-1], "offsets": "tensor"}
 REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
 
 
@@ -517,6 +525,7 @@ REPLACE = {"kind": "ReplaceSenses", "tokens": [4], "table": "tensor"}
         ([SCALE | {"tokens": "4"}], {}, "tokens"),
         ([REPLACE], {}, "table"),
         ([REPLACE], {"0.table": torch.full((1, 4, 16), torch.nan)}, "finite"),
+        ([SHIFT], {"0.offsets": torch.ones(1, 16)}, "sense=-1"),
         ([SCALE], {"0.table": torch.zeros(1)}, "belongs to no edit"),
         ([SCALE, 3], {}, "list of objects"),
         (None, {}, "list of objects"),
@@ -579,7 +588,7 @@ def test_sample_under_a_file(tmp_path: Path, speller: BackpackLM, capsys: pytest
 
 def test_baked_equals_edited(backpack: BackpackLM, ids: Tensor, tmp_path: Path):
     """A baked model does what the edited one does, token for token, and stands alone in a checkpoint."""
-    some = [e for name in ("replace", "scale", "remove") for e in EDITS[name](backpack)]
+    some = [e for name in ("replace", "scale", "shift", "remove") for e in EDITS[name](backpack)]
     with control.applied(backpack, some[0]):
         baked = control.bake(backpack, some[1:])
     save_model(baked, tmp_path / "ckpt.pt")

@@ -81,9 +81,14 @@ def _lines(card: SenseCard) -> list[str]:
     for name in ("top", "bottom", "nearest"):
         lines.append(f"    {name:9}" + "  ".join(repr(token) for token, _ in getattr(card, name)))
     for c in card.contexts:
-        before, word, after = c.tokens[: c.source], c.tokens[c.source], c.tokens[c.source + 1 :]
+        before, word, after = (
+            "".join(c.tokens[: c.source]),
+            c.tokens[c.source],
+            "".join(c.tokens[c.source + 1 :]),
+        )
         space = word[: len(word) - len(word.lstrip())]
-        text = " ".join("".join([*before, f"{space}[{word.lstrip()}]", *after]).split())
+        after = after if len(after) < 60 else f"{after[:20]} … {after[-30:]}"
+        text = " ".join(f"{before[-40:]}{space}[{word.lstrip()}]{after}".split())
         there = f"{c.next!r}, likeliest {c.predicted!r}"
         lines.append(f"    {c.contribution:+.2f}    {escape_controls(text)} → {there}")
     return lines

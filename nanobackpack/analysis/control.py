@@ -49,6 +49,7 @@ from nanobackpack.model.edits import (
     ReplaceSenses,
     ScaleSense,
     ScaleWord,
+    ShiftSenses,
     TopicControl,
     flatten_edits,
 )
@@ -56,9 +57,9 @@ from nanobackpack.safe.files import display_path, parse_json, writing
 from nanobackpack.text.tokenizer import MARKS, TextOrIds
 from nanobackpack.text.words import needs_tokenizer
 
-__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "TopicControl",
-           "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save", "scale",
-           "sense_peaks", "topic", "topic_scores"]  # fmt: skip
+__all__ = ["AmplifyInWord", "GPTNullspace", "ReplaceSenses", "ScaleSense", "ScaleWord", "ShiftSenses",
+           "TopicControl", "applied", "bake", "copy_senses", "knowledge_edit", "load", "nullspace", "save",
+           "scale", "sense_peaks", "topic", "topic_scores"]  # fmt: skip
 
 # --- Steering and baking ------------------------------------------------------------------------
 

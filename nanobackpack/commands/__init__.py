@@ -31,6 +31,7 @@ VERBS = {
     "sample": ("commands.sample", "continue a prompt"),
     "senses": ("commands.senses", "what each sense of a word predicts"),
     "cards": ("commands.cards", "a card for each sense: its theme, its tokens, where a text uses it"),
+    "match": ("commands.match", "which sense is which, in other seeds and at earlier steps"),
     "explain": ("commands.explain", "which senses of which tokens make a prediction"),
     "steer": ("commands.steer", "scale senses of a word: before and after"),
     "edit": ("commands.edit", "change what a word's senses say: before and after"),

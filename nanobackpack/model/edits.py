@@ -9,6 +9,7 @@ Each kind of edit is an immutable value that changes one step of the formula:
 
     c  ScaleSense     C(x)_l · p for tokens x, or all; p = 0 removes a sense         paper, section 6.2
        ReplaceSenses  other vectors C(x) for some tokens, such as a knowledge edit   paper, section 6.3
+       ShiftSenses    C(x)_l + D for some senses of tokens, as finetuning finds      Hewitt et al. 2024
     w  ScaleWord      ScaleSense of a word of several tokens, where all of it stands
        TopicControl   senses that predict a topic count more, until the text does    section 6.1, D.1
        AmplifyInWord  the weight of a word shared anew among its tokens              nanoBackpackLM
@@ -290,6 +291,38 @@ class ReplaceSenses(SenseEdit):
         return torch.where(hit, self.table[order[at]].to(c.dtype), c)  # (U, K, D)
 
 
+@dataclass(frozen=True, eq=False)
+class ShiftSenses(SenseEdit):
+    """C(x)_l + offsets[n] (D) for the token x = tokens[n] and its sense l = senses[n], for N such pairs.
+
+    It adds to what is there, so that shifts of one sense add up, in any order.
+    """
+
+    tokens: tuple[int, ...]
+    senses: tuple[int, ...]
+    offsets: Tensor
+    tensor, sizes = "offsets", "ND"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.senses) != len(self.tokens):
+            raise InputError(f"ShiftSenses: {len(self.senses)} senses for {len(self.tokens)} tokens")
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        if bad := [sense for sense in self.senses if not 0 <= sense < config.n_sense_vector]:
+            raise InputError(f"sense={bad[0]}, but this model has senses 0 to {config.n_sense_vector - 1}")
+
+    @property
+    def inert(self) -> bool:
+        return not self.offsets.any()
+
+    def edit_senses(self, ids: Tensor, c: Tensor) -> Tensor:
+        row, pair = (ids[:, None] == ids.new_tensor(self.tokens)).nonzero().unbind(1)  # (hits) each
+        at = row, ids.new_tensor(self.senses)[pair]
+        return c.index_put(at, self.offsets[pair].to(c.dtype), accumulate=True)  # (U, K, D)
+
+
 # --- Edits of the weights ---------------------------------------------------------------------
 
 
@@ -431,4 +464,4 @@ class GPTNullspace(InputEdit):
 
 
 IN_WORD = ScaleWord, AmplifyInWord  # where their tokens stand together
-KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, TopicControl, *IN_WORD, GPTNullspace)
+KINDS: tuple[type[Edit], ...] = (ScaleSense, ReplaceSenses, ShiftSenses, TopicControl, *IN_WORD, GPTNullspace)
