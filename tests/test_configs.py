@@ -86,7 +86,7 @@ TABLE: dict[str, dict[str, Any]] = {
     ),
     "demo.py": small(
         "out-demo", 4000, 128, 4, dataset="shakespeare_char", eval_interval=500, eval_iters=20,
-        log_interval=100, batch_size=12, block_size=64, n_sense_vector=4, warmup_iters=100,
+        log_interval=100, batch_size=12, block_size=64, n_sense_vector=4, warmup_iters=100, max_minutes=3.0,
     ),
     "small.py": small(
         "out", 1500, 192, 4, eval_interval=250, eval_iters=20, log_interval=50, batch_size=16,

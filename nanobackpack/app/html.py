@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
@@ -99,15 +100,17 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 
 def token(text: str) -> str:
-    """Show a token: marks for blanks, of which nothing is seen; and as a table has it where one points."""
-    marks = {"\n": "↵", "\t": "⇥", " ": "␣" if text.isspace() else "·", "\r": "␍"}
-    # A blank inside a token, which few have, is seen.
-    inside = range(len(text) - len(text.lstrip()), len(text.rstrip()))
-    parts = (
-        tag("i", marks[c]) if c in marks and (i not in inside or c != " ") else escape(c)
-        for i, c in enumerate(text)
-    )
+    """Show a token: soft marks for blanks, and for the id where it is no word; all of it on a closer look."""
+    marks = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣" if text.isspace() else "·"}
+    word, number = re.fullmatch(r"(.*?)((?:<#\d+>)?)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = [tag("i", marks[c]) if c in marks else escape(c) for c in word]
+    parts += [tag("small", number[1:-1])] if number else []
     return tag("span", *parts, class_="nb-token", dir="auto", title=repr(text))
+
+
+def quoted(text: str) -> str:
+    """Write a token into a sentence: without the space that most words begin with."""
+    return repr(text.strip(" ") or text)
 
 
 def tokens(texts: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ A checkpoint is a dict of tensors and plain values, a superset of nanoBackpackLM
 and of a run besides:
     config            TrainConfig
     optimizer, scaler, iter_num (steps done), best_val_loss
+    elapsed_s         seconds of training so far, which max_minutes counts; not in older files
     world_size        number of processes; does not change the file's layout
     data              fingerprint of the training text
     run               id of the run, also in config.json; not in older files
