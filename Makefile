@@ -1,5 +1,5 @@
 # make setup   what a user needs, in .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch for CPUs
-# make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
+# make demo    from nothing to a trained Backpack, its samples, its senses and a page of them, in minutes on a CPU
 # make dev     setup, and the tools for changing nanobackpack
 # make test    every check: lint, format, types, tests
 # make notebooks   those in notebooks/, run in short, a minute or two
@@ -40,7 +40,8 @@ demo: setup
 	$(BIN)/python train.py config/demo.py --dataset=$$data $(DEMO_FLAGS) && \
 	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
-	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
+	$(BIN)/python -m nanobackpack report out-demo/report.html --out_dir=out-demo && \
+	echo && echo "Next: open out-demo/report.html, then $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
 test: dev lint types
 	$(BIN)/python -m pytest -n 3

@@ -163,6 +163,7 @@ def test_make_demo(copy: Path) -> None:
     assert "Python's own help texts" in out
     assert "whole validation split" in out
     assert "sense 3" in out
+    assert "wrote out-demo/report.html" in out
     # With the text beside the repository it is taken: what make would run says so.
     status, out, err = run(copy, *make, "SHAKESPEARE=shakespeare.txt", "--dry-run")
     assert (status, err) == (0, "")

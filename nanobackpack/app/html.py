@@ -20,6 +20,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
+import torch
+
 from nanobackpack.errors import escape_controls
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def percent(share: float) -> str:
 
 def signed(value: float, digits: int = 2) -> str:
     """Write a number with its sign: +1.20, −0.35."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no −0
 
 
 # --- Numbers ------------------------------------------------------------------------------------
@@ -186,19 +188,25 @@ def overlay(found: Weights, sense: int = 0) -> str:
     return chips(found.tokens, found.weights.tolist(), sense)
 
 
-def heat_map(why: Contributions) -> str:
+def heat_map(why: Contributions, most: int = 64) -> str:
     """Show a logit as a table of what each sense (column) of each token (row) adds to it, and the sums.
 
     Each cell tells its token, sense, weight α and contribution to the mouse, a finger and the arrow keys. The
-    numbers are the library's own, and the corner is the sum of them all: the logit.
+    numbers are the library's own, and the corner is the sum of them all: the logit. Of more than `most`
+    tokens the first share a row.
     """
-    values, alphas = why.contributions.double(), why.weights.tolist()  # (T, K) both
-    T, K = values.shape
+    names, values, weights = why.tokens, why.contributions.double(), why.weights  # (T, K) both
+    if left := max(0, len(names) - most):  # what stands far before is one row
+        names = [f"… {left} before", *names[left:]]
+        values, weights = (
+            torch.cat([x[:left].sum(dim=0, keepdim=True), x[left:]]) for x in (values, weights)
+        )
+    alphas, (T, K) = weights.tolist(), values.shape
     top, total = values.abs().max().item() or 1.0, values.sum().item()
     by_token, by_sense = values.sum(dim=1).tolist(), values.sum(dim=0).tolist()
     head = [tag("th", name, scope="col") for name in ("sense", *map(str, range(K)), "sum")]
     rows = []
-    for j, (name, numbers) in enumerate(zip(why.tokens, values.tolist(), strict=True)):
+    for j, (name, numbers) in enumerate(zip(names, values.tolist(), strict=True)):
         cells = [
             _cell(j, k, value, f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {value:+.4f}", top)
             for k, value in enumerate(numbers)
@@ -232,31 +240,3 @@ def _cell(row: int, column: int, value: float, says: str, top: float = 0.0) -> s
         data_at=f"{row},{column}",
         data_says=says,
     )
-
-
-def curve(lines: dict[str, list[tuple[float, float]]], x: str = "step", y: str = "loss") -> str:
-    """Draw named lines of points as a picture of the page itself."""
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        return ""
-    left, right = min(p[0] for p in points), max(p[0] for p in points)
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-
-    def at(point: tuple[float, float]) -> str:
-        across, up = (point[0] - left) / (right - left or 1), (point[1] - low) / (high - low or 1)
-        return f"{50 + 570 * across:.1f},{250 - 230 * up:.1f}"
-
-    drawn = [
-        tag("polyline", points=" ".join(map(at, line)), class_=f"nb-line{i}")
-        for i, line in enumerate(lines.values())
-    ]
-    for i in range(5):
-        value, height = low + (high - low) * i / 4, 250 - 230 * i / 4
-        drawn.append(tag("line", x1=50, x2=620, y1=height, y2=height))
-        drawn.append(tag("text", f"{value:.3g}", x=44, y=height + 4, text_anchor="end"))
-        step = left + (right - left) * i / 4
-        drawn.append(tag("text", f"{step:,.0f}", x=50 + 570 * i / 4, y=268, text_anchor="middle"))
-    drawn.append(tag("text", escape(x), x=335, y=286, text_anchor="middle"))
-    names = [tag("span", escape(name), class_=f"nb-line{i}") for i, name in enumerate(lines)]
-    picture = tag("svg", *drawn, viewBox="0 0 640 292", role="img", aria_label=f"{y} over {x}")
-    return tag("figure", picture, tag("figcaption", escape(y), ": ", *names), class_="nb-curve")

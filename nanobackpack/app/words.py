@@ -45,7 +45,8 @@ def words(
         raise InputError("no word is given: type one, such as king")
     senses = senses or Senses(model, bos="auto", special=True, typed=True)
     found = [sense_cards(senses, word, k, contexts) for word in asked]
-    said, pieces = [], []
+    said: list[str] = []
+    pieces: list[str] = []
     for same in zip(*(cards.cards for cards in found), strict=True):  # a sense of each word
         pieces += [_card(card, len(found) > 1, click) for card in same]
     shape = f"--n:{len(found)}" if len(found) > 1 else None
@@ -58,10 +59,12 @@ def words(
         results=[*found],
         python=python_of(
             source,
+            f"words = {asked!r}",
             "from nanobackpack.analysis.cards import sense_cards",
-            "",
-            f"for word in {asked!r}:",
-            f"    print(sense_cards(senses, word, k={k}).table())",
+            *(["from nanobackpack.app.words import contexts_of"] if contexts else []),
+            f"contexts = {f'contexts_of(model, words, {source!r})' if contexts else None}",
+            "for word in words:",
+            f"    print(sense_cards(senses, word, k={k}, contexts=contexts).table())",
         ),
         command=command_of("senses", source, f"--k={k}", "--words", *asked),
         state={"words": ",".join(asked)},
