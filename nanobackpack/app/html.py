@@ -25,7 +25,7 @@ import torch
 from nanobackpack.errors import escape_controls
 
 if TYPE_CHECKING:
-    from nanobackpack.analysis.results import Contributions, Weights
+    from nanobackpack.analysis.results import Contributions
 
 
 def escape(text: object) -> str:
@@ -162,30 +162,18 @@ def _button(*inner: str, pressed: bool, **attributes: object) -> str:
     return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
 
 
-def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
-    """Show the tokens of a text as a model reads it. With the K `weights` of each, how much one sense of it
-    counts, and a button for each sense."""
-    if not weights:
-        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
-    marked = [
-        tag(
-            "span",
-            token(text),
-            class_="nb-chip",
-            style=f"--v:{row[sense]:.3f}",
-            data_weights=" ".join(f"{weight:.3f}" for weight in row),
-        )
-        for text, row in zip(texts, weights, strict=True)
-    ]
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]], sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it, with how much one of the K senses of each counts, and a
+    button for each sense."""
+    marked = []
+    for text, row in zip(texts, weights, strict=True):
+        all_of_it = " ".join(f"{weight:.3f}" for weight in row)
+        look = {"class_": "nb-chip", "style": f"--v:{row[sense]:.3f}", "data_weights": all_of_it}
+        marked.append(tag("span", token(text), **look))
     buttons = [_button(str(k), pressed=k == sense, data_overlay=k) for k in range(len(weights[0]))]
     label = tag("span", "α of sense")
     group = tag("div", label, *buttons, class_="nb-senses", role="group", aria_label="sense")
     return tag("div", tag("div", *marked, class_="nb-chips"), group, class_="nb-overlay")
-
-
-def overlay(found: Weights, sense: int = 0) -> str:
-    """Show on the prompt how much one sense of each of its tokens counts for the next one."""
-    return chips(found.tokens, found.weights.tolist(), sense)
 
 
 def heat_map(why: Contributions, most: int = 64) -> str:

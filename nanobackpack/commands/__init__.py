@@ -30,6 +30,7 @@ VERBS = {
     "train": ("commands.train", "train a Backpack, or the Transformer baseline"),
     "sample": ("commands.sample", "continue a prompt"),
     "senses": ("commands.senses", "what each sense of a word predicts"),
+    "cards": ("commands.cards", "a card for each sense: its theme, its tokens, where a text uses it"),
     "census": ("commands.census", "what every sense does over a text: its cost, its share, where it looks"),
     "match": ("commands.match", "which sense is which, in other seeds and at earlier steps"),
     "explain": ("commands.explain", "which senses of which tokens make a prediction"),

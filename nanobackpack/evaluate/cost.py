@@ -41,7 +41,7 @@ class CostConfig(Settings):
     """What the programs share that edit a model."""
 
     held_out: str = ""
-    """Text or data set to measure the cost on; by default what was held out in training, if it is here."""
+    """Text or data set to read; by default what was held out in training, if it is here."""
 
 
 @dataclass(frozen=True, kw_only=True)
