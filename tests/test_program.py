@@ -34,7 +34,7 @@ def shell(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess
 
 
 @posix
-@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
 def test_any_encoding_will_do(encoding: str, tmp_path: Path) -> None:
     done = shell("run explain --help && run train '却é\u202e😀'", tmp_path, PYTHONIOENCODING=encoding)
     assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
@@ -47,7 +47,7 @@ def test_any_encoding_will_do(encoding: str, tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_closed_streams_lose_nothing(closed: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("abc\n" * 50)
     done = shell(f"run prepare text --tokenizer=char --out=data {closed}", tmp_path)
@@ -132,15 +132,14 @@ def test_characters_without_a_font_are_named(tmp_path: Path, monkeypatch: pytest
 
 
 @posix
-@pytest.mark.parametrize("times", [1, 5])
-def test_ctrl_c_while_a_program_starts(times: int, folder: Path) -> None:
+def test_ctrl_c_while_a_program_starts(folder: Path) -> None:
     """From the moment that the program is there; Python itself takes a while before."""
     code = (
         "import os, sys; from nanobackpack.commands import run; os.write(1, b'!')\n"
         "run('sample', ['--out_dir=run', '--device=cpu', '--num_samples=999', '--start=a'])"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for wait_s in (0.05, 0.4, 1.2):  # in tyro, in torch
+    for wait_s, times in ((0.05, 5), (0.4, 1), (1.2, 5)):  # in tyro, in torch
         with subprocess.Popen(
             [sys.executable, "-c", code], cwd=folder.parent, env=env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

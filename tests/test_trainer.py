@@ -608,12 +608,6 @@ def test_a_run_says_which_settings_follow_the_checkpoint(
         assert out.count("as the checkpoint has it: n_layer=2, n_embd=16") == 1
 
 
-def test_dropout_may_change_on_resume(data: Path, tmp_path: Path) -> None:
-    train(tiny(data, tmp_path, max_iters=2, dropout=0.1))
-    assert train(tiny(data, tmp_path, max_iters=3, dropout=0.0, init_from="resume")) == 0
-    assert saved(tmp_path)["model_args"]["dropout"] == 0.0
-
-
 def test_a_foreign_checkpoint_is_not_resumed(data: Path, tmp_path: Path) -> None:
     torch.save({"model": {}, "model_args": {}, "iter_num": 3}, tmp_path / "ckpt.pt")
     with pytest.raises(InputError, match="only checkpoints of nanobackpack"):

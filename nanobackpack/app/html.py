@@ -25,7 +25,7 @@ import torch
 from nanobackpack.errors import escape_controls
 
 if TYPE_CHECKING:
-    from nanobackpack.analysis.results import Contributions, Weights
+    from nanobackpack.analysis.results import Contributions
 
 
 def escape(text: object) -> str:
@@ -134,14 +134,20 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def bars(
-    names: Sequence[str], shares: Sequence[float], *, chosen: Sequence[str] = (), click: bool = True
+    names: Sequence[str],
+    shares: Sequence[float],
+    *,
+    chosen: Sequence[str] = (),
+    click: bool = True,
+    top: float | None = None,
 ) -> str:
     """Show a distribution: a bar for each token.
 
     With `click` each is a button with its token as data-token, to explain it, beside one with data-versus, to
-    compare it. `chosen` are the token that is explained, and the one that it is compared with.
+    compare it. `chosen` are the token that is explained, and the one that it is compared with. `top` is the
+    share that a full bar stands for, by default the largest.
     """
-    top = max(shares, default=1.0) or 1.0
+    top = top or max(shares, default=1.0) or 1.0
     lines = []
     for name, share in zip(names, shares, strict=True):
         fill = tag("span", tag("span", style=f"--v:{share / top:.4f}"), class_="nb-track")
@@ -162,30 +168,18 @@ def _button(*inner: str, pressed: bool, **attributes: object) -> str:
     return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
 
 
-def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
-    """Show the tokens of a text as a model reads it. With the K `weights` of each, how much one sense of it
-    counts, and a button for each sense."""
-    if not weights:
-        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
-    marked = [
-        tag(
-            "span",
-            token(text),
-            class_="nb-chip",
-            style=f"--v:{row[sense]:.3f}",
-            data_weights=" ".join(f"{weight:.3f}" for weight in row),
-        )
-        for text, row in zip(texts, weights, strict=True)
-    ]
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]], sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it, with how much one of the K senses of each counts, and a
+    button for each sense."""
+    marked = []
+    for text, row in zip(texts, weights, strict=True):
+        all_of_it = " ".join(f"{weight:.3f}" for weight in row)
+        look = {"class_": "nb-chip", "style": f"--v:{row[sense]:.3f}", "data_weights": all_of_it}
+        marked.append(tag("span", token(text), **look))
     buttons = [_button(str(k), pressed=k == sense, data_overlay=k) for k in range(len(weights[0]))]
     label = tag("span", "α of sense")
     group = tag("div", label, *buttons, class_="nb-senses", role="group", aria_label="sense")
     return tag("div", tag("div", *marked, class_="nb-chips"), group, class_="nb-overlay")
-
-
-def overlay(found: Weights, sense: int = 0) -> str:
-    """Show on the prompt how much one sense of each of its tokens counts for the next one."""
-    return chips(found.tokens, found.weights.tolist(), sense)
 
 
 def heat_map(why: Contributions, most: int = 64) -> str:

@@ -79,7 +79,7 @@ def _shown(likeliest: Ranking, why: Contributions, chosen: list[str], sense: int
     )
     reads = html.section(
         "What the model reads",
-        html.overlay(why, sense),
+        html.chips(why.tokens, why.weights.tolist(), sense),
         about="Its tokens; a dot is a space. The stronger the colour, the more this sense counts here.",
     )
     words = html.section(f"Why {what}: the strongest", strongest(why, chosen, click))
