@@ -48,6 +48,7 @@ VERBS = {
     "words": ("evaluate.words", "a study: trains models on dictionaries, and compares their senses"),
     "k_sweep": ("evaluate.k_sweep", "a study: how many senses? trains models that differ in that alone"),
     "word_composition": ("evaluate.word_composition", "how the tokens of a word share its weight"),
+    "explore": ("commands.explore", "a model in the browser: predictions, senses, edits, runs"),
     "report": ("commands.report", "a page about a model, to send"),
     "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
