@@ -5,8 +5,8 @@
 
 A card has the tokens that the sense scores highest and lowest, the words whose same sense is nearest, and
 places in a text: with the word in brackets, and what the sense adds to the logit of the token that truly
-follows, as `explain` splits it. The share behind a sense says how much of what the word does later is by it. A
-label is three words that it scores far higher than others do; "no clear theme" if no more so than by chance.
+follows, as `explain` splits it. The share behind a sense says how much of what the word does later is by it.
+A label is three words that it scores far higher than others do, if it does so more than by chance.
 """
 
 from __future__ import annotations
