@@ -1,9 +1,10 @@
 # make setup   what a user needs, in .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch for CPUs
-# make demo    from nothing to a trained Backpack, its samples and its senses, in minutes on a CPU
+# make demo    from nothing to a trained Backpack, its samples, its senses and a page of them, in minutes on a CPU
 # make dev     setup, and the tools for changing nanobackpack
 # make test    every check: lint, format, types, tests
 # make notebooks   those in notebooks/, run in short, a minute or two
 # make docs    the reference of all modules, in site/
+# make screenshots   the explorer's pages, in docs/; it needs chromium
 # make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 # A copy of Tiny Shakespeare beside the repository saves the download.
 SHAKESPEARE := $(wildcard ../shared/data/tinyshakespeare/input.txt)
 
-.PHONY: setup dev demo test lint types notebooks docs bench clean
+.PHONY: setup dev demo test lint types notebooks docs screenshots bench clean
 
 setup: $(VENV)/installed
 dev: $(VENV)/installed-dev
@@ -40,7 +41,8 @@ demo: setup
 	$(BIN)/python train.py config/demo.py --dataset=$$data $(DEMO_FLAGS) && \
 	$(BIN)/python sample.py --out_dir=out-demo --num_samples=2 --max_new_tokens=300 && \
 	$(BIN)/python experiments/sense_vector.py --out_dir=out-demo && \
-	echo && echo "Next: $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
+	$(BIN)/python -m nanobackpack report out-demo/report.html --out_dir=out-demo && \
+	echo && echo "Next: open out-demo/report.html, then $(BIN)/python sample.py --out_dir=out-demo --start='The ', and README.md."
 
 test: dev lint types
 	$(BIN)/python -m pytest -n 3
@@ -60,6 +62,9 @@ ROOMS := $(filter-out nanobackpack/commands/ nanobackpack/bench/,$(dir $(wildcar
 docs: dev
 	$(BIN)/pdoc nanobackpack $(patsubst nanobackpack/%/,nanobackpack.%,$(ROOMS)) \
 	  nanobackpack.config nanobackpack.errors nanobackpack.runtime -o site
+
+screenshots: dev
+	$(BIN)/python docs/screenshots.py
 
 bench: setup
 	$(BIN)/python bench.py

@@ -1,4 +1,4 @@
-"""The Backpack of `make demo`: a small character model that a laptop trains in about three minutes.
+"""The Backpack of `make demo`: a small character model that any machine trains in three minutes or less.
 
 python train.py config/demo.py --dataset=shakespeare_char
 """
@@ -20,6 +20,7 @@ n_sense_vector = 4
 optimizer = "muon"  # --optimizer=adamw: nanoBackpackLM's recipe, with the same rates
 learning_rate = 1e-3
 max_iters = lr_decay_iters = 4000
+max_minutes = 3  # a slow or busy machine takes fewer steps
 min_lr = 1e-4
 beta2 = 0.99
 warmup_iters = 100

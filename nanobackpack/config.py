@@ -149,6 +149,8 @@ class TrainConfig(Architecture):
     """Compute each block again in the backward pass: far less memory, a quarter slower."""
     max_iters: int = 600000
     """Optimizer steps in all."""
+    max_minutes: float = 0.0
+    """Minutes of training in all: then the run ends whole, with the schedule compressed (0: no limit)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw; or muon: orthogonal steps for matrices, AdamW for the rest; learns from fewer steps."""
     muon_lr_factor: float = 3.0
@@ -349,7 +351,7 @@ BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
         "a number from 0 up",
         lambda x: 0 <= x < math.inf,
         "vocab_used backup_checkpoint_step max_iters warmup_iters seed learning_rate muon_lr_factor "
-        "min_lr weight_decay grad_clip temperature top_k limit",
+        "max_minutes min_lr weight_decay grad_clip temperature top_k limit",
     ),
     (
         "a number from 1 up",

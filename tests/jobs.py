@@ -166,12 +166,12 @@ def tiny_files() -> None:
 
 
 def small_logs() -> None:
-    """No file can grow while its log is written: the disk is full when metrics.jsonl has 20 kB."""
+    """No file can grow while its log is written: the disk is full when metrics.jsonl has 1,500 bytes."""
     record = train_log.Log.record
 
     def limited(self: train_log.Log, **values: Any) -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
         try:
             record(self, **values)
         finally:

@@ -232,7 +232,11 @@ def test_logits_equal_the_definition(edited: tuple[BackpackLM, tuple[Edit, ...]]
             assert (torch.stack(got, dim=1) - expected[:, first - 1 :]).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("edited", "restart"),
+    [(pair, restart) for pair in PAIRS for restart in (False, True)[: 1 + ("all" in pair)]],
+    indirect=["edited"],
+)
 def test_cached_generation_equals_uncached(edited: tuple[BackpackLM, tuple[Edit, ...]], restart: bool):
     """Token for token, for a prompt longer than half the window, on past its end, window sliding or cut."""
     model, some = edited

@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
 from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
@@ -356,6 +355,12 @@ def expected(alpha: float) -> np.ndarray:
     total = sum(SIZES.values())
     powers = [math.pow(n / total, alpha) for n in SIZES.values()]
     return np.array([p / sum(powers) for p in powers])
+
+
+def chisquare(*counts: Any) -> Any:
+    from scipy import stats  # slow to import
+
+    return stats.chisquare(*counts)
 
 
 def share_p(drawn: list[str], alpha: float) -> float:

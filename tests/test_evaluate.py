@@ -159,7 +159,9 @@ def test_last_words(model: BackpackLM | GPT):
 # --- BLiMP ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bos", [False, True, "auto"])
+@pytest.mark.parametrize(
+    ("model", "bos"), [("nano", False), ("paper-k1-few", True), ("gpt-bias", "auto")], indirect=["model"]
+)
 def test_sentence_pairs(model: BackpackLM | GPT, bos: Bos):
     """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart. What
     stands before them is the token that ends documents, where none begins them."""
@@ -358,7 +360,7 @@ def test_pairs_survive_a_file(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(name=st.sampled_from(sorted(FORMATS)), text=st.text(max_size=60))
+@given(name=st.sampled_from([*sorted(FORMATS), "mine"]), text=st.text(max_size=60))
 def test_any_file_gives_pairs_or_one_line(name: str, text: str, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("any") / "set.txt"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -411,10 +413,29 @@ def test_files_as_they_may_come(tmp_path: Path):
     path.write_text("a;b;1\n", encoding="utf-8")
     with pytest.raises(InputError, match="1 pairs"):
         read_pairs("rg65", path)
-    with pytest.raises(InputError, match="unknown test set 'men': there are simlex"):
-        read_pairs("men", path)
     with pytest.raises(InputError, match="cannot read"):
         read_pairs("simlex", tmp_path / "missing.txt")
+
+
+def test_any_table_is_a_test_set(tmp_path: Path):
+    """Several languages side by side, by the names of the columns; without names the first three."""
+    path = tmp_path / "languages.csv"
+    path.write_text(
+        '﻿ID,"ENG 1",ENG 2,ENG,FRA 1,FRA 2,FRA\n7,big,"large, huge",5.5,gros,grand,4\n8,a,b,1,c,d,2\n'
+    )
+    assert read_pairs("en", path, "ENG 1,ENG 2,ENG") == [("big", "large, huge", 5.5), ("a", "b", 1.0)]
+    assert read_pairs("fr", path, "FRA 1, FRA 2, FRA") == [("gros", "grand", 4.0), ("c", "d", 2.0)]
+    with pytest.raises(InputError, match=r"languages.csv, line 1: no column 'GER', there are ID, ENG 1"):
+        read_pairs("de", path, "FRA 1,FRA 2,GER")
+    with pytest.raises(InputError, match=r"line 2: 'big, large, huge, gros' is not two words and a number"):
+        read_pairs("fr", path, "ENG 1,ENG 2,FRA 1")
+    with pytest.raises(InputError, match="are 2, and 3 are needed"):
+        read_pairs("fr", path, "ENG 1,ENG 2")
+    path.write_text("a\tb\tscore\nx\ty\t1\n\nv\tw\t2.5\n")
+    assert read_pairs("men", path) == [("x", "y", 1.0), ("v", "w", 2.5)]
+    path.write_text("x\ty\t1\nv\tw\n")
+    with pytest.raises(InputError, match="line 2: 2 cells, and column 3 is needed"):
+        read_pairs("men", path)
 
 
 @with_data
@@ -507,7 +528,7 @@ def test_program_errors(name: str, folder: Path, capsys: Capture):
         assert message in err
 
 
-@pytest.mark.parametrize("item", ["men=a.txt", "rg65="])
-def test_test_sets_need_a_known_name(item: str, tmp_path: Path, capsys: Capture):
+@pytest.mark.parametrize("item", ["=a.txt", "rg65="])
+def test_test_sets_need_a_name(item: str, tmp_path: Path, capsys: Capture):
     _, err = run_program("lexical_similarity", tmp_path, capsys, "--data", item, status=2)
     assert "is not NAME=FILE with NAME one of simlex" in err

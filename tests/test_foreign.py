@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanobackpack import BackpackLM, InputError, load_model
-from nanobackpack.hub.export import WRITERS
 from nanobackpack.train import checkpoint
 
 V, D, L, H, K, T = 23, 12, 3, 2, 3, 9  # K is no power of two, so that dividing by it rounds
@@ -253,6 +252,8 @@ def test_widths_that_cannot_be(tmp_path: Path, scale: Any):
 def test_what_is_unusual_goes_out_again(tmp_path: Path, layout: str):
     """An exact GELU, any width of the last MLP, and dropout on α where the layout has it: as it is."""
     transformers = pytest.importorskip("transformers")
+    from nanobackpack.hub.export import WRITERS
+
     unusual = LEVANTER | {"sense_intermediate_scale": 2, "activation_function": "gelu"}
     model = load_model(folder_of(tmp_path, lightning(final=2), **unusual))
     out = tmp_path / "out"

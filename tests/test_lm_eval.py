@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,7 @@ from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import save_model
 
-pytest.importorskip("lm_eval")
-import lm_eval
-
-from nanobackpack.hub.lm_eval import NanobackpackLM
+pytestmark = pytest.mark.skipif(not find_spec("lm_eval"), reason="without the extra lm-eval")
 
 PAIRS = [("a bad cab", "bad a cab"), ("a bee", "bee a"), ("he had a head", "a head he had"), ("fed", "def"),
          ("feed a bee", "feed an bee"), ("bad egg", "egg bad"), ("dad added", "added dad")]  # fmt: skip
@@ -36,6 +34,13 @@ PASSAGES = [
     "dad added a bed",
 ]
 SCALE = {"sense": 1, "factor": 3.0}
+
+
+def adapter(*arguments: Any, **settings: Any) -> Any:
+    """The model as lm-eval takes it; to import that takes seconds, which only its tests wait for."""
+    from nanobackpack.hub.lm_eval import NanobackpackLM
+
+    return NanobackpackLM(*arguments, **settings)
 
 
 @pytest.fixture(scope="module", params=["bpe:270", "char"])
@@ -85,7 +90,8 @@ def test_the_harness_finds_what_we_find(
     """BLiMP and LAMBADA, with edits and without."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     edit = str(folder / "edit.safetensors") if edited else ""
-    lm = NanobackpackLM(str(folder), edits=edit, bos=bos, batch_size=3, device="cpu")
+    lm = adapter(str(folder), edits=edit, bos=bos, batch_size=3, device="cpu")
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     tasks = TaskManager(include_path=str(folder), include_defaults=False)
@@ -114,10 +120,10 @@ def test_whole_texts(folder: Path, bos: Any) -> None:
     assert tokenizer
     if bos is True and tokenizer.kind == "char":
         with pytest.raises(InputError, match="no token that begins a document"):
-            NanobackpackLM(str(folder), bos=bos)
+            adapter(str(folder), bos=bos)
         return
     texts = ["a bee", " ".join(PASSAGES), "b", ""]
-    lm = NanobackpackLM(str(folder), bos=bos, batch_size=2, device="cpu")
+    lm = adapter(str(folder), bos=bos, batch_size=2, device="cpu")
     for text, got in zip(texts, lm.loglikelihood_rolling([asked(text) for text in texts]), strict=True):
         ids = tokenizer.encode(text)
         ids = [tokenizer.eos_id, *ids] if bos and tokenizer.eos_id is not None else ids
@@ -135,7 +141,7 @@ def test_continuations(folder: Path) -> None:
     """Texts of one batch become what each becomes alone, greedily, up to what ends them; edits hold."""
     model = load_model(folder)
     edits = control.load(folder / "edit.safetensors", model)
-    lm = NanobackpackLM(str(folder), edits=str(folder / "edit.safetensors"), batch_size=2, device="cpu")
+    lm = adapter(str(folder), edits=str(folder / "edit.safetensors"), batch_size=2, device="cpu")
     prompts, more = ["a bad", "he", "feed a bee a bad egg, dad"], {"until": ["d", ""], "max_gen_toks": 9}
     expected = [model.generate(p, 9, temperature=0, stop=["d"], edits=edits)[len(p) :] for p in prompts]
     assert lm.generate_until([asked(prompt, more) for prompt in prompts]) == expected
@@ -148,7 +154,7 @@ def test_continuations(folder: Path) -> None:
 
 @torch.no_grad()
 def test_what_cannot_be_scored(folder: Path) -> None:
-    lm = NanobackpackLM(str(folder), device="cpu")
+    lm = adapter(str(folder), device="cpu")
     # Of a text that is too long the end counts, and the others are scored as ever.
     ids = lm.words.encode(" bad" * 40)[-25:]
     log_ps = log_p(load_model(folder), ids[:-1])[torch.arange(24), ids[1:]]
@@ -159,9 +165,9 @@ def test_what_cannot_be_scored(folder: Path) -> None:
     with pytest.raises(
         InputError, match=r"continue is empty, and nothing stands before it: (bos=False|this token)"
     ):
-        NanobackpackLM(str(folder), bos=False, device="cpu").generate_until([asked("", {"max_gen_toks": 2})])
+        adapter(str(folder), bos=False, device="cpu").generate_until([asked("", {"max_gen_toks": 2})])
     with pytest.raises(InputError, match="no file of edits"):
-        NanobackpackLM(str(folder), edits="nowhere.safetensors")
+        adapter(str(folder), edits="nowhere.safetensors")
     if isinstance(lm.words, Tokenizer) and lm.words.kind == "char":
         with pytest.raises(InputError, match="unknown character"):
             lm.loglikelihood([asked("a", "xyz")])

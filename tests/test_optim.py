@@ -55,6 +55,20 @@ def test_learning_rates_without_decay_or_warm_up() -> None:
     assert all(0 < rate <= 1e-3 for rate in late)
 
 
+def test_the_schedule_is_compressed_into_the_time() -> None:
+    config = TrainConfig(
+        optimizer="muon", learning_rate=1e-3, min_lr=0, warmup_iters=10, max_iters=110, lr_decay_iters=110
+    )
+    usual = [learning_rate(step, config) for step in range(111)]
+    # In time, or in the first tenth of it: the usual rates, exactly.
+    assert [learning_rate(step, config, min(1.0, 0.1 + step / 130)) for step in range(111)] == usual
+    assert [learning_rate(step, config, 0.1) for step in range(111)] == usual
+    # Ten times too slow: step by step the rates of where the run should be; at the end the last one.
+    assert [learning_rate(int(11 * used), config, used) for used in (0.551, 0.731, 1.001)] == [
+        usual[55], usual[77], usual[110],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "shape", [{}, {"sense_network": "paper", "bias": True}, {"model_name": "gpt2", "bias": True}]
 )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanobackpack.errors import InputError
-from nanobackpack.safe.untrusted import check_tokenizer
+from nanobackpack.safe.texts import check_tokenizer
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.text.tokenizer_files import load_tokenizer, tokenizer_to_use
@@ -594,6 +594,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_shared
+@pytest.mark.slow
 def test_gpt2_equals_tiktoken():
     tiktoken = pytest.importorskip("tiktoken")
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks

@@ -39,6 +39,7 @@ from nanobackpack.train.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "".join(f"{i % 7} foxes jump over {i % 5} lazy dogs.\n" for i in range(80))
+UNLIKE = ("config", "data", "run", "token_counts", "elapsed_s")
 TIMINGS = {"ms_per_step", "tokens_per_s", "elapsed_s"}
 
 
@@ -94,8 +95,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def learned(out: Path, name: str = "ckpt.pt") -> dict[str, Any]:
-    """All a checkpoint holds but its settings, and what is known of the run and its data."""
-    return {k: v for k, v in saved(out, name).items() if k not in ("config", "data", "run", "token_counts")}
+    """All a checkpoint holds but its settings, its time, and what is known of the run and its data."""
+    return {k: v for k, v in saved(out, name).items() if k not in UNLIKE}
 
 
 def finite(state: dict[str, Any]) -> bool:
@@ -502,6 +503,59 @@ def test_going_on_says_what_the_learning_rate_will_be(
     assert [note.startswith(said) for note in notes] == [True] * bool(said)
 
 
+class Clock:
+    """A clock that goes on by a second for each training step, and stands still otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        step = Trainer.train_step
+
+        def train_step(trainer: Trainer, lr: float) -> Tensor:
+            self.now += 1
+            return step(trainer, lr)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        monkeypatch.setattr("nanobackpack.train.trainer.time", mock.Mock(perf_counter=lambda: self.now))
+
+
+def test_a_run_ends_whole_when_its_time_is_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    timed: dict[str, Any] = {"max_iters": 300, "lr_decay_iters": 300, "max_minutes": 0.2, "eval_interval": 9}
+    # Ctrl-C after seven seconds; a day later the run goes on with those that are left.
+    config = tiny(data, tmp_path, **timed)
+    assert Interrupted(config).run() == 130
+    clock.now += 86400
+    capsys.readouterr()
+    assert train(tiny(data, tmp_path, **timed, init_from="resume")) == 0
+    said = capsys.readouterr().out
+    assert "0.2 minutes are over after 12 steps" in said
+    assert "the learning rate" not in said
+    # All is there: the last state, the last evaluation and the end; and the rate has come down.
+    assert saved(tmp_path)["iter_num"] == 12
+    *_, last_step, evaluation, end = records(tmp_path)
+    assert (evaluation["step"], end["event"], end["step"]) == (12, "end", 12)
+    rates = [r["lr"] for r in records(tmp_path) if "train_loss" in r]
+    assert rates[:2] == [learning_rate(step, config) for step in range(2)]
+    assert max(rates) > 9.5e-3
+    assert last_step["lr"] < 1.7e-3
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    # Again the same: no time is left.
+    assert train(tiny(data, tmp_path, **timed, init_from="resume")) == 0
+    assert "no time is left" in capsys.readouterr().out
+
+
+def test_a_run_with_time_enough_learns_as_without_limit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    for out, limit in (("free", 0), ("timed", 5.6 / 60)):
+        config = tiny(data, tmp_path / out, lr_decay_iters=5, eval_interval=9, max_minutes=limit)
+        assert train(config) == 0
+    assert identical(learned(tmp_path / "free"), learned(tmp_path / "timed"))
+
+
 def test_a_run_in_a_thread_needs_no_signals(data: Path, tmp_path: Path) -> None:
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(train(tiny(data, tmp_path, max_iters=2))))
@@ -552,12 +606,6 @@ def test_a_run_says_which_settings_follow_the_checkpoint(
         train(tiny(data, tmp_path / "out", max_iters=4, init_from=init_from, n_embd=768, n_layer=12))
         out = capsys.readouterr().out.splitlines()
         assert out.count("as the checkpoint has it: n_layer=2, n_embd=16") == 1
-
-
-def test_dropout_may_change_on_resume(data: Path, tmp_path: Path) -> None:
-    train(tiny(data, tmp_path, max_iters=2, dropout=0.1))
-    assert train(tiny(data, tmp_path, max_iters=3, dropout=0.0, init_from="resume")) == 0
-    assert saved(tmp_path)["model_args"]["dropout"] == 0.0
 
 
 def test_a_foreign_checkpoint_is_not_resumed(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import nanobackpack
 from nanobackpack import InputError, Senses, load_model
+from nanobackpack.evaluate import k_sweep
+from nanobackpack.evaluate.k_sweep import KSweepConfig
 from nanobackpack.evaluate.words import MODELS, WordsConfig, main, run_config
 from nanobackpack.text.prepare import write_dataset
 from nanobackpack.text.tokenizer import make_tokenizer
@@ -64,6 +66,50 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for (_, a), (_, b) in zip(whole.named_parameters(), half.named_parameters(), strict=True):
         assert a.detach().half().equal(b.detach().half())
     assert whole.tokenizer.encode(" word1") == half.tokenizer.encode(" word1")  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_tiny_sweep_of_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The models differ in K alone, the GPT has the same blocks; a table of your own gives a ρ."""
+    text = "".join(f" word{i} : like word{i % 7} ; and word{i % 5}\n" for i in range(60))
+    tokenizer = make_tokenizer("bpe:300", [text])
+    write_dataset(tmp_path / "text", text, tokenizer, val_fraction=0.2, source="a test")
+    (tmp_path / "mine.csv").write_text("".join(f"word{i},word{i % 7},{i}\n" for i in range(12)))
+    settings = KSweepConfig(
+        dataset=str(tmp_path / "text"),
+        ks=(1, 4),
+        seeds=(1,),
+        data=(f"mine={tmp_path / 'mine.csv'}",),
+        max_iters=2,
+        device="cpu",
+        out_dir=str(tmp_path / "out"),
+        json=str(tmp_path / "k.json"),
+        flags=("n_embd=32", "batch_size=2", "block_size=16", "eval_iters=1"),
+    )
+    k_sweep.main(settings)
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert {name: len(losses) for name, losses in found["losses"].items()} == {"k1": 1, "k4": 1, "gpt": 1}
+    assert len(found["rho"]["mine untrained min"]) == 3
+    assert "mine k4 min − gpt E" in found["differences"]
+    assert "numbers of senses, 2 steps" in capsys.readouterr().out
+    blocks = {load_model(tmp_path / "out" / f"{name}-1").config.n_block for name in ("k1", "k4", "gpt")}
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ks": ()}, "numbers of senses"),
+        ({"ks": (0,)}, "ks=0"),
+        ({"data": ("a",)}, "NAME=FILE"),
+        ({"jobs": 0}, "jobs"),
+    ],
+)
+def test_what_the_sweep_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        KSweepConfig(**{"dataset": "x"} | settings)
+    with pytest.raises(InputError, match="n_sense_vector"):
+        k_sweep.main(KSweepConfig(dataset="x", ks=(5,), flags=("n_embd=32",)))
 
 
 @pytest.mark.parametrize(

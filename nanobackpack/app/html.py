@@ -14,15 +14,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
+import torch
+
 from nanobackpack.errors import escape_controls
 
 if TYPE_CHECKING:
-    from nanobackpack.analysis.results import Contributions, Weights
+    from nanobackpack.analysis.results import Contributions
 
 
 def escape(text: object) -> str:
@@ -99,15 +102,17 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 
 def token(text: str) -> str:
-    """Show a token: marks for blanks, of which nothing is seen; and as a table has it where one points."""
-    marks = {"\n": "↵", "\t": "⇥", " ": "␣" if text.isspace() else "·", "\r": "␍"}
-    # A blank inside a token, which few have, is seen.
-    inside = range(len(text) - len(text.lstrip()), len(text.rstrip()))
-    parts = (
-        tag("i", marks[c]) if c in marks and (i not in inside or c != " ") else escape(c)
-        for i, c in enumerate(text)
-    )
+    """Show a token: soft marks for blanks, and for the id where it is no word; all of it on a closer look."""
+    marks = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣" if text.isspace() else "·"}
+    word, number = re.fullmatch(r"(.*?)((?:<#\d+>)?)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = [tag("i", marks[c]) if c in marks else escape(c) for c in word]
+    parts += [tag("small", number[1:-1])] if number else []
     return tag("span", *parts, class_="nb-token", dir="auto", title=repr(text))
+
+
+def quoted(text: str) -> str:
+    """Write a token into a sentence: without the space that most words begin with."""
+    return repr(text.strip(" ") or text)
 
 
 def tokens(texts: Iterable[str]) -> str:
@@ -122,21 +127,27 @@ def percent(share: float) -> str:
 
 def signed(value: float, digits: int = 2) -> str:
     """Write a number with its sign: +1.20, −0.35."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no −0
 
 
 # --- Numbers ------------------------------------------------------------------------------------
 
 
 def bars(
-    names: Sequence[str], shares: Sequence[float], *, chosen: Sequence[str] = (), click: bool = True
+    names: Sequence[str],
+    shares: Sequence[float],
+    *,
+    chosen: Sequence[str] = (),
+    click: bool = True,
+    top: float | None = None,
 ) -> str:
     """Show a distribution: a bar for each token.
 
     With `click` each is a button with its token as data-token, to explain it, beside one with data-versus, to
-    compare it. `chosen` are the token that is explained, and the one that it is compared with.
+    compare it. `chosen` are the token that is explained, and the one that it is compared with. `top` is the
+    share that a full bar stands for, by default the largest.
     """
-    top = max(shares, default=1.0) or 1.0
+    top = top or max(shares, default=1.0) or 1.0
     lines = []
     for name, share in zip(names, shares, strict=True):
         fill = tag("span", tag("span", style=f"--v:{share / top:.4f}"), class_="nb-track")
@@ -157,45 +168,39 @@ def _button(*inner: str, pressed: bool, **attributes: object) -> str:
     return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
 
 
-def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
-    """Show the tokens of a text as a model reads it. With the K `weights` of each, how much one sense of it
-    counts, and a button for each sense."""
-    if not weights:
-        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
-    marked = [
-        tag(
-            "span",
-            token(text),
-            class_="nb-chip",
-            style=f"--v:{row[sense]:.3f}",
-            data_weights=" ".join(f"{weight:.3f}" for weight in row),
-        )
-        for text, row in zip(texts, weights, strict=True)
-    ]
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]], sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it, with how much one of the K senses of each counts, and a
+    button for each sense."""
+    marked = []
+    for text, row in zip(texts, weights, strict=True):
+        all_of_it = " ".join(f"{weight:.3f}" for weight in row)
+        look = {"class_": "nb-chip", "style": f"--v:{row[sense]:.3f}", "data_weights": all_of_it}
+        marked.append(tag("span", token(text), **look))
     buttons = [_button(str(k), pressed=k == sense, data_overlay=k) for k in range(len(weights[0]))]
     label = tag("span", "α of sense")
     group = tag("div", label, *buttons, class_="nb-senses", role="group", aria_label="sense")
     return tag("div", tag("div", *marked, class_="nb-chips"), group, class_="nb-overlay")
 
 
-def overlay(found: Weights, sense: int = 0) -> str:
-    """Show on the prompt how much one sense of each of its tokens counts for the next one."""
-    return chips(found.tokens, found.weights.tolist(), sense)
-
-
-def heat_map(why: Contributions) -> str:
+def heat_map(why: Contributions, most: int = 64) -> str:
     """Show a logit as a table of what each sense (column) of each token (row) adds to it, and the sums.
 
     Each cell tells its token, sense, weight α and contribution to the mouse, a finger and the arrow keys. The
-    numbers are the library's own, and the corner is the sum of them all: the logit.
+    numbers are the library's own, and the corner is the sum of them all: the logit. Of more than `most`
+    tokens the first share a row.
     """
-    values, alphas = why.contributions.double(), why.weights.tolist()  # (T, K) both
-    T, K = values.shape
+    names, values, weights = why.tokens, why.contributions.double(), why.weights  # (T, K) both
+    if left := max(0, len(names) - most):  # what stands far before is one row
+        names = [f"… {left} before", *names[left:]]
+        values, weights = (
+            torch.cat([x[:left].sum(dim=0, keepdim=True), x[left:]]) for x in (values, weights)
+        )
+    alphas, (T, K) = weights.tolist(), values.shape
     top, total = values.abs().max().item() or 1.0, values.sum().item()
     by_token, by_sense = values.sum(dim=1).tolist(), values.sum(dim=0).tolist()
     head = [tag("th", name, scope="col") for name in ("sense", *map(str, range(K)), "sum")]
     rows = []
-    for j, (name, numbers) in enumerate(zip(why.tokens, values.tolist(), strict=True)):
+    for j, (name, numbers) in enumerate(zip(names, values.tolist(), strict=True)):
         cells = [
             _cell(j, k, value, f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {value:+.4f}", top)
             for k, value in enumerate(numbers)
@@ -229,31 +234,3 @@ def _cell(row: int, column: int, value: float, says: str, top: float = 0.0) -> s
         data_at=f"{row},{column}",
         data_says=says,
     )
-
-
-def curve(lines: dict[str, list[tuple[float, float]]], x: str = "step", y: str = "loss") -> str:
-    """Draw named lines of points as a picture of the page itself."""
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        return ""
-    left, right = min(p[0] for p in points), max(p[0] for p in points)
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-
-    def at(point: tuple[float, float]) -> str:
-        across, up = (point[0] - left) / (right - left or 1), (point[1] - low) / (high - low or 1)
-        return f"{50 + 570 * across:.1f},{250 - 230 * up:.1f}"
-
-    drawn = [
-        tag("polyline", points=" ".join(map(at, line)), class_=f"nb-line{i}")
-        for i, line in enumerate(lines.values())
-    ]
-    for i in range(5):
-        value, height = low + (high - low) * i / 4, 250 - 230 * i / 4
-        drawn.append(tag("line", x1=50, x2=620, y1=height, y2=height))
-        drawn.append(tag("text", f"{value:.3g}", x=44, y=height + 4, text_anchor="end"))
-        step = left + (right - left) * i / 4
-        drawn.append(tag("text", f"{step:,.0f}", x=50 + 570 * i / 4, y=268, text_anchor="middle"))
-    drawn.append(tag("text", escape(x), x=335, y=286, text_anchor="middle"))
-    names = [tag("span", escape(name), class_=f"nb-line{i}") for i, name in enumerate(lines)]
-    picture = tag("svg", *drawn, viewBox="0 0 640 292", role="img", aria_label=f"{y} over {x}")
-    return tag("figure", picture, tag("figcaption", escape(y), ": ", *names), class_="nb-curve")

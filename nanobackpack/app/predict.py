@@ -6,10 +6,12 @@ view.html, view.python, view.command
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from nanobackpack.analysis.results import Contributions, Ranking
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
-from nanobackpack.app.view import View, command_of, python_of, warned
+from nanobackpack.app.view import View, command_of, python_of
 from nanobackpack.model.backpack import LanguageModel
 
 _STRONGEST = 10  # contributions that are told in words
@@ -29,11 +31,10 @@ def predict(
     """Show what a model expects after a prompt, and why `token` (the likeliest, if it is not given), or why
     it and not `versus`. `sense` is the one whose weights the prompt shows at first; `source` is what the
     model was opened as. With `click` each candidate can be asked about (html.bars)."""
-    with warned() as said:
-        senses = Senses(model, bos="auto", special=True, typed=True)
-        likeliest = senses.next_tokens(prompt, k)
-        asked = token or likeliest.ids[0, :1].tolist()
-        why = senses.contributions(prompt, asked, versus or None)
+    senses = Senses(model, bos="auto", special=True, typed=True)
+    likeliest = senses.next_tokens(prompt, k)
+    asked = token or likeliest.ids[0, :1].tolist()
+    why = senses.contributions(prompt, asked, versus or None)
     chosen = [senses.tokenizer.token(senses.tokenizer.word_ids(word)[0]) for word in (asked, versus) if word]
     if sense is None or not 0 <= sense < why.weights.size(1):
         sense = why.ranked(1)[0][1]
@@ -42,7 +43,7 @@ def predict(
     given += [f"versus={versus!r}"] * bool(versus)
     state = {"prompt": prompt, "token": token, "versus": versus, "sense": str(sense)}
     return View(
-        html=html.show(html.note(*dict.fromkeys(said)), _shown(likeliest, why, chosen, sense, click)),
+        html=html.show(_shown(likeliest, why, chosen, sense, click)),
         results=[likeliest, why],
         python=python_of(
             source,
@@ -58,51 +59,49 @@ def predict(
 
 
 def _shown(likeliest: Ranking, why: Contributions, chosen: list[str], sense: int, click: bool) -> str:
-    names, shares = list(likeliest.tokens[0]), likeliest.scores[0].tolist()
-    for name, share in zip(chosen, why.probability, strict=True):
-        if name not in names:  # what was asked for is among the bars, however unlikely
-            names.append(name)
-            shares.append(share)
-    what = " and not ".join(map(repr, chosen))
-    reading = "the logit of " + " minus that of ".join(map(repr, chosen))
-    return "".join(
-        [
-            html.section(
-                "What the model reads",
-                html.overlay(why, sense),
-                about="Its tokens. The darker, the more this sense of the token counts for the next one.",
-            ),
-            html.columns(
-                html.section(
-                    "What may come next",
-                    html.bars(names, shares, chosen=chosen, click=click),
-                    about="Choose a token to see why; vs compares it with another." if click else "",
-                ),
-                html.section(f"Why {what}, in words", strongest(why, chosen)),
-            ),
-            html.section(
-                f"Why {what}, exactly",
-                html.heat_map(why),
-                about=f"Each sense of each token adds its weight times what it says. The sum, "
-                f"{html.signed(why.logit)}, is {reading}: nothing is left over.",
-            ),
-        ]
+    shares = dict(zip(likeliest.tokens[0], likeliest.scores[0].tolist(), strict=True))
+    shares |= dict(zip(chosen, why.probability, strict=True))  # however unlikely
+    names = sorted(shares, key=lambda name: -shares[name])
+    first, *other = map(html.quoted, chosen)
+    what = f"{first} and not {other[0]}" if other else first
+    sum_of = f"{first} minus that of {other[0]}" if other else first
+    bars = html.section(
+        "What may come next",
+        html.bars(names, [shares[name] for name in names], chosen=chosen, click=click),
+        about="Choose a token to see why; vs compares it with another." if click else "",
     )
+    heat_map = html.section(
+        f"Why {what}: the whole sum",
+        html.heat_map(why),
+        about="A cell is what one sense of one token adds: its weight α times what it says. Red is for "
+        f"{first}, blue {f'for {other[0]}' if other else 'against it'}. All cells together are the logit of "
+        f"{sum_of}, {html.signed(why.logit)}; nothing is left over.",
+    )
+    reads = html.section(
+        "What the model reads",
+        html.chips(why.tokens, why.weights.tolist(), sense),
+        about="Its tokens; a dot is a space. The stronger the colour, the more this sense counts here.",
+    )
+    words = html.section(f"Why {what}: the strongest", strongest(why, chosen, click))
+    return reads + html.columns(bars, heat_map + words)
 
 
-def strongest(why: Contributions, chosen: list[str], n: int = _STRONGEST) -> str:
+def strongest(why: Contributions, chosen: list[str], click: bool, n: int = _STRONGEST) -> str:
     """Say the n strongest contributions in words, those against the token too."""
+    first, *other = map(html.quoted, chosen)
     lines = []
     for j, sense, value in why.ranked(n):
-        name = why.tokens[j]
-        # A token that stands in several places is told by its number.
-        where = f" ({j + 1}. token)" if why.tokens.count(name) > 1 else ""
+        name = html.escape(html.quoted(why.tokens[j]))
+        if click:
+            query = urlencode({"tab": "senses", "words": why.tokens[j].strip(" ") or why.tokens[j]})
+            name = html.tag("a", name, href=f"?{query}")
+        if why.tokens.count(why.tokens[j]) > 1:  # one that stands in several places is told by its number
+            name += f" (token {j})"
         if value > 0:
-            does, kind, by = f"pushes {chosen[0]!r} by", "nb-for", value
-        elif len(chosen) > 1:
-            does, kind, by = f"pushes {chosen[1]!r} instead by", "nb-against", value
+            does = f"pushes {first}"
         else:
-            does, kind, by = f"holds {chosen[0]!r} back by", "nb-against", value
-        says = html.escape(f"{name!r}{where}, sense {sense}, {does} ")
-        lines.append(html.tag("li", says, html.tag("b", html.signed(by), class_=kind)))
+            does = f"pushes {other[0]} instead" if other else f"holds {first} back"
+        says = f"{name}, sense {sense}, {html.escape(does)} by "
+        number = html.tag("b", html.signed(value), class_="nb-for" if value > 0 else "nb-against")
+        lines.append(html.tag("li", says + number))
     return html.tag("ol", *lines, class_="nb-ranked")

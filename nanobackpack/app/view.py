@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanobackpack.analysis.results import Result
-
-_WARNING = threading.Lock()  # Python keeps one list of warnings for all threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +37,3 @@ def command_of(verb: str, source: str, *flags: str) -> str:
     """Write the command of a verb for this model, as a shell reads it."""
     model = f"--{'out_dir' if Path(source).is_dir() else 'init_from'}={source}"
     return shlex.join(["nanobackpack", verb, model, *flags])
-
-
-@contextmanager
-def warned() -> Iterator[list[str]]:
-    """Collect what the library warns of, to be shown where it belongs."""
-    said: list[str] = []
-    with _WARNING, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield said
-    said += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]

@@ -2,11 +2,13 @@
 
     nanobackpack lexical_similarity --out_dir=out --data simlex=SimLex-999.txt rg65=RG65.csv
     nanobackpack lexical_similarity --data wordsim240=240.txt --poolings avg contextualized
+    nanobackpack lexical_similarity --data fr=pairs.csv --columns fr="FRA 1,FRA 2,FRA"
 
 Spearman's ρ between the cosines of pairs of words and people's scores (Backpack paper, Table 4). Test sets,
-each as its authors publish it: simlex, simverb, rg65, ws353, wordsim240, wordsim297. The rows of the table
-are the embedding E, all senses end to end (flat), each sense, and the least cosine of all senses (min, eq.
-14); a GPT has only E, its input embeddings.
+each as its authors publish it: simlex, simverb, rg65, ws353, wordsim240, wordsim297. Any other name is that
+of a CSV or TSV file with two words and a score, in its first three columns or in those named. The rows of the
+table are the embedding E, all senses end to end (flat), each sense, and the least cosine of all senses (min,
+eq. 14); a GPT has only E, its input embeddings.
 
 A word of several tokens is the mean of their vectors (avg), its first token (first), or its contextualized
 senses; the paper takes the better of the first two for each model. Words are taken as they stand, with the
@@ -30,7 +32,7 @@ from nanobackpack.config import AnalysisConfig, wrong_type
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, rank_correlation
-from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
+from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines, read_columns
 from nanobackpack.safe.files import display_path
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
@@ -57,7 +59,9 @@ class LexicalSimilarityConfig(AnalysisConfig, controls.ControlsConfig):
     """Rank correlation of the cosines of words with people's judgement of how alike they are."""
 
     data: tuple[str, ...] = ()
-    """Test sets as NAME=FILE; NAME is simlex, simverb, rg65, ws353, wordsim240 or wordsim297."""
+    """Test sets as NAME=FILE; NAME is simlex, simverb, rg65, ws353, wordsim240, wordsim297, or your own."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of such a CSV or TSV file, as NAME=first,second,score (else the first three)."""
     poolings: tuple[Pooling, ...] = ("avg", "first")
     """How a word of several tokens becomes one vector: avg, first, contextualized."""
     min_count: int = 10
@@ -69,8 +73,15 @@ class LexicalSimilarityConfig(AnalysisConfig, controls.ControlsConfig):
             raise InputError("name one or more test sets, as in --data simlex=SimLex-999.txt")
         for item in self.data:
             name, _, path = item.partition("=")
-            if name not in FORMATS or not path:
-                raise InputError(f"data={item!r} is not NAME=FILE with NAME one of {', '.join(FORMATS)}")
+            if not name or not path:
+                known = ", ".join(FORMATS)
+                raise InputError(f"data={item!r} is not NAME=FILE with NAME one of {known}, or your own")
+        names = [item.partition("=")[0] for item in self.data]
+        for item in self.columns:
+            if (name := item.partition("=")[0]) not in names or name in FORMATS:
+                raise InputError(
+                    f"columns={item!r} is not NAME=first,second,score with NAME your own in data"
+                )
 
 
 class WordPair(NamedTuple):
@@ -124,7 +135,8 @@ class LexicalSimilarity(controls.Evaluation):
 
 def main(settings: LexicalSimilarityConfig) -> None:
     named = [item.partition("=")[::2] for item in settings.data]
-    sets = {name: read_pairs(name, path) for name, path in named}
+    columns = dict(item.partition("=")[::2] for item in settings.columns)
+    sets = {name: read_pairs(name, path, columns.get(name, "")) for name, path in named}
     controls.report(
         settings, lambda model: lexical_similarity(model, sets, settings.poolings, settings.min_count)
     )
@@ -278,10 +290,10 @@ def spearman(measure: Tensor, gold: Sequence[float]) -> float:
     return math.nan if measure.isnan().any() else rank_correlation(measure, gold).value
 
 
-def read_pairs(name: str, path: str | Path) -> list[WordPair]:
-    """Read the pairs of the test set `name` (a key of FORMATS). Words stay as they are written."""
+def read_pairs(name: str, path: str | Path, columns: str = "") -> list[WordPair]:
+    """Read the pairs of the test set `name`: a key of FORMATS, or else of any CSV or TSV file."""
     if name not in FORMATS:
-        raise InputError(f"unknown test set {name!r}: there are {', '.join(FORMATS)}")
+        return _read_table(path, columns)
     separator, column, header = FORMATS[name]
     pairs = []
     for number, line in numbered_lines(path):
@@ -289,16 +301,37 @@ def read_pairs(name: str, path: str | Path) -> list[WordPair]:
             continue
         cells = [cell.strip() for cell in line.split(separator)]
         try:
-            pair = WordPair(cells[0], cells[1], float(cells[column]))
-            if not (pair.first and pair.second and math.isfinite(pair.score)):
-                raise ValueError
+            pairs.append(_pair(cells[0], cells[1], cells[column]))
         except (IndexError, ValueError):
             between = {None: "white space", "\t": "tabs"}.get(separator, f"{separator!r}")
             raise InputError(
                 f"{display_path(path)}, line {number}: {line[:60]!r} is not two words and a number in column "
                 f"{column + 1}, with {between} between columns, as {name} has"
             ) from None
-        pairs.append(pair)
+    return _at_least_two(pairs, path)
+
+
+def _read_table(path: str | Path, columns: str) -> list[WordPair]:
+    """Read pairs from the columns of a CSV or TSV file; its first line may be a header."""
+    pairs = []
+    for row, (where, cells) in enumerate(read_columns(path, 3, columns)):
+        try:
+            pairs.append(_pair(*cells))
+        except ValueError:
+            if row or columns:
+                what = f"{where}: {', '.join(cells)[:60]!r} is not two words and a number"
+                raise InputError(f"{what} (layouts known by name: {', '.join(FORMATS)})") from None
+    return _at_least_two(pairs, path)
+
+
+def _pair(first: str, second: str, score: str) -> WordPair:
+    """Make a pair of three cells; ValueError if a word is blank, or the score no number."""
+    if not (first and second and math.isfinite(value := float(score))):
+        raise ValueError
+    return WordPair(first, second, value)
+
+
+def _at_least_two(pairs: list[WordPair], path: str | Path) -> list[WordPair]:
     if len(pairs) < 2:
         raise InputError(f"{display_path(path)} has {len(pairs)} pairs: a correlation needs two or more")
     return pairs

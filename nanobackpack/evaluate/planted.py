@@ -51,6 +51,7 @@ RECIPE: dict[str, Any] = {
     "beta2": 0.99, "warmup_iters": 100, "log_interval": 500, "eval_iters": 20,
     "compile": False, "dtype": "float32",
 }  # fmt: skip
+WATCHED = ("learned: bias, %", "carried: weight on the noun, %")  # of the checkpoints on the way
 # A mean of n seeds lies within so many standard errors of the truth with 95 % (Student's t), for n = 2 to 12.
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 
@@ -202,20 +203,26 @@ def one_model(job: Job) -> tuple[Figures, Figures]:
     fresh.tokenizer = load_model(folder).tokenizer
     figures: Figures = {}
     for step in range(every, settings.steps, every):
-        early = learned(load_model(folder / f"ckpt_{step}.pt").to(device), settings.test_texts)
-        figures[f"learned: bias after {step} steps, %"] = early["learned: bias, %"]
+        early = understood(load_model(folder / f"ckpt_{step}.pt").to(device), settings.test_texts)
+        figures |= {
+            name.replace(", %", f" after {step} steps, %"): early[name] for name in WATCHED if name in early
+        }
     figures |= measure(load_model(folder).to(device), settings)
     both = figures, measure(fresh.to(device).eval(), settings)
     results.write_json(str(done), {"made_with": made_with, "figures": both})
     return both
 
 
+def understood(model: LanguageModel, n: int) -> Figures:
+    """Measure what a model has learned of the language, and of a Backpack where it keeps the bias."""
+    from nanobackpack.model.backpack import BackpackLM
+
+    return learned(model, n) | (carriers(model, n) if isinstance(model, BackpackLM) else {})
+
+
 def measure(model: LanguageModel, settings: PlantedConfig) -> Figures:
     """Measure what a model has learned of the language, and what can be changed. A figure is left out if the
     texts are so few that they have no case of it."""
-    from nanobackpack.model.backpack import BackpackLM
-
     n = settings.test_texts
-    found = learned(model, n) | (carriers(model, n) if isinstance(model, BackpackLM) else {})
-    found |= remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
+    found = understood(model, n) | remove_bias(model, n) | edit_facts(model, n) | ask_for_topics(model, n)
     return {name: value for name, value in found.items() if not math.isnan(value)}

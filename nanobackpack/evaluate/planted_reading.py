@@ -106,21 +106,23 @@ def learned(model: LanguageModel, n: int) -> Figures:
 
 def carriers(model: BackpackLM, n: int) -> Figures:
     """Divide a Backpack's bias, which is a sum over the senses of all tokens, by whose senses they are: the
-    noun's, or those of words after and before it, which the context weighs by what the noun is."""
+    noun's, or those of words after and before it, which the context weighs by what the noun is. And say how
+    much of its weight the sense that looks at the noun most gives it: without that nothing can be carried."""
     import torch
 
     texts = Reading(model, draw(LANGUAGE, n, TEST))
     where, noun = texts.expects(["he", "she"]), texts.latest(NOUNS)
     he, she = model.wte.weight.detach()[texts.tokens(["he", "she"])]
     pull = model.sense_vectors() @ (he - she)  # (V, K): what each sense of each token says for he
-    weights = model.contextualization(texts.read)  # (N, K, T, T)
-    parts = (weights * pull[texts.read].mT[:, :, None]).sum(dim=1)[where]  # (M, T): of each token read
+    weights = model.contextualization(texts.read).transpose(1, 2)[where]  # (M, K, T): before each pronoun
     row, at = where.nonzero().unbind(dim=1)  # (M) each: the text, and the position before the pronoun
+    parts = (weights * pull[texts.read[row]].mT).sum(dim=1)  # (M, T): of each token read
     its = (texts.read[row] == noun[where][:, None]) & (texts.at <= at[:, None])  # (M, T): it may come twice
     after = texts.at > texts.at.where(its, -1).amax(dim=1, keepdim=True)  # (M, T)
     truth = texts.true_odds(noun[where])  # (M)
     sums = {"the noun": its, "words after it": after, "words before it": ~its & ~after}
-    return {
+    looking = torch.where(its[:, None], weights, 0).sum(dim=2).mean(dim=0)  # (K)
+    return {"carried: weight on the noun, %": 100 * looking.max().item()} | {
         f"carried: by the senses of {name}, %": 100 * slope(torch.where(of, parts, 0).sum(dim=1), truth)
         for name, of in sums.items()
     }

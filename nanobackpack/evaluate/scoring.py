@@ -8,6 +8,8 @@ Letters: B batch, T time (positions), V vocabulary, N scored tokens.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from nanobackpack.analysis.results import check_finite
 from nanobackpack.config import ReadConfig
-from nanobackpack.errors import InputError, escape_controls
+from nanobackpack.errors import InputError, escape_controls, first_few
 from nanobackpack.evaluate.controls import ControlsConfig
 from nanobackpack.safe.files import display_path, parse_json, read_text
 from nanobackpack.text.tokenizer import Tokenizer
@@ -158,6 +160,33 @@ def read_json_lines(
     if not rows:
         raise InputError(f"{display_path(path)} has no lines: give a file of JSON lines")
     return rows
+
+
+def read_columns(path: str | Path, n: int, names: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield of each row of a CSV or TSV file where it stands and n of its cells: those of the columns with
+    these names, as in "word,translation", or without names the first n."""
+    text, wanted = read_text(Path(path)), [name.strip() for name in names.split(",") if name.strip()]
+    if wanted and len(wanted) != n:
+        raise InputError(f"columns {names!r} are {len(wanted)}, and {n} are needed, with commas between them")
+    head = text.lstrip("\ufeff").partition("\n")[0]
+    rows = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=max("\t,;", key=head.count))
+    at = [] if wanted else list(range(n))
+    try:
+        for row in rows:
+            where = f"{display_path(path)}, line {rows.line_num}"
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if not at:
+                if missing := [name for name in wanted if name not in cells]:
+                    raise InputError(f"{where}: no column {missing[0]!r}, there are {first_few(cells)}")
+                at = [cells.index(name) for name in wanted]
+            elif len(cells) <= max(at):
+                raise InputError(f"{where}: {len(cells)} cells, and column {max(at) + 1} is needed")
+            else:
+                yield where, [cells[i] for i in at]
+    except csv.Error as error:
+        raise InputError(f"{display_path(path)}, line {rows.line_num}: not CSV ({error})") from None
 
 
 def control_sets() -> dict[str, Any]:

@@ -119,13 +119,16 @@ class WordsStudy(results.Result):
             results.table("Spearman's ρ, mean ± sd over the seeds", ["", ""], rho),
             results.table("differences", ["", "mean", "95 % over pairs"], differences),
         ]
-        return "\n\n".join(parts)
+        return "\n\n".join(parts if rho else parts[:1])
 
 
 def main(settings: WordsConfig) -> None:
     sets = {name: read_pairs(name, path) for name, _, path in (item.partition("=") for item in settings.data)}
     check_writable(settings.json)
-    study = compare(settings, sets, train_all(settings))
+    runs = {
+        (name, seed): run_config(settings, name, seed) for name in settings.models for seed in settings.seeds
+    }
+    study = compare(settings.out_dir, sets, train_all(runs, settings.jobs, settings.minutes))
     print(study.table(), flush=True)
     results.write_json(settings.json, study)
 
@@ -133,14 +136,14 @@ def main(settings: WordsConfig) -> None:
 # --- Training -------------------------------------------------------------------------------------
 
 
-def train_all(settings: WordsConfig) -> dict[str, dict[int, float]]:
-    """Train all models with all seeds; return the losses of those that were done, {model: {seed: loss}}."""
+def train_all(
+    runs: Mapping[tuple[str, int], TrainConfig], jobs: int, minutes: float
+) -> dict[str, dict[int, float]]:
+    """Train models, by name and seed; return the losses of those that were done, {model: {seed: loss}}."""
     from nanobackpack.train.together import train_together
 
-    runs = [(name, seed) for name in settings.models for seed in settings.seeds]
     # An eighth of the time is for comparing.
-    configs = [run_config(settings, *run) for run in runs]
-    found = train_together(configs, settings.jobs, settings.minutes * 7 / 8)
+    found = train_together([*runs.values()], jobs, minutes * 7 / 8)
     losses: dict[str, dict[int, float]] = {}
     for (name, seed), loss in zip(runs, found, strict=True):
         if loss is None:
@@ -178,29 +181,34 @@ def run_config(settings: WordsConfig, name: str, seed: int) -> TrainConfig:
 
 
 def compare(
-    settings: WordsConfig,
+    out_dir: str,
     sets: Mapping[str, Sequence[WordPair]],
     losses: dict[str, dict[int, float]],
+    title: str = "words and their meanings",
+    whole: str = "k16",
 ) -> WordsStudy:
-    """Measure all models on all test sets."""
+    """Measure all models on all test sets, of which there may be none. `whole` is the model that is compared
+    with GPTs, and with what it was before training."""
     from nanobackpack.train.checkpoint import load_model
     from nanobackpack.train.log import read_metrics
 
     found: dict[str, list[dict[str, Figure]]] = {}  # by model: the figures of each seed
     parameters, one_token, steps = {}, {}, 0
     for name, by_seed in losses.items():
-        folders = [Path(settings.out_dir) / f"{name}-{seed}" for seed in by_seed]
+        folders = [Path(out_dir) / f"{name}-{seed}" for seed in by_seed]
         models = [load_model(folder) for folder in folders]
         steps = read_metrics(folders[0] / "metrics.jsonl")[-1]["step"]
+        parameters[name] = models[0].num_params()
+        if not sets:
+            continue
         measured = [lexical_similarity(model, sets, ["avg"]) for model in models]
-        found[name] = [once.figures for once in measured]
-        parameters[name], one_token[name] = models[0].num_params(), measured[0].one_token
-        if name == "k16":
+        found[name], one_token[name] = [once.figures for once in measured], measured[0].one_token
+        if name == whole:
             fresh = [untrained(models[0], seed) for seed in range(3)]
             found["untrained"] = [lexical_similarity(model, sets, ["avg"]).figures for model in fresh]
         if name == "small":
             best = min(range(len(models)), key=lambda i: [*by_seed.values()][i])
-            save_half(models[best], Path(settings.out_dir) / "words-small")
+            save_half(models[best], Path(out_dir) / "words-small")
 
     # ρ of each seed, and as a figure the mean over the seeds.
     rho: dict[str, list[float]] = {}
@@ -212,11 +220,11 @@ def compare(
                 if all(key in figures for figures in seeds):
                     rho[f"{one} {name} {measure}"] = [figures[key].value for figures in seeds]
                     means[f"{one} {name} {measure}"] = mean_figure([figures[key] for figures in seeds])
-    pairs = [(first, second) for first in means for second in means if _is_compared(first, second)]
+    pairs = [(first, second) for first in means for second in means if _is_compared(first, second, whole)]
     differences = {f"{a} − {b.partition(' ')[2]}": means[a] - means[b] for a, b in pairs}
     between = intervals(differences)
     return WordsStudy(
-        title="words and their meanings",
+        title=title,
         steps=steps,
         losses={name: [*by_seed.values()] for name, by_seed in losses.items()},
         parameters=parameters,
@@ -239,12 +247,12 @@ def mean_figure(figures: Sequence[Figure]) -> Figure:
     return Figure(figures[0].n, mean)
 
 
-def _is_compared(first: str, second: str) -> bool:
-    """Senses with the embedding of their model; those of k16 with the GPTs' and with untrained ones too."""
+def _is_compared(first: str, second: str, whole: str) -> bool:
+    """Senses with the embedding of their model; of one model with the GPTs' and with untrained ones too."""
     (one, a, what), (other, b, base) = (key.split(" ", 2) for key in (first, second))
     own = a == b != "untrained" and what != base == "E"
     return one == other and (
-        own or (a == "k16" and (b.startswith("gpt") or (b == "untrained" and what == base)))
+        own or (a == whole and (b.startswith("gpt") or (b == "untrained" and what == base)))
     )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nanobackpack.errors import InputError, first_line
 from nanobackpack.safe.files import display_path, read_bytes
-from nanobackpack.safe.untrusted import unpack_xz
+from nanobackpack.safe.texts import unpack_xz
 from nanobackpack.text.corpus import Corpus, Piece, find_files
 from nanobackpack.text.splits import SEED, Counts, Split
 

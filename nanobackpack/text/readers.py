@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from nanobackpack.errors import InputError, first_line, short_repr
 from nanobackpack.safe.files import BAD_BYTE, bad_text, display_path, text_encoding, with_lf
-from nanobackpack.safe.untrusted import count_values, unpack_xz
+from nanobackpack.safe.texts import count_values, unpack_xz
 
 MAX_LINE_CHARS = 1 << 25  # of a line or a record that must be read whole
 _BLOCK = 1 << 16  # that a file is read in

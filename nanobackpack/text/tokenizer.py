@@ -29,7 +29,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from nanobackpack.errors import InputError, WrongType, first_line, short_repr, whole_numbers
 from nanobackpack.safe.files import MEGABYTE, decode_text, display_path, read_bytes, writing
 from nanobackpack.safe.run import start_aside
-from nanobackpack.safe.untrusted import check_tokenizer
+from nanobackpack.safe.texts import check_tokenizer
 from nanobackpack.text.wordpiece import join_words
 
 TextOrIds = str | Sequence[int]

@@ -121,10 +121,15 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of a step, numbered from 0: a linear warm-up, then a decay to min_lr."""
+def learning_rate(step: int, config: TrainConfig, time_used: float = 0.0) -> float:
+    """Return the rate of a step, numbered from 0: a linear warm-up, then a decay to min_lr.
+
+    A run that is short of time takes the rate of the step where it should be by now. Its first tenth does not
+    count, so that a run which started slowly, but has the time for all of its steps, takes the usual rates.
+    """
     if not config.decay_lr:
         return config.learning_rate
+    step = max(step, int(config.max_iters * (time_used - 0.1) / 0.9))
     # The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
@@ -136,9 +141,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
-def describe_schedule(config: TrainConfig, step: int, before: float | None) -> str:
+def describe_schedule(config: TrainConfig, step: int, before: float | None, time_used: float = 0.0) -> str:
     """Say what is unusual from `step` on, "" if nothing; `before`: the last rate of a run that goes on."""
-    last, decay, now = config.max_iters, config.lr_decay_iters, learning_rate(step, config)
+    last, decay, now = config.max_iters, config.lr_decay_iters, learning_rate(step, config, time_used)
+    if time_used >= 1:
+        return f"no time is left: the run has had its {config.max_minutes:g} minutes; raise --max_minutes"
     if before is not None and step >= last:
         return f"no step is left: the run is at step {step}, max_iters={last}; raise it, and --lr_decay_iters"
     if config.decay_lr and 0 < last < config.warmup_iters:

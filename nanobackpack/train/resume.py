@@ -40,6 +40,7 @@ from nanobackpack.train.parallel import Processes
 PARTS: dict[str, Any] = {
     "iter_num": int, "best_val_loss": float, "scaler": dict, "world_size": int | None, "config": dict | None,
     "tokenizer": str | None, "data": dict | None, "run": str | None,
+    "elapsed_s": int | None,
 }  # fmt: skip
 
 # Settings that may differ between the processes of a run: where things are on a machine and how it computes,

@@ -104,6 +104,8 @@ class Trainer:
         self.step: int = state["iter_num"] if state else 0
         self.best_val_loss: float = state["best_val_loss"] if state else math.inf
         self.saved_step = self.step if state else -1  # the step in ckpt.pt (-1: none of this run)
+        # Its clock, which goes on where the checkpoint left it, for max_minutes.
+        self.began_s = time.perf_counter() - (state.get("elapsed_s") or 0 if state else 0)
         tokenizer = self.data.tokenizer or self.model.tokenizer
         self.tokenizer_entries = tokenizer_entries(tokenizer)
         # The run's id, written into its checkpoints and config.json, so that a checkpoint of an earlier run
@@ -120,14 +122,14 @@ class Trainer:
         self.notes = [
             *initial.notes,
             describe_world_size_change(state, config, self.processes.world_size) if state else "",
-            "" if config.eval_only else describe_schedule(config, self.step, last_rate),
+            "" if config.eval_only else describe_schedule(config, self.step, last_rate, self.time_used()),
             describe_unchecked(unchecked),
         ]
 
     # --- The loop -----------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Train to max_iters; return the exit status: 0, or 130 after Ctrl-C."""
+        """Train to max_iters or for max_minutes; return the exit status: 0, or 130 after Ctrl-C."""
         config = self.config
         self.log = log = Log(config, self.step, self.run_id, enabled=self.processes.rank == 0)
         self.introduce()
@@ -135,14 +137,16 @@ class Trainer:
         self.start_timing()
         with self.stop, contextlib.closing(log), self.writer:
             try:
-                while not config.eval_only and self.step < config.max_iters:
+                while (
+                    not config.eval_only and self.step < config.max_iters and (used := self.time_used()) < 1
+                ):
                     # Every so often, save the state and see how well the model predicts.
                     if self.step % config.eval_interval == 0:
                         self.save_and_evaluate()
                         self.start_timing()
 
                     # One step: forward, backward, update.
-                    loss = self.train_step(learning_rate(self.step, config))
+                    loss = self.train_step(learning_rate(self.step, config, used))
                     self.step += 1
                     log.advance()
 
@@ -160,13 +164,22 @@ class Trainer:
                     self.writer.check()
                     self.check_stop()
 
-                # All steps are done.
+                # All steps are done, or the time is up.
+                if not config.eval_only and self.step < config.max_iters:
+                    log.say(f"{config.max_minutes:g} minutes are over after {self.step} steps")
                 self.save_and_evaluate()
                 self.finish(time.perf_counter() - start_s)
             except Stopped:
                 # A signal came, between two steps or in an evaluation.
                 self.save_before_stopping()
         return 130 if self.stop.received == signal.SIGINT else 0
+
+    def time_used(self) -> float:
+        """Return the share of max_minutes that is over, the same in all processes; 0 without a limit."""
+        if not self.config.max_minutes:
+            return 0.0
+        ms = round(1000 * (time.perf_counter() - self.began_s))
+        return self.processes.max(ms) / (60_000 * self.config.max_minutes)
 
     def train_step(self, lr: float) -> Tensor:
         """Take one optimizer step over all micro-batches; return their mean loss (scalar, on the device)."""
@@ -332,7 +345,9 @@ class Trainer:
         self.check_finite()
         ms = 1000 * (time.perf_counter() - self.timed_s) / (self.step - self.timed_step)
         rate = self.tokens_per_step / ms * 1000
-        left = duration((self.config.max_iters - self.step) * ms / 1000)
+        left_s = (self.config.max_iters - self.step) * ms / 1000
+        if limit := self.config.max_minutes:
+            left_s = max(0.0, min(left_s, 60 * limit - (time.perf_counter() - self.began_s)))
         lr, train_loss = self.optimizer.param_groups[0]["lr"], loss.item()
         # Model FLOPs utilisation (MFU): how much of what the device can do the model's operations were.
         known, shown = {}, ""
@@ -345,7 +360,7 @@ class Trainer:
         )
         self.log.say(
             f"step {self.step:>6}/{self.config.max_iters}: loss {train_loss:.4f}, {ms:.1f} ms/step, "
-            f"{rate:,.0f} tokens/s, {shown}{left} left"
+            f"{rate:,.0f} tokens/s, {shown}{duration(left_s)} left"
         )
 
     def save(self, name: str) -> None:
@@ -364,6 +379,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "iter_num": self.step,
             "best_val_loss": self.best_val_loss,
+            "elapsed_s": round(time.perf_counter() - self.began_s),
             "world_size": self.processes.world_size,
             "data": self.data.fingerprint(),
             "run": self.run_id,
@@ -385,7 +401,7 @@ class Trainer:
         if self.processes.rank == 0:
             n_micro = self.config.gradient_accumulation_steps
             batches = [self.train_batch(step, micro) for micro in range(n_micro)]
-        lr = learning_rate(step, self.config)
+        lr = learning_rate(step, self.config, self.time_used())
         raise report_bad_step(self.config, what, step, lr, self.saved_step, batches)
 
     def check_stop(self) -> None:

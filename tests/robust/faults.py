@@ -105,11 +105,9 @@ def full_disk_at_the_start(world: World, draw: random.Random) -> str:
 
 
 def full_disk_in_the_log(world: World, draw: random.Random) -> str:
-    out, changes = world.place() / "out", {"max_iters": 400, "eval_interval": 100}
-    job = Job(world.config(out, **changes), before=jobs.small_logs)
-    if wrong := refused(job, "metrics.jsonl", "--init_from=resume"):
-        return wrong
-    return world.goes_on(out, **changes)
+    out = world.place() / "out"
+    job = Job(world.config(out), before=jobs.small_logs)
+    return refused(job, "metrics.jsonl", "--init_from=resume") or world.goes_on(out)
 
 
 def prepare(config: TrainConfig) -> None:

@@ -105,13 +105,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "two processes": {"n": 2},
 }
 EARLIER = 7  # the seed of the run before
-KILLED = {"max_iters": 60, "eval_interval": 3, "backup_checkpoint_step": 20}
+KILLED = {"eval_interval": 3, "backup_checkpoint_step": 20}
 
 
-def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
+def kill(n: int = 200, seed: int = 0, only: str = "", steps: int = 60) -> Rows:
     """kill -9 runs n times at random moments, every tenth time inside a save; each is resumed until it ends,
     and must end as one that nothing happened to. Each begins in the folder of an earlier run, which must end
-    up whole in a folder of its own. `only` names one kind of run."""
+    up whole in a folder of its own. `only` names one kind of run, `steps` is how long each is."""
     columns = ("runs", "killed", "inside a save", "survived", "lost")
     rows: Rows = {name: dict.fromkeys(columns, 0) for name in ([only] if only else RUNS)}
     draw = random.Random(seed)
@@ -120,7 +120,7 @@ def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
         world.finished(seed=EARLIER)  # the first job starts the server
         for name in itertools.cycle(list(rows)):
             row, before = rows[name], rows[name]["killed"]
-            wrong = _killed_run(world, name, rows, draw, n, bar)
+            wrong = _killed_run(world, name, steps, rows, draw, n, bar)
             row["runs"] += 1
             row["lost" if wrong else "survived"] += row["killed"] - before
             if wrong:
@@ -130,9 +130,11 @@ def kill(n: int = 200, seed: int = 0, only: str = "") -> Rows:
     raise AssertionError("a cycle has no end")
 
 
-def _killed_run(world: World, name: str, rows: Rows, draw: random.Random, n: int, bar: Any) -> str:
+def _killed_run(
+    world: World, name: str, steps: int, rows: Rows, draw: random.Random, n: int, bar: Any
+) -> str:
     """One run, killed and resumed until it ends; in what it differs from an undisturbed one."""
-    changes = KILLED | {k: v for k, v in RUNS[name].items() if k != "n"}
+    changes = KILLED | {"max_iters": steps} | {k: v for k, v in RUNS[name].items() if k != "n"}
     if "dataset" in changes:
         changes["dataset"] = str(world.languages)
     n_process = RUNS[name].get("n", 1)

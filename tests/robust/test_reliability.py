@@ -49,11 +49,6 @@ from nanobackpack.train.log import Log
 from nanobackpack.train.trainer import BATCH, Trainer, train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked, and hindered by Linux")
-LONG = {
-    "SIGTERM", "SIGINT", "SIGHUP", "one of two processes dies", "one of two processes hangs",
-    "spaces and Chinese in paths", "the clock goes backwards", "the terminal is resized, then closed",
-    "SIGUSR1", "out of memory", "disk full in the log",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +57,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @LINUX
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FAULTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_loses_nothing(world: World, name: str) -> None:
     assert FAULTS[name](world, random.Random(name)) == ""
 
@@ -73,7 +67,7 @@ def test_a_fault_loses_nothing(world: World, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["accumulation, dropout", "several languages", "two processes"])
 def test_killed_three_times(only: str) -> None:
-    (row,) = kill(3, seed=1, only=only).values()
+    (row,) = kill(3, seed=1, only=only, steps=24).values()
     assert (row["killed"], row["survived"], row["lost"]) == (3, 3, 0)
 
 
@@ -98,6 +92,7 @@ def train_with_own_seed(config: TrainConfig) -> int:
 
 
 @LINUX
+@pytest.mark.slow
 def test_processes_that_differ_end_before_the_first_step(world: World) -> None:
     out = world.place() / "out"
     job = Job(world.config(out), n=2, work=train_with_own_seed)
@@ -560,7 +555,8 @@ def test_new_settings_are_used_and_listed(
     assert torch.equal(positions, before["model"][name][:6])
     assert trainer.optimizer.state[positions]["exp_avg"].shape == positions.shape
     trainer.run()
-    assert saved(tmp_path / "out")["model_args"]["block_size"] == 6
+    settings = saved(tmp_path / "out")["model_args"]
+    assert (settings["block_size"], settings["dropout"]) == (6, 0.1)
 
 
 def test_another_text_is_refused(foxes: Path, tmp_path: Path) -> None:

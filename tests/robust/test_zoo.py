@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from zoo import BEASTS, PROOF, write
-from zoo.__main__ import LOADERS
 from zoo.torch_files import laughs
 
 from nanobackpack.errors import InputError
@@ -47,6 +46,8 @@ def fed(folder: Path, meals: list[str]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_nothing_in_the_zoo_does_harm(tmp_path: Path) -> None:
+    from zoo.__main__ import LOADERS  # imports all that they need
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile's, of a name that comes twice
         for name in BEASTS:

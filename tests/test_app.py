@@ -1,0 +1,223 @@
+"""The views of the explorer and the report, without a browser: their numbers, their escapes, their calls."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers as hf
+import torch
+from conftest import save_gpt2, save_tiny, tiny_model
+
+import nanobackpack as nb
+from nanobackpack.analysis.cards import sense_cards
+from nanobackpack.app import html
+from nanobackpack.app.predict import predict
+from nanobackpack.app.report import report
+from nanobackpack.app.view import View
+from nanobackpack.app.words import suggest, words
+from nanobackpack.commands import main
+from nanobackpack.text.tokenizer import Tokenizer
+from nanobackpack.train.checkpoint import save_model
+
+HOSTILE = "<img/src=x/onerror=alert(1)>"
+
+
+class Elements(HTMLParser):
+    """The elements of a page, as a browser reads them: their names, attributes, and all of the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, attribute: str) -> list[str]:
+        return [str(a[attribute]) for _, a in self.tags if attribute in a]
+
+
+def hostile_model() -> Any:
+    """A Backpack one of whose tokens is an element with a script, and another the end of one."""
+    names = [HOSTILE, "</style><script>f()</script>", '"onfocus="f()', "king", "\x1b[31m", "夏侯", "?"]
+    inner = hf.Tokenizer(hf.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="?"))
+    inner.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+    model = tiny_model(vocab_size=9, block_size=32, vocab_used=len(names))
+    model.tokenizer = Tokenizer(inner)
+    return model
+
+
+def check_harmless(page: str) -> None:
+    found = Elements(page)
+    assert not {tag for tag, _ in found.tags} & {"img", "iframe", "object", "link", "base", "form"}
+    assert all(not name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert not {"src", "srcset", "action"} & {name for _, attributes in found.tags for name in attributes}
+    assert "\x1b" not in page
+
+
+def run_python(view: View) -> tuple[dict[str, Any], str]:
+    """Run what a view gives as Python; its names and what it prints."""
+    names: dict[str, Any] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(view.python, names)
+    return names, printed.getvalue()
+
+
+def run_command(view: View, capsys: pytest.CaptureFixture[str]) -> str:
+    program, *argv = shlex.split(view.command)
+    assert program == "nanobackpack"
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -> None:
+    view = predict(speller, "abcab", "d", "e", source="run")
+    why = nb.Senses(speller).contributions("abcab", "d", versus="e")
+    cells = {
+        a["data-at"]: a["data-says"] for _, a in Elements(view.html).tags if a.get("data-says") is not None
+    }
+    T, K = why.contributions.shape
+    for j in range(T):
+        for k in range(K):
+            weight, value = why.weights[j, k].item(), why.contributions[j, k].item()
+            says = f"{why.tokens[j]!r}, sense {k}: weight {weight:.4f}, adds {value:+.4f}"
+            assert cells[f"{j},{k}"] == says
+        assert cells[f"{j},{K}"].endswith(f": {why.contributions[j].double().sum().item():+.4f}")
+    assert f"the model's own logit: {why.logit:+.4f}" in str(cells[f"{T},{K}"])
+    assert len(cells) == (T + 1) * (K + 1)
+    # The bars are the likeliest tokens, and those asked about.
+    p = nb.Senses(speller).next_probabilities("abcab")
+    tokens = Elements(view.html).all("data-token")
+    assert {"d", "e"} <= set(tokens) == set(Elements(view.html).all("data-versus"))
+    assert tokens == sorted(tokens, key=lambda token: -p[speller.tokenizer.id(token)].item())
+    # In words: the strongest first, with the number it has in the table.
+    j, k, value = why.ranked(1)[0]
+    words_of_it = Elements(view.html).text
+    assert f"sense {k}, pushes 'd' by {value:+.2f}" in words_of_it or "pushes 'e' instead by " in words_of_it
+
+
+def test_a_prediction_can_be_made_again(
+    folder: Path, speller: nb.BackpackLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for token, versus in (("", ""), ("d", "e")):
+        view = predict(speller, "ab'c"[:2] + "c", token, versus, source=str(folder))
+        names, printed = run_python(view)
+        why = view.results[1]
+        assert torch.equal(names["why"].contributions, why.contributions)
+        assert printed == f"{view.results[0].table(scores=True)}\n{why.table()}\n"
+        assert why.table() in run_command(view, capsys)
+        state: dict[str, Any] = dict(view.state)
+        state["sense"] = int(state["sense"])
+        assert predict(speller, **state, source=str(folder)).html == view.html
+
+
+def test_far_tokens_share_a_row(speller: nb.BackpackLM) -> None:
+    why = nb.Senses(speller).contributions("abcdefgabc", "d")
+    says = Elements(html.heat_map(why, most=3)).all("data-says")
+    K = why.weights.size(1)
+    assert len(says) == (1 + 3 + 1) * (K + 1)
+    assert says[0] == (
+        f"'… 7 before', sense 0: weight {why.weights[:7, 0].sum().item():.4f}, adds "
+        f"{why.contributions[:7, 0].double().sum().item():+.4f}"
+    )
+    assert says[-1].startswith(f"all together: {why.contributions.double().sum().item():+.4f};")
+
+
+def test_cards_of_words(folder: Path, speller: nb.BackpackLM, capsys: pytest.CaptureFixture[str]) -> None:
+    view = words(speller, ["a", "bc", "a"], k=3, source=str(folder))
+    one, two = (sense_cards(nb.Senses(speller), word, 3) for word in ("a", "bc"))
+    assert view.state == {"words": "a,bc"}
+    assert [result.to_json() for result in view.results] == [one.to_json(), two.to_json()]
+    page = Elements(view.html)
+    cards = [a for tag, a in page.tags if tag == "article"]
+    assert len(cards) == 2 * len(one.cards)
+    assert "'bc' is 2 tokens ('b', 'c'): shown is the mean of their senses" in page.text
+    first = re.search(r"a · sense 0.*?says(.*?)not(.*?)is like", page.text, re.DOTALL)
+    assert first
+    assert first[1] == "".join(token.replace("\n", "↵") for token, _ in one.cards[0].top)
+    assert run_python(view)[1] == f"{one.table()}\n{two.table()}\n"
+    assert nb.Senses(speller).sense_projection("a", 3).table() in run_command(view, capsys)
+    with pytest.raises(nb.InputError, match="no word is given"):
+        words(speller, [""])
+
+
+def test_suggestions_are_words_of_the_vocabulary(speller: nb.BackpackLM) -> None:
+    assert suggest(speller, "") == [*"abcdefg"]
+    speller.token_counts = torch.arange(8)
+    assert suggest(speller, "", 2) == ["g", "f"]
+    assert suggest(speller, " C") == ["c"]
+    small = nb.load_model("words-small")
+    assert suggest(small, "kingd") == ["kingdom"]
+    assert all(small.tokenizer.word_ids(word) for word in suggest(small, "qu"))
+
+
+def test_hostile_tokens_are_text() -> None:
+    model = hostile_model()
+    pages = [predict(model, f"king {HOSTILE} 夏侯", HOSTILE).html, words(model, [HOSTILE, "king"]).html]
+    for page in pages:
+        check_harmless(page)
+        found = Elements(page)
+        assert "script" not in {tag for tag, _ in found.tags}
+        assert HOSTILE in found.text
+    assert HOSTILE in Elements(pages[0]).all("data-token")
+    assert "夏侯" in Elements(pages[0]).text
+    page = report(model, HOSTILE, [HOSTILE], [HOSTILE])
+    check_harmless(page)
+    assert [tag for tag, _ in Elements(page).tags].count("script") == 1
+    assert "\\x1b[31m" in page
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save_tiny(tmp_path / "run", "abcdefg\n", block_size=32)
+    settings = {"out_dir": str(run), "dataset": "letters", "n_layer": 3}
+    (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    lines = [{"step": step, "val_loss": 3.0 - step / 10} for step in range(5)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    out = tmp_path / "out.html"
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(out), f"--out_dir={run}", "--device=cpu", "--words", "a", "--seed=3"])
+    assert not end.value.code
+    assert capsys.readouterr().out == f"wrote {out}: open it in a browser\n"
+    page = out.read_text(encoding="utf-8")
+    check_harmless(page)
+    found = Elements(page)
+    assert len(page) < 1 << 20
+    assert str(tmp_path) not in page  # where it lay on this machine is nobody's business
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|url\(|@import", page)
+    names = [tag for tag, _ in found.tags]
+    assert (names.count("svg"), names.count("pre"), names.count("article")) == (1, 3, 4)
+    assert [a.get("class") for tag, a in found.tags if tag == "figure"].count("nb-map") == 3
+    assert "datasetletters" in found.text
+
+
+def test_report_of_models_without_senses_or_tokenizer(tmp_path: Path) -> None:
+    page = report(save_gpt2(tmp_path / "gpt2", vocab_used=0), str(tmp_path / "gpt2"))
+    assert "came without a tokenizer" in Elements(page).text
+    gpt = tiny_model(model_name="gpt2", vocab_size=11, vocab_used=8, block_size=32)
+    gpt.tokenizer = Tokenizer.char("abcdefg\n")
+    save_model(gpt, tmp_path / "gpt.pt")
+    page = report(nb.load_model(tmp_path / "gpt.pt"), str(tmp_path / "gpt.pt"))
+    assert "this model is a GPT and has no senses: open a Backpack" in Elements(page).text
+    assert page.count("<pre>") == 3
+
+
+def test_report_wants_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["report"])
+    assert (end.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
