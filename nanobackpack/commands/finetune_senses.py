@@ -5,15 +5,15 @@
 
 Each line is an example, {"prefix": "The capital of Mauritius is", "suffix": " Port Louis"}; with
 "kind": "bad" it is what shall not be said. {"prefix": "The nurse said", "suffix1": " he", "suffix2": " she"}
-asks that both be alike; with "kind": "good-versus-bad" the first shall be likelier. A suffix begins with its
-space. `--test` has longer texts of the same form, in which the change should hold too, `--hard_negatives`
+asks that both be as likely; with "kind": "good-versus-bad" the first shall be likelier. A suffix begins with
+its space. `--test` has longer texts of the same form, in which the change should hold too, `--hard_negatives`
 such as are near, but should stay as they are.
 
 Training holds on to what the model predicts of other text: `--held_out`, else what was held out in training
 or, if that is not here, texts that the model writes. Kept is the last epoch in which the loss on another part
 of it is at most 1 + `--epsilon` times what it was (analysis/finetuning.py). By `--thresholds` a failure is a
 good suffix less probable than the first number, a bad one more probable than the second, a ratio above the
-third of two that shall be alike, and one below the fourth where the first shall be likelier.
+third of two that shall be as likely, and one below the fourth where the first shall be likelier.
 """
 
 from __future__ import annotations
