@@ -31,7 +31,7 @@ from nanobackpack.analysis.finetuning import (
     tune,
 )  # fmt: skip
 from nanobackpack.commands.finetune_senses import FinetuneConfig, main
-from nanobackpack.evaluate.canonical import CanonicalConfig, canonical
+from nanobackpack.evaluate.canonical import CanonicalConfig, _tasks, canonical
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
 
@@ -234,8 +234,11 @@ def test_the_ensemble_adds_what_the_edit_changes(ids: Tensor):
         Ensemble(large, small, edit)
 
 
-def test_the_study_in_small(tmp_path: Path):
-    """With facts that were put into a model by hand, senses move them, and no other text changes."""
+@pytest.mark.slow
+def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One task, on a model whose facts were put in by hand: all figures are there, and what must be 0 is."""
+    facts_alone = _tasks()[:1]
+    monkeypatch.setattr("nanobackpack.evaluate.canonical._tasks", lambda: facts_alone)
     model = planted_model()
     assert isinstance(model, BackpackLM)
     settings = CanonicalConfig(
@@ -252,8 +255,8 @@ def test_the_study_in_small(tmp_path: Path):
     save_model(model, tmp_path / "backpack-0" / "ckpt.pt")
     *_, found = canonical(settings)
     facts = found.runs[0]["facts: backpack, senses"]
-    assert facts["unedited"]["elsewhere"] == facts["0.001"]["other texts"] == 0 < facts["0.001"]["elsewhere"]
+    assert facts["unedited"]["elsewhere"] == 0 < facts["0.001"]["elsewhere"]
     assert facts["0.001"]["numbers changed"] % 32 == 0
-    assert found.table().count("backpack, LoRA") == 9
+    assert found.table().count("backpack, LoRA") == 3
     with pytest.raises(InputError, match="'gpt, senses' is unknown"):
         CanonicalConfig(methods=("gpt, senses",))
