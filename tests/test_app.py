@@ -86,7 +86,7 @@ def run_command(view: View, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -> None:
-    view = predict(speller, "abcab", "d", "e", source="run")
+    view = predict(speller, "abcab", "d", "e", k=1, source="run")
     why = nb.Senses(speller).contributions("abcab", "d", versus="e")
     cells = {
         a["data-at"]: a["data-says"] for _, a in Elements(view.html).tags if a.get("data-says") is not None
@@ -100,15 +100,22 @@ def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -
         assert cells[f"{j},{K}"].endswith(f": {why.contributions[j].double().sum().item():+.4f}")
     assert f"the model's own logit: {why.logit:+.4f}" in str(cells[f"{T},{K}"])
     assert len(cells) == (T + 1) * (K + 1)
-    # The bars are the likeliest tokens, and those asked about.
+    # The bars are the likeliest tokens, and those asked about, however unlikely.
     p = nb.Senses(speller).next_probabilities("abcab")
+    first = speller.tokenizer.token(int(p.argmax()))
     tokens = Elements(view.html).all("data-token")
-    assert {"d", "e"} <= set(tokens) == set(Elements(view.html).all("data-versus"))
+    assert set(tokens) == set(Elements(view.html).all("data-versus")) == {first, "d", "e"}
     assert tokens == sorted(tokens, key=lambda token: -p[speller.tokenizer.id(token)].item())
-    # In words: the strongest first, with the number it has in the table.
-    j, k, value = why.ranked(1)[0]
-    words_of_it = Elements(view.html).text
-    assert f"sense {k}, pushes 'd' by {value:+.2f}" in words_of_it or "pushes 'e' instead by " in words_of_it
+    # In words: the strongest, with the numbers they have in the table.
+    text, ten = Elements(view.html).text, why.ranked(10)
+    assert min(value for _, _, value in ten) < 0 < max(value for _, _, value in ten)
+    for _, k, value in ten:
+        does = "pushes 'd'" if value > 0 else "pushes 'e' instead"
+        assert f"sense {k}, {does} by {html.signed(value)}" in text
+    for _, k, value in nb.Senses(speller).contributions("abcab", "d").ranked(10):
+        does = "pushes 'd'" if value > 0 else "holds 'd' back"
+        text = Elements(predict(speller, "abcab", "d").html).text
+        assert f"sense {k}, {does} by {html.signed(value)}" in text
 
 
 def test_a_prediction_can_be_made_again(
