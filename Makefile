@@ -4,6 +4,7 @@
 # make test    every check: lint, format, types, tests
 # make notebooks   those in notebooks/, run in short, a minute or two
 # make docs    the reference of all modules, in site/
+# make screenshots   the explorer's pages, in docs/; it needs chromium
 # make bench   speed and memory next to the plain formula and to a GPT, a quarter of an hour
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 # A copy of Tiny Shakespeare beside the repository saves the download.
 SHAKESPEARE := $(wildcard ../shared/data/tinyshakespeare/input.txt)
 
-.PHONY: setup dev demo test lint types notebooks docs bench clean
+.PHONY: setup dev demo test lint types notebooks docs screenshots bench clean
 
 setup: $(VENV)/installed
 dev: $(VENV)/installed-dev
@@ -61,6 +62,9 @@ ROOMS := $(filter-out nanobackpack/commands/ nanobackpack/bench/,$(dir $(wildcar
 docs: dev
 	$(BIN)/pdoc nanobackpack $(patsubst nanobackpack/%/,nanobackpack.%,$(ROOMS)) \
 	  nanobackpack.config nanobackpack.errors nanobackpack.runtime -o site
+
+screenshots: dev
+	$(BIN)/python docs/screenshots.py
 
 bench: setup
 	$(BIN)/python bench.py

@@ -136,7 +136,7 @@ def test_the_package_needs_only_its_core_dependencies() -> None:
     """What pip installs without extras is enough to import everything, and every public name: but for the
     file that goes with exported models, and is imported by transformers."""
     blocked = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
-    blocked += ["trackio", "tensorboard", "lm_eval"]
+    blocked += ["trackio", "tensorboard", "lm_eval", "gradio", "playwright"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({blocked}))

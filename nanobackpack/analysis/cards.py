@@ -1,4 +1,4 @@
-"""A card for each sense of a word: what it predicts, which words are like it, and where it is used.
+"""A card for each sense of a word: what it is about, which tokens it scores, and where it is used.
 
 senses = nb.Senses(model)
 print(sense_cards(senses, "king").table())
@@ -14,11 +14,10 @@ from typing import Any
 
 from nanobackpack.analysis import results
 from nanobackpack.analysis.contexts import Context, Contexts
+from nanobackpack.analysis.labels import labels
 from nanobackpack.analysis.results import Scored
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.errors import escape_controls
-
-LISTS = ("top", "bottom", "nearest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,87 +26,69 @@ class SenseCard:
 
     word: str
     sense: int
-    label: str
-    """What it is about, in a few words; "no clear theme" where it singles out nothing."""
-    top: list[Scored]
-    """The tokens it scores highest, with E · C."""
-    bottom: list[Scored]
-    """The tokens it scores lowest."""
-    nearest: list[Scored]
-    """The tokens whose same sense points the same way, with the cosine."""
-    contexts: list[Context]
-    """Where it adds most to what follows; none without a text."""
-    share: float | None
-    """How much of what the word does to later predictions is by this sense (`Contexts.share`)."""
+    label: str  # three words that it singles out, or "no clear theme"
+    top: list[Scored]  # the tokens with the highest E · C
+    bottom: list[Scored]  # those with the lowest
+    nearest: list[Scored]  # the tokens whose same sense points the same way, with the cosine
+    contexts: list[Context]  # where it adds most to what follows; none without a text
+    share: float | None  # how much of what the word does to later predictions is by it (Contexts.share)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SenseCards(results.Result):
-    """The cards of one word, sense 0 first."""
+    """The cards of one word, of sense 0 first."""
 
     word: str
     cards: list[SenseCard]
-    occurrences: int | None = None
-    """Of the word in the text that was read; None without a text."""
+    occurrences: int | None  # of the word in the text; None without a text
 
     def table(self) -> str:
-        return f"# {self.title}\n" + "\n".join(map(_shown, self.cards))
+        return "\n".join([f"# {self.title}", *(line for card in self.cards for line in _lines(card))])
 
     def records(self) -> list[dict[str, Any]]:
-        """List the cards, one row each; of what is listed on a card the tokens."""
-        return [
-            {
-                "word": card.word,
-                "sense": card.sense,
-                "label": card.label,
-                "share": card.share,
-                **{
-                    name: [token for token, _ in getattr(card, name)] for name in ("top", "bottom", "nearest")
-                },
-                "contexts": ["".join(c.tokens) for c in card.contexts],
-            }
-            for card in self.cards
-        ]
+        rows: list[dict[str, Any]] = results.to_json_values(self.cards)
+        return rows
 
 
 def sense_cards(
     senses: Senses, word: str, k: int = 8, contexts: Mapping[str, Contexts] | None = None
 ) -> SenseCards:
-    """Make the cards of a word, with k tokens in each list."""
-    found = contexts[word] if contexts else None
-    K = senses.model.config.n_sense_vector
-    top = senses.sense_projection(word, k)
-    bottom = senses.sense_projection(word, k, bottom=True)
+    """Make the cards of a word, with k tokens in each list, and what find_contexts has found of it."""
+    found, names = contexts[word] if contexts else None, labels(senses, word)
+    top, bottom = (senses.sense_projection(word, k, bottom=bottom) for bottom in (False, True))
     nearest = senses.nearest(word, k)
     cards = [
         SenseCard(
             word=word,
             sense=sense,
-            label=", ".join(token.strip() for token, _ in top[sense][:3]),
+            label=names[sense],
             top=top[sense],
             bottom=bottom[sense],
             nearest=nearest[sense],
             contexts=found.contexts[sense] if found else [],
             share=found.share[sense] if found and found.share else None,
         )
-        for sense in range(K)
+        for sense in range(len(names))
     ]
-    title = word if found is None else f"{word}, {found.occurrences:,} times in the text"
-    return SenseCards(
-        title=title, word=word, cards=cards, occurrences=None if found is None else found.occurrences
-    )
+    title, times = (f"{word}, {found.occurrences:,} times", found.occurrences) if found else (word, None)
+    return SenseCards(title=title, word=word, cards=cards, occurrences=times)
 
 
-def _shown(card: SenseCard) -> str:
-    """Show a card as some lines, a context on one line with the word in brackets."""
+def _lines(card: SenseCard) -> list[str]:
+    """Show a card, in its contexts the word in brackets."""
     share = "" if card.share is None else f" ({card.share:.0%})"
     lines = [f"  sense {card.sense}{share}: {escape_controls(card.label)}"]
-    for name in LISTS:
-        lines.append(f"    {name:8} " + "  ".join(repr(token) for token, _ in getattr(card, name)))
+    for name in ("top", "bottom", "nearest"):
+        lines.append(f"    {name:9}" + "  ".join(repr(token) for token, _ in getattr(card, name)))
     for c in card.contexts:
-        before, after = "".join(c.tokens[: c.source]), "".join(c.tokens[c.source + 1 :])
-        text = " ".join(f"{before[-40:]}[{c.tokens[c.source]}]{after[-40:]}".split())
-        lines.append(
-            f"    {c.contribution:+.2f}    {escape_controls(text)} → {c.next!r}, likeliest {c.predicted!r}"
+        before, word, after = (
+            "".join(c.tokens[: c.source]),
+            c.tokens[c.source],
+            "".join(c.tokens[c.source + 1 :]),
         )
-    return "\n".join(lines)
+        space = word[: len(word) - len(word.lstrip())]
+        after = after if len(after) < 60 else f"{after[:20]} … {after[-30:]}"
+        text = " ".join(f"{before[-40:]}{space}[{word.lstrip()}]{after}".split())
+        there = f"{c.next!r}, likeliest {c.predicted!r}"
+        lines.append(f"    {c.contribution:+.2f}    {escape_controls(text)} → {there}")
+    return lines

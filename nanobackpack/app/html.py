@@ -134,14 +134,20 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def bars(
-    names: Sequence[str], shares: Sequence[float], *, chosen: Sequence[str] = (), click: bool = True
+    names: Sequence[str],
+    shares: Sequence[float],
+    *,
+    chosen: Sequence[str] = (),
+    click: bool = True,
+    top: float | None = None,
 ) -> str:
     """Show a distribution: a bar for each token.
 
     With `click` each is a button with its token as data-token, to explain it, beside one with data-versus, to
-    compare it. `chosen` are the token that is explained, and the one that it is compared with.
+    compare it. `chosen` are the token that is explained, and the one that it is compared with. `top` is the
+    share that a full bar stands for, by default the largest.
     """
-    top = max(shares, default=1.0) or 1.0
+    top = top or max(shares, default=1.0) or 1.0
     lines = []
     for name, share in zip(names, shares, strict=True):
         fill = tag("span", tag("span", style=f"--v:{share / top:.4f}"), class_="nb-track")

@@ -13,7 +13,7 @@ Letters: B windows, T their tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ class CostConfig(Settings):
     """What the programs share that edit a model."""
 
     held_out: str = ""
-    """Text or data set to measure the cost on; by default what was held out in training, if it is here."""
+    """Text or data set to read; by default what was held out in training, if it is here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,14 @@ def open_windows(model: LanguageModel, settings: Any) -> tuple[str, Iterator[tup
     return f"{display_path(data.folder)}, {split}", ((x.to(device), y.to(device)) for x, y in windows)
 
 
-def cost(model: LanguageModel, edits: EditLike, text: HeldOut | None, what: str = "the edit") -> Cost | None:
-    """Measure what edits do to held-out text; None if there is none."""
+def cost(
+    model: LanguageModel,
+    edits: EditLike,
+    text: HeldOut | None,
+    what: str = "the edit",
+    watch: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> Cost | None:
+    """Measure what edits do to held-out text; None if there is none. `watch` sees the windows pass."""
     from torch.nn import functional as F
 
     from nanobackpack.runtime import eval_mode
@@ -139,7 +145,7 @@ def cost(model: LanguageModel, edits: EditLike, text: HeldOut | None, what: str 
     for rows in text.rows:
         values, changes, sizes = [], [], []
         with eval_mode(model) as ready:
-            for x, y, counted in rows:  # one at a time: the logits of a large vocabulary are large
+            for x, y, counted in watch(rows):  # one at a time: the logits of a large vocabulary are large
                 p, q = (
                     ready(x[None], edits=e).logits[0][counted].log_softmax(dim=1) for e in ((), edits)
                 )  # (positions, V) each
