@@ -22,7 +22,7 @@ from nanobackpack.app import html
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.view import View
-from nanobackpack.app.words import suggest, words
+from nanobackpack.app.words import contexts_of, suggest, words
 from nanobackpack.commands import main
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -157,10 +157,29 @@ def test_cards_of_words(folder: Path, speller: nb.BackpackLM, capsys: pytest.Cap
     first = re.search(r"a · sense 0.*?says(.*?)not(.*?)is like", page.text, re.DOTALL)
     assert first
     assert first[1] == "".join(token.replace("\n", "↵") for token, _ in one.cards[0].top)
-    assert run_python(view)[1] == f"{one.table()}\n{two.table()}\n"
-    assert nb.Senses(speller).sense_projection("a", 3).table() in run_command(view, capsys)
+    assert run_python(view)[1] == run_command(view, capsys) == f"{one.table()}\n{two.table()}\n"
     with pytest.raises(nb.InputError, match="no word is given"):
         words(speller, [""])
+
+
+def test_cards_with_places_in_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("abc dead face\n".replace(" ", "\n") * 40, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["prepare", "t.txt", "--name=t", "--tokenizer=char"])
+    save_tiny(tmp_path / "run", "abcdef\n", vocab_size=10)
+    Path("run/config.json").write_text('{"dataset": "t"}', encoding="utf-8")
+    model = nb.load_model("run")
+    found = contexts_of(model, ["a"], "run")
+    assert found
+    view = words(model, ["a"], source="run", contexts=found)
+    capsys.readouterr()
+    assert run_python(view)[1] == run_command(view, capsys) == view.results[0].table() + "\n"
+    places = [place for of_sense in found["a"].contexts for place in of_sense]
+    assert [tag for tag, _ in Elements(view.html).tags].count("mark") == len(places) > 0
+    assert contexts_of(model, ["a"], "words-small") is None
 
 
 def test_suggestions_are_words_of_the_vocabulary(speller: nb.BackpackLM) -> None:
