@@ -141,8 +141,9 @@ class _Search:
         )
 
     def _context(self, w: int, value: float, weight: float, ids: list[int], j: int) -> Context:
+        last = torch.tensor([0]), torch.tensor([len(ids) - 1])
         with eval_mode(self.model) as model:
-            logits = model(torch.tensor([ids], device=self.E.device)).logits[0, -1]  # (V)
+            logits = model(torch.tensor([ids], device=self.E.device), at=last).logits[0]  # (V)
         start = j + 1 - len(self.ids)
         first = max(0, start - BEFORE)
         pieces, source = _readable(self.tokenizer, ids[first:]), start - first
