@@ -60,9 +60,9 @@ def report(
         "What it writes": (_or_why(write), f"Sampled from nothing, temperature 0.8, seed {seed}."),
         "What its senses mean": (
             _or_why(lambda: _senses(model, source, words or _frequent(model))),
-            "For each sense of a word the tokens that it scores highest (says) and lowest (not), and those "
-            "whose own sense points the same way (is like). Below, where text is at hand, places where it "
-            "counted most: the word is marked, and after the arrow comes what followed.",
+            "For each sense of a word what it singles out, the tokens that it scores highest (says) and "
+            "lowest (not), and those whose own sense points the same way (is like). Below, where text is at "
+            "hand, places where it counted most: the word is marked, after the arrow comes what followed.",
         ),
         "Why it predicts what it predicts": (
             _or_why(lambda: _predictions(model, source, given or _beginnings(model, written))),
