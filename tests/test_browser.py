@@ -40,9 +40,24 @@ HOSTILE = '<img src="http://192.0.2.1/x" onerror="document.title=\'obeyed\'">'
 TEXT = "the nurse said"
 
 
+# The program, but a token takes its time, as it does with a model of some size: there is something to stop.
+SLOWED = """
+import time
+from nanobackpack.app import steer
+from nanobackpack.commands import main
+grow = steer.grow
+def slowly(*rows, **settings):
+    for step in grow(*rows, **settings):
+        time.sleep(0.03)
+        yield step
+steer.grow = slowly
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run of which there are losses, a model whose vocabulary is hostile, and one that takes its time."""
+    """A run of which there are losses, and a model whose vocabulary is hostile."""
     base = tmp_path_factory.mktemp("browser")
     run = save_tiny(base / "run", "abcdefghijklmnopqrstuvwxyz \n", block_size=32)
     steps = [{"step": step, "train_loss": 4.0 - step / 10, "val_loss": 4.1 - step / 10} for step in range(9)]
@@ -55,8 +70,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     inner.decoder = hf.decoders.Fuse()
     model.tokenizer = Tokenizer(inner)
     save_model(model, hostile / "ckpt.pt")
-    slow = save_tiny(base / "slow", "abcdefghijklmnopqrstuvwxyz ", block_size=32, n_embd=384)
-    return [str(run), str(hostile), str(slow)]
+    return [str(run), str(hostile)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +79,7 @@ def address(folders: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "nanobackpack", "explore", "--out_dir", *folders, "--device=cpu"]
+    command = [sys.executable, "-c", SLOWED, "explore", "--out_dir", *folders, "--device=cpu"]
     command += [f"--port={port}", "--open=False"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -189,7 +203,7 @@ def test_numbers_and_pictures_are_downloaded(show: Show, folders: list[str]) -> 
 
 
 def test_hostile_tokens_are_shown_and_not_obeyed(show: Show, folders: list[str]) -> None:
-    asked = {"models": json.dumps(folders[1:2]), "prompt": "ab" + HOSTILE, "words": "a b", "token": HOSTILE}
+    asked = {"models": json.dumps(folders[1:]), "prompt": "ab" + HOSTILE, "words": "a b", "token": HOSTILE}
     for tab in ("predict", "senses", "steer"):
         page = show(tab=tab, **asked)
         page.wait_for_selector(f"#view-{tab} .nb-token, #view-{tab} .nb-error")
@@ -248,8 +262,8 @@ def test_a_saved_edit_gives_the_same_sample_on_the_command_line(
         assert capsys.readouterr().out == f"{text}\n{sample.LINE}\n"
 
 
-def test_a_sample_can_be_stopped(show: Show, folders: list[str]) -> None:
-    page = show(tab="steer", prompt=TEXT, tokens="300", models=json.dumps(folders[2:]))
+def test_a_sample_can_be_stopped(show: Show) -> None:
+    page = show(tab="steer", prompt=TEXT, tokens="300")
     page.get_by_role("button", name="Write two samples").click()
     page.wait_for_function("document.querySelector('#with textarea').value.length > 20")
     page.get_by_role("button", name="Stop").click()
