@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from nanobackpack.errors import InputError, ProcessLost, escape_controls, is_out_of_memory
 
+SPINS = "10000"  # of some 50 ns each; the library's own number is 300,000
 QUICK_S = 2.0  # several Ctrl-C within this time are one
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of the file that is printed to
 _heard_s = -QUICK_S  # when the last Ctrl-C came that was not one of several
@@ -36,6 +37,7 @@ def guard(main: Callable[[], int | None]) -> NoReturn:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # elsewhere nohup may ignore it
             signal.signal(signal.SIGINT, _interrupt)
     try:
+        share_processors()
         prepare_streams()
         status = _status_of(main)
     except KeyboardInterrupt:
@@ -72,6 +74,23 @@ def _status_of(main: Callable[[], int | None]) -> int | None:
         return fail(
             "out of memory: take a smaller --batch_size or --num_samples, if there is one, or shorter texts"
         )
+
+
+# --- Beside other programs --------------------------------------------------------------------
+
+
+def share_processors() -> None:
+    """Let threads that wait for each other sleep soon, so that other programs get their turn.
+
+    PyTorch's threads meet hundreds of times in a training step, at the end of each operation. By default one
+    that waits keeps its processor busy for 15 ms, and on a machine that has other things to do the thread it
+    waits for is standing in line for that very processor: a step takes many times as long (docs/LOG.md). So
+    spin for 0.5 ms, longer than nearly all of the pauses between two operations that threads share.
+
+    PyTorch's library of threads on Linux reads this when torch is imported. What the user has set stays.
+    """
+    if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 # --- Streams ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from nanobackpack.app import html
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.view import View
-from nanobackpack.app.words import suggest, words
+from nanobackpack.app.words import contexts_of, suggest, words
 from nanobackpack.commands import main
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -86,7 +86,7 @@ def run_command(view: View, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -> None:
-    view = predict(speller, "abcab", "d", "e", source="run")
+    view = predict(speller, "abcab", "d", "e", k=1, source="run")
     why = nb.Senses(speller).contributions("abcab", "d", versus="e")
     cells = {
         a["data-at"]: a["data-says"] for _, a in Elements(view.html).tags if a.get("data-says") is not None
@@ -100,15 +100,22 @@ def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -
         assert cells[f"{j},{K}"].endswith(f": {why.contributions[j].double().sum().item():+.4f}")
     assert f"the model's own logit: {why.logit:+.4f}" in str(cells[f"{T},{K}"])
     assert len(cells) == (T + 1) * (K + 1)
-    # The bars are the likeliest tokens, and those asked about.
+    # The bars are the likeliest tokens, and those asked about, however unlikely.
     p = nb.Senses(speller).next_probabilities("abcab")
+    first = speller.tokenizer.token(int(p.argmax()))
     tokens = Elements(view.html).all("data-token")
-    assert {"d", "e"} <= set(tokens) == set(Elements(view.html).all("data-versus"))
+    assert set(tokens) == set(Elements(view.html).all("data-versus")) == {first, "d", "e"}
     assert tokens == sorted(tokens, key=lambda token: -p[speller.tokenizer.id(token)].item())
-    # In words: the strongest first, with the number it has in the table.
-    j, k, value = why.ranked(1)[0]
-    words_of_it = Elements(view.html).text
-    assert f"sense {k}, pushes 'd' by {value:+.2f}" in words_of_it or "pushes 'e' instead by " in words_of_it
+    # In words: the strongest, with the numbers they have in the table.
+    text, ten = Elements(view.html).text, why.ranked(10)
+    assert min(value for _, _, value in ten) < 0 < max(value for _, _, value in ten)
+    for _, k, value in ten:
+        does = "pushes 'd'" if value > 0 else "pushes 'e' instead"
+        assert f"sense {k}, {does} by {html.signed(value)}" in text
+    for _, k, value in nb.Senses(speller).contributions("abcab", "d").ranked(10):
+        does = "pushes 'd'" if value > 0 else "holds 'd' back"
+        text = Elements(predict(speller, "abcab", "d").html).text
+        assert f"sense {k}, {does} by {html.signed(value)}" in text
 
 
 def test_a_prediction_can_be_made_again(
@@ -150,10 +157,29 @@ def test_cards_of_words(folder: Path, speller: nb.BackpackLM, capsys: pytest.Cap
     first = re.search(r"a · sense 0.*?says(.*?)not(.*?)is like", page.text, re.DOTALL)
     assert first
     assert first[1] == "".join(token.replace("\n", "↵") for token, _ in one.cards[0].top)
-    assert run_python(view)[1] == f"{one.table()}\n{two.table()}\n"
-    assert nb.Senses(speller).sense_projection("a", 3).table() in run_command(view, capsys)
+    assert run_python(view)[1] == run_command(view, capsys) == f"{one.table()}\n{two.table()}\n"
     with pytest.raises(nb.InputError, match="no word is given"):
         words(speller, [""])
+
+
+def test_cards_with_places_in_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("abc dead face\n".replace(" ", "\n") * 40, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["prepare", "t.txt", "--name=t", "--tokenizer=char"])
+    save_tiny(tmp_path / "run", "abcdef\n", vocab_size=10)
+    Path("run/config.json").write_text('{"dataset": "t"}', encoding="utf-8")
+    model = nb.load_model("run")
+    found = contexts_of(model, ["a"], "run")
+    assert found
+    view = words(model, ["a"], source="run", contexts=found)
+    capsys.readouterr()
+    assert run_python(view)[1] == run_command(view, capsys) == view.results[0].table() + "\n"
+    places = [place for of_sense in found["a"].contexts for place in of_sense]
+    assert [tag for tag, _ in Elements(view.html).tags].count("mark") == len(places) > 0
+    assert contexts_of(model, ["a"], "words-small") is None
 
 
 def test_suggestions_are_words_of_the_vocabulary(speller: nb.BackpackLM) -> None:

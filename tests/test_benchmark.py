@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -85,6 +87,7 @@ def test_the_measures_end_in_a_table_and_a_file(
     ten = partial(cases.generate, n=8, samples=10, some=2)
     table = [
         Case("step", SMALL, "ms", "plain/ours", 2, inf, cases.steps),
+        Case("busy", SMALL, "ms", "plain/ours", 10, inf, cases.steps_beside_others),
         Case("slides", SMALL, "tokens/s", "ours/plain", 2, inf, slides),
         Case("step", MANY, "ms", "ours/gpt", 0, 1.15, cases.steps),
         Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, ten),
@@ -116,6 +119,19 @@ def test_the_measures_end_in_a_table_and_a_file(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(table)  # the machine, the head, the rows
     assert lines[2].startswith(table[0].what)
+
+
+def test_only_plain_has_the_threads_of_stock_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    bench = Bench("cpu", quick=True)
+    try:
+        show = [sys.executable, "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))"]
+        seen = [
+            bench.worker(kind).submit(subprocess.check_output, show).result() for kind in ("plain", "ours")
+        ]
+    finally:
+        bench.close()
+    assert [value.split() for value in seen] == [[b"None"], [b"1000"]]
 
 
 def test_a_process_that_died_is_a_note_in_its_row() -> None:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,13 +28,13 @@ from nanobackpack.config import SampleConfig
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
 
-gradio = pytest.importorskip("gradio", reason="the extra app is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("gradio"), reason="the extra app is not installed"),
+    pytest.mark.skipif(not find_spec("playwright"), reason="playwright is not installed"),
     pytest.mark.skipif(BROWSER is None, reason="no browser here: apt-get install chromium"),
 ]
 HOSTILE = '<img src="http://192.0.2.1/x" onerror="document.title=\'obeyed\'">'
@@ -91,7 +92,9 @@ def address(folders: list[str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
 
 

@@ -149,7 +149,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return int(end.value.code or 0), *capsys.readouterr()
 
     status, out, err = run("--words", "b", "ab", "--held_out=text.txt", "--contexts=2", "--json=c.json")
-    assert (status, err) == (0, "")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "'ab' is 2 tokens ('a', 'b'): shown is the mean of their senses" in err
     assert "# b, 35 times\n  sense 0 (" in out  # of the 36 the last is never read: nothing follows it
     assert "[ab]" in out
     b, ab = json.loads(Path("c.json").read_text(encoding="utf-8"))

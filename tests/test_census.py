@@ -47,8 +47,11 @@ def test_what_a_sense_costs_is_what_the_edit_costs(backpack: BackpackLM, windows
     expected = (without - whole[:, None]).double()  # (N, K)
     assert torch.allclose(found.by_window, expected, atol=1e-5)
     assert found.by_window.abs().max() > 0.01
+    with torch.no_grad():
+        smaller = losses(backpack, windows, (ScaleSense("all", 1 - 1 / K),)) - whole
     weights = torch.tensor([12.0] * 6 + [2]).double() / 74
     assert found.cost == pytest.approx((weights @ expected).tolist(), abs=1e-5)
+    assert found.smaller == pytest.approx((weights @ smaller.double()).item(), abs=1e-5)
     assert (found.loss, found.tokens) == (pytest.approx((weights @ whole.double()).item(), abs=1e-5), 74)
 
 
@@ -129,7 +132,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for (low, high), cost in zip(found["interval"], found["cost"], strict=True):
         assert low < cost < high
     head, *lines = out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["sense"] * 4 + ["untrained"]
+    assert [line.split()[0] for line in lines] == ["sense"] * 4 + ["all", "untrained"]
     share = f"{100 * again.means['variance'][3]:.1f} %"
     assert lines[3].index(share) == head.index("variance")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"

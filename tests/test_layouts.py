@@ -543,3 +543,11 @@ def test_characters_must_be_as_many_as_the_rows(tmp_path: Path, n: int, vocab_us
 
 def test_nothing_there(tmp_path: Path):
     assert "no model at" in error_of(tmp_path / "nowhere")
+
+
+def test_opening_a_model_draws_no_fresh_weights(tmp_path: Path) -> None:
+    """They would be thrown away, and drawing them took longer than all the rest."""
+    save_model(tiny_model(), tmp_path / "ckpt.pt")
+    before = torch.get_rng_state()
+    load_model(tmp_path / "ckpt.pt")
+    assert torch.equal(torch.get_rng_state(), before)

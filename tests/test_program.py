@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nanobackpack import program
 from nanobackpack.errors import InputError, escape_controls
 from nanobackpack.safe.files import check_writable, writing
 from nanobackpack.safe.pictures import picture
@@ -28,6 +30,46 @@ def shell(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess
     program = f'run() {{ "{sys.executable}" -m nanobackpack "$@"; }}\n{command}'
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60", **env}
     return subprocess.run(["bash", "-c", program], cwd=folder, env=env, capture_output=True, timeout=120)
+
+
+# --- Beside other programs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to"),
+    [
+        ({}, "10000"),
+        ({"OMP_NUM_THREADS": "1"}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_threads_spin_for_a_short_time_unless_the_user_says_how(
+    given: dict[str, str], set_to: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    program.share_processors()
+    assert given.get("GOMP_SPINCOUNT") == set_to
+
+
+def test_the_library_of_threads_hears_of_it_and_importing_the_package_changes_nothing() -> None:
+    torch = importlib.util.find_spec("torch")
+    assert torch
+    found = [str(file) for file in Path(str(torch.origin)).parent.glob("lib/libgomp*.so*")]
+    if not found:
+        pytest.skip("this PyTorch has another library of threads")
+    code = f"""
+import ctypes, os, nanobackpack
+from nanobackpack import commands, program
+nanobackpack.TrainConfig
+assert "GOMP_SPINCOUNT" not in os.environ
+program.guard(lambda: ctypes.CDLL({found[0]!r}) and None)
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
 
 
 # --- Streams ----------------------------------------------------------------------------------
@@ -132,6 +174,9 @@ def test_characters_without_a_font_are_named(tmp_path: Path, monkeypatch: pytest
 
 
 @posix
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="ignored, as after `sh -c '... &'`"
+)
 def test_ctrl_c_while_a_program_starts(folder: Path) -> None:
     """From the moment that the program is there; Python itself takes a while before."""
     code = (

@@ -594,6 +594,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_shared
+@pytest.mark.slow
 def test_gpt2_equals_tiktoken():
     tiktoken = pytest.importorskip("tiktoken")
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks

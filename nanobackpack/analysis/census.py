@@ -3,13 +3,14 @@
     nanobackpack census --init_from=words-small --held_out=text.txt
     >>> print(census(model, windows).table())      # windows: pairs x, y (B, T) of ids, y one token later
 
-The logits are a sum over senses, so that a model without sense l needs no second pass of the network:
+The logits are a sum over senses, so a model without sense l needs no second pass of the network:
 
     o_l[b,i] = Σ_j≤i α[b,l,i,j] · C(x[b,j])[l]      o = Σ_l o_l      logits = E · o, without l E · (o - o_l)
 
 Of each sense, as a mean over the text:
 
-    cost       nats a token that the loss rises by when the sense is removed everywhere
+    cost       nats a token that the loss rises by when the sense is removed everywhere. That makes the logits
+               smaller, too: `smaller` is what all senses times 1 - 1/K cost, with nothing taken out
     variance   its share of the variance of the logits over the vocabulary: Σ cov(E·o_l, E·o) / Σ var(E·o).
                The shares sum to 1, and a sense that works against the others has one below 0
     entropy    of α[b,l,i,:] in nats; exp of it says over how many positions α is spread
@@ -23,9 +24,9 @@ Letters: B batch, T time, K senses, D width, V vocabulary, U different ids of a 
 
 from __future__ import annotations
 
+import itertools
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -52,24 +53,18 @@ MEANS = ("variance", "entropy", "positions", "self", "previous", "first", "norm"
 class Census(Result):
     """What each of K senses does over a text; lists have a number for each."""
 
-    tokens: int
-    """That were predicted."""
-    loss: float
-    """Of the whole model, in nats a token."""
+    tokens: int  # that were predicted
+    loss: float  # of the whole model, in nats a token
     cost: list[float]
     interval: list[tuple[float, float]] = field(default_factory=list)
     """95 % of the cost, over windows; [] where whoever called has not computed it from `by_window`."""
-    means: dict[str, list[float]]
-    """The others of the list above, by name; entropy comes with positions, its exponential."""
+    smaller: float
+    means: dict[str, list[float]]  # the others of the list above, by name
     like: list[int]
-    cosine: list[float]
-    """With the sense it is most like; -1 if there is no other."""
-    untrained: list[Census] = field(default_factory=list)
-    """Of models of the same shape before training."""
-    by_window: Tensor = field(repr=False, compare=False)
-    """(N, K) the cost of each sense in each window."""
-    sizes: list[int] = field(repr=False, compare=False)
-    """Tokens of each window."""
+    cosine: list[float]  # with that sense; -1 if there is no other
+    untrained: list[Census] = field(default_factory=list)  # of models of the same shape before training
+    by_window: Tensor = field(repr=False, compare=False)  # (N, K) the cost in each window
+    sizes: list[int] = field(repr=False, compare=False)  # (N) tokens of each window
 
     @property
     def dead(self) -> list[bool]:
@@ -96,47 +91,44 @@ class Census(Result):
         ]
 
     def table(self) -> str:
-        def line(name: str, cost: float, span: str, means: Iterable[float], *rest: str) -> list[str]:
-            share, entropy, *others = means
-            shown = [f"{100 * share:.1f} %", f"{entropy:.2f}", *(f"{value:.2f}" for value in others)]
-            return [name, f"{cost:+.4f}", span, *shown, *rest]
+        def cells(cost: float, span: str, means: dict[str, float]) -> list[str]:
+            share, *others = (means[name] for name in MEANS)
+            return [f"{cost:+.4f}", span, f"{100 * share:.1f} %", *(f"{value:.2f}" for value in others)]
 
         rows = []
         for row in self.records():
             span = f"{row['low']:+.4f} to {row['high']:+.4f}" if self.interval else ""
             like = f"{row['like']} ({row['cosine']:.2f})" if len(self.cost) > 1 else ""
             note = " ".join(name for name in ("dead", "duplicate") if row[name])
-            means = [row[name] for name in MEANS]
-            rows.append(line(f"sense {row['sense']}", row["cost"], span, means, like, note))
+            rows.append([f"sense {row['sense']}", *cells(row["cost"], span, row), like, note])
+        K, empty = len(self.cost), [""] * (len(MEANS) + 3)
+        rows.append([f"all × {K - 1}/{K}", f"{self.smaller:+.4f}", *empty])
         if self.untrained:  # of all senses of all of them, which are alike
-            means = [fmean(x for other in self.untrained for x in other.means[name]) for name in MEANS]
+            means = {name: fmean(x for other in self.untrained for x in other.means[name]) for name in MEANS}
             cost = fmean(x for other in self.untrained for x in other.cost)
-            rows.append(line("untrained", cost, "", means))
-        head = ["", "cost", "95 %", *MEANS, "most like", ""]
-        width = max(map(len, rows))  # the row of the untrained is shorter
-        return table(self.title, head, [row + [""] * (width - len(row)) for row in rows])
+            rows.append(["untrained", *cells(cost, "", means), "", ""])
+        return table(self.title, ["", "cost", "95 %", *MEANS, "most like", ""], rows)
 
     def plot(self, path: str) -> None:
         """Write a picture: the cost of each sense, its share of the variance, and where its α lies."""
-        K = len(self.cost)
-        senses = range(K)
+        K, senses = len(self.cost), range(len(self.cost))
         with picture(writing(path), (max(6.0, 2 + 0.4 * K), 7.5), self.title) as figure:
             cost, variance, weight = figure.subplots(3, sharex=True)
-            errors = [[abs(x - end) for x, end in zip(self.cost, ends, strict=True)]
-                      for ends in zip(*self.interval, strict=True)] or None  # fmt: skip
-            cost.bar(senses, self.cost, yerr=errors, capsize=3)
+            span = torch.tensor(self.interval or [(x, x) for x in self.cost]).T  # (2, K)
+            cost.bar(senses, self.cost, yerr=(span - torch.tensor(self.cost)).abs().numpy(), capsize=3)
+            cost.axhline(self.smaller, color="grey", linestyle=":")
             cost.set_ylabel("cost of removing,\nnats a token")
             variance.bar(senses, self.means["variance"])
             variance.axhline(1 / K, color="grey", linestyle=":")  # an equal share
             variance.set_ylabel("share of the\nlogits' variance")
             # The three shares of α on each other; what is missing to 1 lies on the other tokens.
-            base = [0.0] * K
+            base = torch.zeros(K)
             for name in ("self", "previous", "first"):
-                weight.bar(senses, self.means[name], bottom=base, label=name)
-                base = [x + y for x, y in zip(base, self.means[name], strict=True)]
+                weight.bar(senses, self.means[name], bottom=base.numpy(), label=name)
+                base = base + torch.tensor(self.means[name])
             weight.set(ylim=(0, 1), ylabel="α on the token", xlabel="sense", xticks=senses)
             weight.legend(ncols=3)
-            cost.set_title(textwrap.fill(self.title, 70), fontsize=10)
+            figure.suptitle(self.title, fontsize=10, wrap=True)
 
 
 @torch.no_grad()
@@ -151,7 +143,7 @@ def census(
     # E·o need not be made to know its variance over the vocabulary: that is oᵀ · cov(E) · o.
     spread = torch.cov(E[: model.config.n_token].T, correction=0)  # (D, D)
     losses, sizes = [], []
-    sums: dict[str, Tensor | float] = dict.fromkeys(("variance", "alpha", "rows", "norm", "cosine"), 0.0)
+    sums: dict[str, Tensor] = {}
     at_once = max(1, ALIVE // (K * size * max(size, E.size(1))))
     pieces = ((x[i : i + at_once], y[i : i + at_once]) for x, y in windows for i in range(0, len(x), at_once))
     for x, y in tqdm(pieces, "census", unit="step", disable=None, leave=False):  # (B, T) each
@@ -162,9 +154,9 @@ def census(
         parts = [alpha[:, sense] @ C[where, sense] for sense in range(K)]  # K of (B, T, D)
         o = torch.stack(parts).sum(dim=0)  # (B, T, D)
 
-        # The loss of the whole model, then without each sense.
-        whole = _losses(o, y, E)  # (B)
-        losses.append(torch.stack([whole, *(_losses(o - part, y, E) for part in parts)], dim=1).cpu())
+        # The loss of the whole model, without each sense, and with all of them a little smaller.
+        kept = itertools.chain([o], (o - part for part in parts), [o - o / K])  # (B, T, D) each
+        losses.append(torch.stack([_losses(some, y, E) for some in kept], dim=1).cpu())  # (B, K + 2)
         sizes += [x.size(1)] * len(x)
 
         late = alpha[:, :, 2:]  # (B, K, T - 2, T)
@@ -172,16 +164,15 @@ def census(
         own, previous = (alpha.diagonal(-d, dim1=2, dim2=3)[..., 2 - d :] for d in (0, 1))
         looks = torch.stack([entropy, entropy.exp(), own, previous, late[..., 0]])  # (5, B, K, T - 2)
         unit, n = F.normalize(C, dim=2), times.to(C)
-        found = {
+        found = {  # sums over the positions of these windows
             "variance": torch.stack([(part @ spread * o).sum() for part in parts]),  # (K)
             "alpha": looks.sum(dim=(1, 3)),  # (5, K)
+            "rows": torch.tensor(float(len(x) * late.size(2))),
             "norm": n @ C.norm(dim=2),  # (K)
             "cosine": torch.einsum("u,ukd,uld->kl", n, unit, unit),  # (K, K)
         }
-        for name, value in found.items():
-            sums[name] += value.cpu().double()
-        sums["rows"] += len(x) * late.size(2)
-    if not sums["rows"]:
+        sums = {name: value.cpu().double() + sums.get(name, 0) for name, value in found.items()}
+    if not sums or not sums["rows"]:
         raise InputError("the text has less than 3 tokens: give more")
     return _census(title, torch.cat(losses).double(), sizes, sums)
 
@@ -194,25 +185,23 @@ def _losses(o: Tensor, y: Tensor, E: Tensor) -> Tensor:
     return torch.cat(losses).view_as(y).mean(dim=1)
 
 
-def _census(title: str, losses: Tensor, sizes: Sequence[int], sums: dict[str, Any]) -> Census:
-    """Turn the losses of N windows (N, 1 + K) and the sums over the text into means."""
+def _census(title: str, losses: Tensor, sizes: list[int], sums: dict[str, Tensor]) -> Census:
+    """Turn the losses of N windows (N, K + 2) and the sums over the text into means."""
     tokens = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64) / tokens  # (N)
-    by_window = losses[:, 1:] - losses[:, :1]  # (N, K)
+    changes = losses[:, 1:] - losses[:, :1]  # (N, K + 1)
     others = (sums["cosine"] / tokens).fill_diagonal_(-1).max(dim=1)  # (K): the most alike, and which
-    means = [
-        sums["variance"] / sums["variance"].sum(),
-        *(sums["alpha"] / sums["rows"]),
-        sums["norm"] / tokens,
-    ]
+    share = sums["variance"] / sums["variance"].sum()
+    means = share, *(sums["alpha"] / sums["rows"]), sums["norm"] / tokens  # (K) each
     return Census(
         title=title,
         tokens=tokens,
         loss=(weights @ losses[:, 0]).item(),
-        cost=(weights @ by_window).tolist(),
+        cost=(weights @ changes[:, :-1]).tolist(),
+        smaller=(weights @ changes[:, -1]).item(),
         means={name: values.tolist() for name, values in zip(MEANS, means, strict=True)},
         like=others.indices.tolist(),
         cosine=others.values.tolist(),
-        by_window=by_window,
-        sizes=list(sizes),
+        by_window=changes[:, :-1],
+        sizes=sizes,
     )

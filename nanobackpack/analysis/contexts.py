@@ -29,6 +29,7 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import several
 
 BEFORE = 16  # tokens that are shown before the word
+Windows = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,7 @@ class Contexts:
 
 
 def find_contexts(
-    model: LanguageModel,
-    words: Sequence[str],
-    windows: Iterable[tuple[Tensor, Tensor]],
-    n: int = 5,
-    limit: int = 0,
+    model: LanguageModel, words: Sequence[str], windows: Windows, n: int = 5, limit: int = 0
 ) -> dict[str, Contexts]:
     """Find the n best contexts of each sense of the words in windows of a text, x and y (B, T) each, of which
     about `limit` tokens are read (0: all)."""
@@ -95,7 +92,7 @@ class _Search:
         self.ids, self.occurrences = self.tokenizer.word_ids(word), 0
         self.senses = self.model.sense_vectors(self.ids)  # (W, K, D)
         self.reach = (self.senses @ self.E.T).std(dim=2)  # (W, K), in logits
-        self.moved = torch.zeros_like(self.reach[0], dtype=torch.float64)  # (K)
+        self.moved = torch.zeros(self.reach.size(1), dtype=torch.float64)  # (K)
         # Of each sense, by the id that follows: contribution, weight, ids read, index of the word in these.
         self.best: list[dict[int, tuple[float, float, list[int], int]]] = [{} for _ in self.moved]
 
@@ -118,7 +115,7 @@ class _Search:
             a = alpha[row, :, :, j - W + 1 + w] * after  # (N, K, T)
             weights = weights + a
             contributions = contributions + a * (self.E[y] @ C.T)[row].transpose(1, 2)
-            self.moved += a.sum(dim=(0, 2)) * self.reach[w]
+            self.moved += (a.sum(dim=(0, 2)) * self.reach[w]).cpu()
         tokens, which = y[row].unique(return_inverse=True)  # (U), (N, T)
         for sense, values in enumerate(contributions.unbind(dim=1)):  # (N, T)
             # The largest of each following token, and of these the n largest.
@@ -141,8 +138,9 @@ class _Search:
         )
 
     def _context(self, w: int, value: float, weight: float, ids: list[int], j: int) -> Context:
+        last = torch.tensor([0]), torch.tensor([len(ids) - 1])
         with eval_mode(self.model) as model:
-            logits = model(torch.tensor([ids], device=self.E.device)).logits[0, -1]  # (V)
+            logits = model(torch.tensor([ids], device=self.E.device), at=last).logits[0]  # (V)
         start = j + 1 - len(self.ids)
         first = max(0, start - BEFORE)
         pieces, source = _readable(self.tokenizer, ids[first:]), start - first

@@ -9,6 +9,7 @@ Letters: V tokens, D width, K senses, N of whatever is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import Edit
 from nanobackpack.runtime import generator
+from nanobackpack.text.tokenizer import Tokenizer
 
 NO_THEME = "no clear theme"
 WORDS = 3  # in a label
@@ -33,7 +35,7 @@ class Scale:
         C = senses.model.sense_vectors(ids).flatten(0, 1)  # (N·K, D)
         self.mean, covariance = C.mean(dim=0), C.T.cov(correction=0)  # (D), (D, D)
         self.sd = ((self.E @ covariance) * self.E).sum(dim=1).clamp(min=1e-12).sqrt()  # (V)
-        values, vectors = torch.linalg.eigh(covariance.double().cpu())
+        values, vectors = torch.linalg.eigh(covariance.cpu().double())
         draws = torch.randn(DRAWN, len(values), generator=generator(0), dtype=torch.float64)
         random = self.mean + (draws @ (vectors * values.clamp(min=0).sqrt()).T).to(self.mean)  # (N, D)
         self.threshold = torch.cat([peak(self.z(some)) for some in random.split(50)]).quantile(0.95)
@@ -59,12 +61,12 @@ def labels(senses: Senses, word: str) -> list[str]:
     scale = _SCALES[senses][1]
     z = scale.z(senses.word_senses(word))  # (K, V)
     z[:, tokenizer.word_ids(word)] = -torch.inf
-    found = []
-    for ids, clear in zip(
-        z.topk(min(2 * WORDS, z.size(1))).indices.tolist(), peak(z) > scale.threshold, strict=True
-    ):
-        texts = {i: tokenizer.decode([i]).strip() for i in ids}
-        # "bird" and " bird" are one word to a reader; a part of a character has no text.
-        shown = dict.fromkeys(t if t and "\ufffd" not in t else tokenizer.token(i) for i, t in texts.items())
-        found.append(", ".join([*shown][:WORDS]) if clear else NO_THEME)
-    return found
+    best, clear = z.topk(min(2 * WORDS, z.size(1))).indices.tolist(), peak(z) > scale.threshold
+    return [_text(tokenizer, ids) if ok else NO_THEME for ids, ok in zip(best, clear, strict=True)]
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Show the first words of ids: "bird" and " bird" are one, and a part of a character has no text."""
+    texts = {i: tokenizer.decode([i]).strip() for i in ids}
+    shown = dict.fromkeys(t if t and "\ufffd" not in t else tokenizer.token(i) for i, t in texts.items())
+    return ", ".join([*shown][:WORDS])

@@ -1,7 +1,6 @@
 """The HTML that the explorer and the report are made of: each function gives one piece of a page.
 
     show(section("Why 'she'?", heat_map(why)), note("a warning"))   # a view is pieces put together
-    page("king", show(...))                                         # and a file that needs no network
 
 Every text of a model, a file or a user goes through `escape`, most often by `token` or as an attribute of
 `tag`. Pieces do not run anything by themselves: style.css gives them their looks, in the dark too, and
@@ -11,8 +10,6 @@ prompt, K senses.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -49,30 +46,6 @@ def file(name: str) -> str:
 def show(*pieces: str) -> str:
     """Put pieces together: what style.css applies to."""
     return tag("div", *pieces, class_="nb")
-
-
-def page(title: str, body: str) -> str:
-    """Make one file of it, in which a browser runs hover.js alone, and asks nobody for anything."""
-    digest = base64.b64encode(hashlib.sha256(file("hover.js").encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{file("style.css")}</style>
-</head>
-<body class="nb-page">
-{body}
-<script>{file("hover.js")}</script>
-</body>
-</html>
-"""
 
 
 # --- Texts --------------------------------------------------------------------------------------

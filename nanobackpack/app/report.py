@@ -7,8 +7,9 @@ Of a model without senses or without a tokenizer the page says so where they wou
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,22 +19,15 @@ from nanobackpack.analysis.prompts import usual_start
 from nanobackpack.app import html
 from nanobackpack.app.curve import curve
 from nanobackpack.app.predict import predict
+from nanobackpack.app.runs import CURVES, losses, settings_table, thinned
 from nanobackpack.app.words import contexts_of, suggest, words
-from nanobackpack.config import TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.text.words import needs_tokenizer
-from nanobackpack.train.checkpoint import run_settings
 from nanobackpack.train.log import read_metrics
 
 _SAMPLES, _NEW_TOKENS = 3, 200
 _PROMPT_TOKENS = 20  # of a prompt that is the beginning of a sample
-_POINTS = 300  # of a curve
-_LOSSES = {
-    "train_loss": "training batch",
-    "train_eval_loss": "training split",
-    "val_loss": "validation split",
-}
 _ABOUT = (
     "A Backpack gives every token a few sense vectors, which are the same in every context. The context only "
     "decides how much each of them counts, by weights α. So each prediction is exactly a sum over the senses "
@@ -60,9 +54,9 @@ def report(
         "What it writes": (_or_why(write), f"Sampled from nothing, temperature 0.8, seed {seed}."),
         "What its senses mean": (
             _or_why(lambda: _senses(model, source, words or _frequent(model))),
-            "For each sense of a word the tokens that it scores highest (says) and lowest (not), and those "
-            "whose own sense points the same way (is like). Below, where text is at hand, places where it "
-            "counted most: the word is marked, and after the arrow comes what followed.",
+            "For each sense of a word what it singles out, the tokens that it scores highest (says) and "
+            "lowest (not), and those whose own sense points the same way (is like). Below, where text is at "
+            "hand, places where it counted most: the word is marked, after the arrow comes what followed.",
         ),
         "Why it predicts what it predicts": (
             _or_why(lambda: _predictions(model, source, given or _beginnings(model, written))),
@@ -78,7 +72,31 @@ def report(
     if isinstance(model, BackpackLM):
         head += html.tag("p", html.escape(_ABOUT), class_="nb-about")
     foot = html.tag("p", f"Written by nanobackpack {html.escape(__version__)}.", class_="nb-about")
-    return html.page(name, html.show(head, *sections, foot))
+    return page(name, html.show(head, *sections, foot))
+
+
+def page(title: str, body: str) -> str:
+    """Make one file of it, in which a browser runs hover.js alone, and asks nobody for anything."""
+    digest = base64.b64encode(hashlib.sha256(html.file("hover.js").encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{html.file("style.css")}</style>
+</head>
+<body class="nb-page">
+{body}
+<script>{html.file("hover.js")}</script>
+</body>
+</html>
+"""
 
 
 def _or_why(make: Callable[[], str]) -> str:
@@ -102,15 +120,9 @@ def _what(model: LanguageModel) -> str:
 
 def _training(folder: Path) -> str:
     """Show the settings of a run that are not at their defaults, and its losses; nothing if it is no run."""
-    settings, records = run_settings(folder), read_metrics(folder / "metrics.jsonl")
-    usual = {field.name: field.default for field in fields(TrainConfig)}
-    rows = [(key, settings[key]) for key in usual if key in settings and settings[key] != usual[key]]
-    rows = [row for row in rows if row[0] not in ("out_dir", "init_from")]  # where it lay on a machine
-    lines = {}
-    for key, label in _LOSSES.items():
-        losses = [(r["step"], r[key]) for r in records if type(r.get(key)) is float and abs(r[key]) < 1e30]
-        if losses:
-            lines[label] = losses[:: len(losses) // _POINTS + 1]
+    records = read_metrics(folder / "metrics.jsonl")
+    rows = [row for row in settings_table([str(folder)])[0] if row[0] != "init_from"]  # perhaps a path
+    lines = {name: points for key, name in CURVES.items() if (points := thinned(losses(records, key)))}
     table = html.section("Settings", html.table(rows)) if rows else ""
     drawn = html.section("Loss, in nats a token", curve(lines)) if lines else ""
     return html.columns(table, drawn) if table and drawn else table + drawn

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 from nanobackpack.analysis.cards import SenseCard, sense_cards
 from nanobackpack.analysis.contexts import Context, Contexts, find_contexts
+from nanobackpack.analysis.labels import NO_THEME
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
 from nanobackpack.app.view import View, command_of, python_of
@@ -25,6 +26,7 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
 _READ = 1 << 13  # tokens of the text in which contexts are looked for
+_PLACES = 2  # of each sense
 _BEFORE, _AFTER = 60, 40  # characters of a context that are shown
 
 
@@ -66,7 +68,14 @@ def words(
             "for word in words:",
             f"    print(sense_cards(senses, word, k={k}, contexts=contexts).table())",
         ),
-        command=command_of("senses", source, f"--k={k}", "--words", *asked),
+        command=command_of(
+            "cards",
+            source,
+            f"--k={k}",
+            *([f"--contexts={_PLACES}", f"--limit={_READ}"] if contexts else ["--contexts=0"]),
+            "--words",
+            *asked,
+        ),
         state={"words": ",".join(asked)},
     )
 
@@ -77,7 +86,7 @@ def contexts_of(model: LanguageModel, words: Sequence[str], source: str) -> dict
         _, windows = open_windows(model, _Where(init_from=source))
     except InputError:
         return None
-    return find_contexts(model, words, windows, n=2, limit=_READ)
+    return find_contexts(model, words, windows, _PLACES, _READ)
 
 
 class _Where(PerplexityConfig):
@@ -118,9 +127,11 @@ def _card(card: SenseCard, named: bool, click: bool) -> str:
         query = urlencode({"tab": "steer", "scale": json.dumps([[card.word, card.sense, 0]])})
         link = html.tag("a", "steer it", href=f"?{query}")
     heading = html.tag("h4", html.tag("span", html.escape(title)), html.tag("small", share), link)
-    return html.tag(
-        "article", heading, html.tag("dl", *lists), *map(_context, card.contexts), class_="nb-card"
+    label = html.tag(
+        "p", html.escape(card.label), class_="nb-label" if card.label != NO_THEME else "nb-about"
     )
+    places = map(_context, card.contexts)
+    return html.tag("article", heading, label, html.tag("dl", *lists), *places, class_="nb-card")
 
 
 def _context(context: Context) -> str:

@@ -14,6 +14,8 @@ import math
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -82,6 +84,19 @@ class Case(NamedTuple):
 
 def steps(bench: Bench, setup: Setup, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
     return {kind.split()[0]: ms for kind, ms in bench.steps(setup, kinds).items()}
+
+
+def steps_beside_others(bench: Bench, setup: Setup) -> dict[str, Any]:
+    """A step while each core has another program to run as well, a loop in Python."""
+    loop = "import time\nend = time.time() + 600\nwhile time.time() < end: pass"  # ends even if we are killed
+    tasks = {kind: bench.task(kind, setup, "step") for kind in KINDS}
+    others = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(os.cpu_count() or 1)]
+    try:
+        return bench.turns(tasks, 2) | {"note": f"{len(others)} other programs run, a busy loop each"}
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def memory(bench: Bench, setup: Setup, ours: str = "ours") -> dict[str, Any]:
@@ -210,6 +225,8 @@ def cases(quick: bool) -> list[Case]:
         Case("train step", CHARS, "ms", "plain/ours", 2, inf, steps),
         Case("train step", chars4, "ms", "plain/ours", 1.4, inf, steps),
         Case("train step", WORDS, "ms", "plain/ours", 2.5, inf, steps),
+        Case("train step, busy cores", chars4, "ms", "plain/ours", 10, inf, steps_beside_others),
+        Case("train step, busy cores, GPT", chars4, "ms", "ours/gpt", 0, 1.15, steps_beside_others, quick),
         Case("train step, GPT", CHARS, "ms", "ours/gpt", 0, 1.15, steps),
         Case("train step, GPT", chars4, "ms", "ours/gpt", 0, 1.15, steps),
         Case("train step, GPT", WORDS._replace(B=32), "ms", "ours/gpt", 0, 1.15,

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -297,11 +298,17 @@ class Bench:
         self.workers: dict[str, ProcessPoolExecutor] = {}
         self.known: dict[tuple[Setup, tuple[str, ...]], dict[str, float]] = {}
 
+    def worker(self, kind: str) -> ProcessPoolExecutor:
+        """The process of that kind."""
+        if kind not in self.workers:
+            # Plain is stock PyTorch, whose threads wait for each other as it pleases (program.py).
+            stock: Any = (os.unsetenv, ("GOMP_SPINCOUNT",)) if kind.startswith("plain") else ()
+            self.workers[kind] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), *stock)
+        return self.workers[kind]
+
     def ask(self, kind: str, setup: Setup | Text, method: str, *args: Any) -> Any:
         """What a method returns in the process of that kind. Raises BrokenProcessPool if the process died."""
-        if kind not in self.workers:
-            self.workers[kind] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        return self.workers[kind].submit(call, kind, self.device, setup, method, args).result()
+        return self.worker(kind).submit(call, kind, self.device, setup, method, args).result()
 
     def task(self, kind: str, setup: Setup | Text, method: str, *args: Any) -> Callable[[], float]:
         return functools.partial(self.ask, kind, setup, method, *args)

@@ -4,10 +4,9 @@
     nanobackpack cards --init_from=words-small --words king --held_out=text.txt --contexts=5 --json=cards.json
 
 A card has the tokens that the sense scores highest and lowest, the words whose same sense is nearest, and
-places in a text: "the [king] of → ' France'", with what the sense of the word in brackets adds there to the
-logit of the token that truly follows, as `nanobackpack explain` would split it. The share behind a sense says
-how much of what the word does to later predictions is by it. A label is three words that the sense scores far
-higher than other senses do; "no clear theme" is said of a sense that singles out no more than a random one.
+places in a text: with the word in brackets, and what the sense adds to the logit of the token that truly
+follows, as `explain` splits it. The share behind a sense says how much of what the word does later is by it.
+A label is three words that it scores far higher than others do, if it does so more than by chance.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nanobackpack.analysis.results import report
+from nanobackpack.commands.senses import warn_of_pieces
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import CostConfig, open_windows
@@ -35,7 +35,7 @@ class CardsConfig(AnalysisConfig, CostConfig):
     k: int = 6
     """Tokens in each list of a card."""
     contexts: int = 3
-    """Places in the text for each sense, each before another token (0: read no text)."""
+    """Places in the text for each sense, before different tokens (0: read no text)."""
     limit: int = 1 << 20
     """Tokens of the text to read, at most (0: all)."""
     bos: Literal["auto"] = "auto"
@@ -58,6 +58,7 @@ def cards(model: LanguageModel, settings: CardsConfig) -> list[SenseCards]:
     from nanobackpack.analysis.senses import Senses
 
     senses, found = Senses(model), None  # refuses a GPT before anything is read
+    warn_of_pieces(senses, settings.words)
     if settings.contexts:
         try:
             _, windows = open_windows(model, settings)

@@ -3,12 +3,11 @@
     nanobackpack census --out_dir=out-en
     nanobackpack census --init_from=words-small --held_out=text.txt --plot=census.png --json=census.json
 
-A row a sense: by how many nats a token the loss rises without it, and where that lies with 95 %, over
-windows; its share of the variance of the logits; the entropy of α, and the positions over which α is spread;
-α on the token itself, the one before and the window's first; the length of its vectors, and the sense most
-like it (mean cosine). Dead is a sense that has less than a tenth of an equal share of the variance, and is
-not shown to cost 0.001 nats; a duplicate has a cosine above 0.9 with another. The last row is the mean of all
-senses of three untrained models. analysis/census.py has the formulas.
+A row a sense: what the loss rises by without it, in nats a token, with 95 % intervals over windows; its share
+of the logits' variance; the entropy of α and the positions it is spread over; α on the token itself, the one
+before and the window's first; the length of its vectors; the sense most like it (mean cosine). Then what all
+senses a little smaller cost, and the mean of three untrained models. analysis/census.py has the formulas, and
+says when a sense is dead or a duplicate.
 """
 
 from __future__ import annotations

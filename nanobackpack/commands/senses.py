@@ -12,6 +12,7 @@ for each token of the vocabulary. experiments/sense_vector.py is made to be chan
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
 
 if TYPE_CHECKING:
+    from nanobackpack.analysis.senses import Senses
     from nanobackpack.model.backpack import LanguageModel
 
 
@@ -55,11 +57,7 @@ def listings(model: LanguageModel, settings: SenseConfig) -> list[list[Ranking]]
     from nanobackpack.analysis.senses import Senses
 
     senses, k = Senses(model, settings.bos), settings.k
-    for word in settings.words:
-        if len(ids := senses.tokenizer.word_ids(word)) > 1:
-            parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
-            what = f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses"
-            warnings.warn(what, stacklevel=2)
+    warn_of_pieces(senses, settings.words)
     sense: int | Literal["all"] = "all" if settings.sense < 0 else settings.sense
     if settings.neighbours:
         return [[ranking] for ranking in senses.nearest_many(settings.words, k, sense)]
@@ -67,3 +65,12 @@ def listings(model: LanguageModel, settings: SenseConfig) -> list[list[Ranking]]
         [senses.sense_projection(word, k, bottom=bottom, sense=sense) for bottom in (False, True)]
         for word in settings.words
     ]
+
+
+def warn_of_pieces(senses: Senses, words: Sequence[str]) -> None:
+    """Say which words are several tokens, and what is shown of them."""
+    for word in words:
+        if len(ids := senses.tokenizer.word_ids(word)) > 1:
+            parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
+            what = f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses"
+            warnings.warn(what, stacklevel=3)

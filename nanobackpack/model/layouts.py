@@ -211,7 +211,7 @@ def import_state(model: LanguageModel, state: State, layout: Layout | None, sour
         raise InputError(f"{source}: {str(error).splitlines()[-1].strip()[:200]}") from None
     # Last, when nothing can be larger than the model: a file's tensors may claim any size.
     for name, p in model.named_parameters():
-        if not p.isfinite().all():
+        if not all(map(torch.isfinite, p.aminmax())):  # the least and the greatest; either is NaN if any is
             key = layout.key(name) if layout else name
             raise InputError(f"{source}: {key} holds other things than finite numbers")
 

@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nanobackpack import __version__
 from nanobackpack.cli import CONFIGS
@@ -254,6 +255,18 @@ def build_model(config: ModelConfig) -> BackpackLM | GPT:
     return GPT(config) if config.model_name == "gpt2" else BackpackLM(config)
 
 
+class WithoutDraws(TorchFunctionMode):
+    """Draw no fresh weights: a model made in this context holds what lay in memory, until a file fills it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return given.get("tensor", *args[:1])
+        return func(*args, **given)
+
+
 def load_model(path: str | Path, tokenizer_name: str = "auto") -> BackpackLM | GPT:
     """Open a model, in eval mode, on the CPU: model.config, model.tokenizer (None if it has none).
 
@@ -340,7 +353,9 @@ def model_from(checkpoint: dict[str, Any], source: Path) -> BackpackLM | GPT:
         config, tokenizer = stored_config(checkpoint, source), tokenizer_of(checkpoint, source)
     layouts.check_tensors(state, str(source))
     layouts.check_size(config, state, str(source))
-    model = build_model(config)
+    # Its weights come from the file: to draw fresh ones first would take longer than all the rest.
+    with WithoutDraws():
+        model = build_model(config)
     layouts.import_state(model, state, layout, str(source))
     model.tokenizer, model.text = tokenizer, checkpoint.get("data")
     counts = checkpoint.get("token_counts")  # older files have none
