@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 from nanobackpack.analysis.cards import SenseCard, sense_cards
 from nanobackpack.analysis.contexts import Context, Contexts, find_contexts
+from nanobackpack.analysis.labels import NO_THEME
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
 from nanobackpack.app.view import View, command_of, python_of
@@ -126,7 +127,9 @@ def _card(card: SenseCard, named: bool, click: bool) -> str:
         query = urlencode({"tab": "steer", "scale": json.dumps([[card.word, card.sense, 0]])})
         link = html.tag("a", "steer it", href=f"?{query}")
     heading = html.tag("h4", html.tag("span", html.escape(title)), html.tag("small", share), link)
-    label = html.tag("p", html.escape(card.label), class_="nb-label")
+    label = html.tag(
+        "p", html.escape(card.label), class_="nb-label" if card.label != NO_THEME else "nb-about"
+    )
     places = map(_context, card.contexts)
     return html.tag("article", heading, label, html.tag("dl", *lists), *places, class_="nb-card")
 
