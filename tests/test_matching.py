@@ -50,6 +50,8 @@ def test_senses_in_another_order_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     got = match(a, b, sample_ids(a), [tiny_model(seed, n_embd=32) for seed in (1, 2)])
     assert got.partners == [order.index(sense) for sense in range(4)]
     assert got.matched == pytest.approx([1.0] * 4, abs=1e-5)
+    rest = sample_ids(a)[1::2]  # the partners were chosen on the others
+    assert torch.equal(got.similarity, similarity(a, b, rest, rest))
     assert got.grid().values.diagonal().tolist() == got.matched
     assert max(map(abs, [*got.other_tokens, *got.untrained])) < 0.6
     assert got.other_senses[0] == pytest.approx((got.similarity[0].sum().item() - got.matched[0]) / 3)

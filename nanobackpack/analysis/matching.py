@@ -61,9 +61,7 @@ class Drift(results.Mapped):
     other_senses: list[float]  # (S) control: mean over pairs of different senses, then and at the end
     at_home: list[int]  # (S) how many senses are matched with themselves
     untrained: list[float]  # (K) control: the same sense of models of fresh weights
-    appears: list[
-        int | None
-    ]  # (K) the step from which on it is closer to 1 than to `untrained`; None: the end
+    appears: list[int | None]  # (K) from which step on it is nearer to 1 than to `untrained`; None: the end
 
     def table(self) -> str:
         K = self.similarity.size(1)
@@ -116,6 +114,7 @@ def drift(
     """Compare the senses of a run's models, in the order of their steps, with those at its end."""
     steps, found = [], []
     for step, model in checkpoints:
+        check_comparable(end, model, f"the checkpoint of step {step}")
         steps.append(step)
         found.append(similarity(model, end, ids, ids))
     pairs = torch.stack(found)  # (S, K, K)

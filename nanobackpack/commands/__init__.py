@@ -36,6 +36,7 @@ VERBS = {
     "explain": ("commands.explain", "which senses of which tokens make a prediction"),
     "steer": ("commands.steer", "scale senses of a word: before and after"),
     "edit": ("commands.edit", "change what a word's senses say: before and after"),
+    "finetune_senses": ("commands.finetune_senses", "change what a model says from examples: an edit"),
     "topic": ("evaluate.topic", "texts on a topic, and how much of it is in them"),
     "bias": ("evaluate.bias", "gender bias of nouns, and its remedies"),
     "perplexity": ("evaluate.perplexity", "perplexity on held-out text"),
@@ -52,6 +53,10 @@ VERBS = {
     "report": ("commands.report", "a page about a model, to send"),
     "export": ("commands.export", "a folder that transformers and others open"),
     "planted": ("evaluate.planted", "a study of a language whose truth is known"),
+    "canonical": (
+        "evaluate.canonical",
+        "a study of its models: changes from examples, by senses and by others",
+    ),
     "lm_eval": ("commands.lm_eval", "tasks of the harness lm-eval"),
     "bench": ("bench", "speed and memory: the plain formula, this package, a GPT"),
 }

@@ -43,7 +43,7 @@ class MatchConfig(AnalysisConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "tokens", 2)
+        at_least(self, "tokens", 4)
 
 
 def main(settings: MatchConfig) -> None:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanobackpack.analysis import results
 from nanobackpack.config import Settings, TrainConfig, at_least
@@ -87,6 +87,8 @@ class PlantedConfig(Settings):
 
 Job = tuple[PlantedConfig, str, int]
 """A model to train: the settings, its kind, its seed."""
+AnyJob = TypeVar("AnyJob")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,9 @@ def planted(settings: PlantedConfig) -> Iterator[Planted]:
         write_tokens(data, {"": corpus(settings.texts)}, TOKENIZER, split_spread(0.02))
     jobs = [(settings, kind, seed) for seed in range(settings.seeds) for kind in settings.models]
     done: dict[tuple[str, int], tuple[Figures, Figures]] = {}
-    for (_, kind, seed), figures in _side_by_side(jobs, min(settings.jobs or os.cpu_count() or 1, len(jobs))):
+    for (_, kind, seed), figures in side_by_side(
+        one_model, jobs, min(settings.jobs or os.cpu_count() or 1, len(jobs))
+    ):
         print(f"{kind}, seed {seed}: done", flush=True)
         done[kind, seed] = figures
         runs = {
@@ -149,15 +153,17 @@ def planted(settings: PlantedConfig) -> Iterator[Planted]:
         yield Planted(title=f"the planted study, {settings.steps} steps", runs=runs)
 
 
-def _side_by_side(jobs: Sequence[Job], n: int) -> Iterator[tuple[Job, tuple[Figures, Figures]]]:
+def side_by_side(
+    work: Callable[[AnyJob], Found], jobs: Sequence[AnyJob], n: int
+) -> Iterator[tuple[AnyJob, Found]]:
     """Do the jobs, n at a time; yield each when it is done."""
     if n == 1:
-        yield from ((job, one_model(job)) for job in jobs)
+        yield from ((job, work(job)) for job in jobs)
         return
     # A fresh interpreter each: a copy of this one would share the state of its threads.
     with ProcessPoolExecutor(n, get_context("spawn")) as pool:
         try:
-            waiting = {pool.submit(one_model, job): job for job in jobs}
+            waiting = {pool.submit(work, job): job for job in jobs}
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         finally:  # after an error, or Ctrl-C, none of those that wait begins
