@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from nanobackpack.errors import InputError, ProcessLost, escape_controls, is_out_of_memory
 
-SPINS = "1000"  # of some 50 ns each; the library's own number is 300,000
+SPINS = "10000"  # of some 50 ns each; the library's own number is 300,000
 QUICK_S = 2.0  # several Ctrl-C within this time are one
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of the file that is printed to
 _heard_s = -QUICK_S  # when the last Ctrl-C came that was not one of several
@@ -84,8 +84,8 @@ def share_processors() -> None:
 
     PyTorch's threads meet hundreds of times in a training step, at the end of each operation. By default one
     that waits keeps its processor busy for 15 ms, and on a machine that has other things to do the thread it
-    waits for is standing in line for that very processor: a step takes thirty times as long (docs/LOG.md). So
-    spin for about the time that falling asleep and waking takes, which on a quiet machine is enough.
+    waits for is standing in line for that very processor: a step takes many times as long (docs/LOG.md). So
+    spin for 0.5 ms, longer than nearly all of the pauses between two operations that threads share.
 
     PyTorch's library of threads on Linux reads this when torch is imported. What the user has set stays.
     """

@@ -41,9 +41,24 @@ HOSTILE = '<img src="http://192.0.2.1/x" onerror="document.title=\'obeyed\'">'
 TEXT = "the nurse said"
 
 
+# The program, but a token takes its time, as it does with a model of some size: there is something to stop.
+SLOWED = """
+import time
+from nanobackpack.app import steer
+from nanobackpack.commands import main
+grow = steer.grow
+def slowly(*rows, **settings):
+    for step in grow(*rows, **settings):
+        time.sleep(0.03)
+        yield step
+steer.grow = slowly
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run of which there are losses and held-out text, and a model whose vocabulary is hostile."""
+    """A run of which there are losses, and a model whose vocabulary is hostile."""
     base = tmp_path_factory.mktemp("browser")
     run = save_tiny(base / "run", "abcdefghijklmnopqrstuvwxyz \n", block_size=32)
     steps = [{"step": step, "train_loss": 4.0 - step / 10, "val_loss": 4.1 - step / 10} for step in range(9)]
@@ -65,7 +80,7 @@ def address(folders: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "nanobackpack", "explore", "--out_dir", *folders, "--device=cpu"]
+    command = [sys.executable, "-c", SLOWED, "explore", "--out_dir", *folders, "--device=cpu"]
     command += [f"--port={port}", "--open=False"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -115,32 +130,39 @@ def senses_of(folder: str) -> Senses:
     return Senses(load_model(folder), "auto", special=True, typed=True)
 
 
-def probabilities(page: Any, column: int = 2) -> list[tuple[str, str]]:
+LINES = "document.querySelectorAll(`#view-steer section:nth-child(${column}) li`)"
+BARS = f"column => [...{LINES}].map(line => line.innerText)"
+
+
+def probabilities(page: Any, column: int = 2) -> list[str]:
     """The bars of Steer: without the edits (1) or with them (2)."""
-    bars = page.locator(f"#view-steer .nb-cards > section:nth-child({column}) li")
-    return [tuple(text.split("\n")) for text in bars.all_inner_texts()]  # type: ignore[misc]
+    found: list[str] = page.evaluate(BARS, column)
+    assert len(found) == 12
+    return found
 
 
-def changes(page: Any, do: Callable[[], object]) -> list[tuple[str, str]]:
+def changes(page: Any, do: Callable[[], object]) -> list[str]:
     """Do something, wait until the distribution with the edits is another, and give it."""
-    before = page.locator("#view-steer").inner_text()
+    before = probabilities(page)
     do()
-    page.wait_for_function("before => document.querySelector('#view-steer').innerText != before", arg=before)
+    page.wait_for_function(f"before => String(({BARS})(2)) != before", arg=",".join(before))
     return probabilities(page)
 
 
 # --- What is shown ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("tab", "wanted"),
-    [("predict", ".nb-map td"), ("senses", ".nb-card"), ("steer", ".nb-bar"), ("train", "polyline")],
-)
+TABS = {"predict": ".nb-map td", "senses": ".nb-card", "steer": ".nb-bar", "train": "polyline"}
+
+
 @pytest.mark.parametrize("width", [1280, 400])
-def test_each_tab_at_both_widths(show: Show, tab: str, wanted: str, width: int) -> None:
-    page = show(width, tab=tab)
-    page.wait_for_selector(f"#view-{tab} {wanted}", state="visible")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_each_tab_at_both_widths(show: Show, width: int) -> None:
+    page = show(width, tab="train")  # an address first, then the tabs one after the other
+    for tab, wanted in reversed(TABS.items()):
+        page.get_by_role("tab", name=tab.title()).click()
+        page.wait_for_selector(f"#view-{tab} {wanted}", state="visible")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        page.wait_for_url(f"**tab={tab}&**")
 
 
 def test_an_attribution_has_the_librarys_numbers(show: Show, folders: list[str]) -> None:
@@ -248,7 +270,8 @@ def test_a_sample_can_be_stopped(show: Show) -> None:
     page.get_by_role("button", name="Write two samples").click()
     page.wait_for_function("document.querySelector('#with textarea').value.length > 20")
     page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(300)
+    text = page.locator("#with textarea").input_value()
     page.wait_for_timeout(500)
-    length = len(page.locator("#with textarea").input_value())
-    page.wait_for_timeout(500)
-    assert len(page.locator("#with textarea").input_value()) == length < len(TEXT) + 300
+    assert page.locator("#with textarea").input_value() == text
+    assert len(text) < len(TEXT) + 300
