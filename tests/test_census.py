@@ -141,4 +141,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "untrained" not in plain
     _, err = run(*argv[:2], status=2)
     assert err.count("\n") == 1
-    assert "--held_out=text.txt" in err
+    assert "a .bin file with --held_out" in err

@@ -181,6 +181,11 @@ def test_sentence_pairs(model: BackpackLM | GPT, bos: Bos):
         blimp.blimp(model, {"bad set": [("xy", "yx")]}, bos)
     with pytest.raises(InputError, match="in 2 both sentences are the same"):
         blimp.blimp(model, {"equal": [("ab", "ab"), ("ba", "ba")]}, bos)
+    # Two sentences that are as likely: the good one does not win.
+    c, d = model.tokenizer.encode("cd")
+    with torch.no_grad():
+        model.wte.weight[c] = model.wte.weight[d]
+    assert blimp.blimp(model, {"tie": [("abc", "abd")]}, bos).accuracy == [0]
 
 
 # --- WPLC -----------------------------------------------------------------------------------------

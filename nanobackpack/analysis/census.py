@@ -82,31 +82,29 @@ class Census(Result):
     def records(self) -> list[dict[str, Any]]:
         """List the senses, one a row."""
         spans = self.interval or [(math.nan, math.nan)] * len(self.cost)
-        return [
-            {"sense": sense, "cost": self.cost[sense], "low": low, "high": high}
-            | {name: values[sense] for name, values in self.means.items()}
-            | {"like": self.like[sense], "cosine": self.cosine[sense]}
-            | {"dead": self.dead[sense], "duplicate": self.duplicate[sense]}
-            for sense, (low, high) in enumerate(spans)
-        ]
+        low, high = zip(*spans, strict=True)
+        columns: dict[str, Any] = {"cost": self.cost, "low": low, "high": high, **self.means}
+        columns |= {"like": self.like, "cosine": self.cosine, "dead": self.dead, "duplicate": self.duplicate}
+        senses = range(len(self.cost))
+        return [{"sense": s} | {name: values[s] for name, values in columns.items()} for s in senses]
 
     def table(self) -> str:
         def cells(cost: float, span: str, means: dict[str, float]) -> list[str]:
             share, *others = (means[name] for name in MEANS)
             return [f"{cost:+.4f}", span, f"{100 * share:.1f} %", *(f"{value:.2f}" for value in others)]
 
-        rows = []
+        rows, K = [], len(self.cost)
         for row in self.records():
             span = f"{row['low']:+.4f} to {row['high']:+.4f}" if self.interval else ""
-            like = f"{row['like']} ({row['cosine']:.2f})" if len(self.cost) > 1 else ""
+            like = f"{row['like']} ({row['cosine']:.2f})" if K > 1 else ""
             note = " ".join(name for name in ("dead", "duplicate") if row[name])
             rows.append([f"sense {row['sense']}", *cells(row["cost"], span, row), like, note])
-        K, empty = len(self.cost), [""] * (len(MEANS) + 3)
-        rows.append([f"all × {K - 1}/{K}", f"{self.smaller:+.4f}", *empty])
+        rows.append([f"all × {K - 1}/{K}", f"{self.smaller:+.4f}", *[""] * (len(MEANS) + 3)])
         if self.untrained:  # of all senses of all of them, which are alike
             means = {name: fmean(x for other in self.untrained for x in other.means[name]) for name in MEANS}
             cost = fmean(x for other in self.untrained for x in other.cost)
-            rows.append(["untrained", *cells(cost, "", means), "", ""])
+            cosine = fmean(x for other in self.untrained for x in other.cosine)
+            rows.append(["untrained", *cells(cost, "", means), f"({cosine:.2f})", ""])
         return table(self.title, ["", "cost", "95 %", *MEANS, "most like", ""], rows)
 
     def plot(self, path: str) -> None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 from nanobackpack.analysis.results import report
 from nanobackpack.config import AnalysisConfig
-from nanobackpack.errors import InputError
 from nanobackpack.evaluate.controls import intervals, mean_of, untrained
 from nanobackpack.evaluate.cost import CostConfig, open_windows
 
@@ -53,12 +52,7 @@ def measure(model: LanguageModel, settings: CensusConfig) -> Census:
     """Count the senses, with intervals, and those of untrained models if the settings ask for them."""
     from nanobackpack.analysis.census import census
 
-    try:
-        name, windows = open_windows(model, settings)
-    except InputError as error:
-        if settings.held_out:
-            raise
-        raise InputError(f"{error}, or a text with --held_out=text.txt") from error
+    name, windows = open_windows(model, settings)
     found = census(model, first(windows, settings.limit))
     columns = {str(sense): mean_of(values, found.sizes) for sense, values in enumerate(found.by_window.T)}
     others = []

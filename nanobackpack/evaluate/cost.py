@@ -119,7 +119,10 @@ def open_windows(model: LanguageModel, settings: Any) -> tuple[str, Iterator[tup
     if path.is_file() and path.suffix != ".bin":
         return display_path(path), iter(text_windows(model, path, 8)[0])
     named = {"init_from": settings.init_from, "out_dir": settings.out_dir, "dataset": settings.held_out}
-    data, split = open_stream(PerplexityConfig(**named))
+    try:
+        data, split = open_stream(PerplexityConfig(**named))
+    except InputError as error:  # perplexity's name for the same setting
+        raise InputError(str(error).replace("--dataset", "--held_out")) from error
     check_vocabulary(model, settings.model_path, data)
     windows = data.windows(split, 8, model.config.block_size)
     return f"{display_path(data.folder)}, {split}", ((x.to(device), y.to(device)) for x, y in windows)
