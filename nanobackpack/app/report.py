@@ -141,7 +141,7 @@ def _samples(model: LanguageModel, seed: int) -> list[str]:
 def _frequent(model: LanguageModel, n: int = 4) -> list[str]:
     """Choose frequent words; of a large vocabulary longer ones, which mean more than "the"."""
     known = suggest(model, "", 400)
-    least = 4 if model.config.n_token > 1000 else 1
+    least = 5 if model.config.n_token > 1000 else 1
     found = [word for word in known if word.isalpha() and (len(word) >= least or not word.isascii())]
     return (found or known)[:n]
 
