@@ -21,6 +21,7 @@ import nanobackpack as nb
 from nanobackpack.analysis.cards import sense_cards
 from nanobackpack.analysis.results import to_json_values
 from nanobackpack.app import html
+from nanobackpack.app.explore import open_models
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.runs import runs
@@ -135,6 +136,41 @@ def test_a_prediction_can_be_made_again(
         state: dict[str, Any] = dict(view.state)
         state["sense"] = int(state["sense"])
         assert predict(speller, **state, source=str(folder)).html == view.html
+
+
+def gpt(folder: Path) -> nb.GPT:
+    """A tiny GPT that knows some letters, saved in a file of its own: no run's folder."""
+    model = tiny_model(model_name="gpt2", vocab_size=11, vocab_used=8, block_size=32)
+    model.tokenizer = Tokenizer.char("abcdefg\n")
+    save_model(model, folder / "gpt.pt")
+    return model
+
+
+def test_a_gpt_shows_what_it_expects_and_that_it_has_no_senses(tmp_path: Path) -> None:
+    model, path = gpt(tmp_path), str(tmp_path / "gpt.pt")
+    (opened,) = open_models([path], "cpu")
+    view = predict(opened.model, "abc", "d", source=path, k=3)
+    with torch.no_grad():
+        p = model(torch.tensor([model.tokenizer.encode("abc")])).logits[0, -1].softmax(dim=0)[:8]
+    page = Elements(view.html)
+    best = dict.fromkeys([*p.topk(3).indices.tolist(), model.tokenizer.id("d")])
+    for i in best:  # what was asked about, too
+        assert html.token(model.tokenizer.token(i)) in view.html
+        assert html.percent(p[i].item()) in page.text
+    assert [a.get("class") for tag, a in page.tags].count("nb-bar") == len(best)
+    assert [a.get("class") for tag, a in page.tags].count("nb-chip") == 3
+    assert "is a GPT and has no senses" in page.text
+    names, printed = run_python(view)
+    assert torch.equal(names["likeliest"].scores, p.topk(3).values[None])
+    assert printed == f"{view.results[0].table(scores=True)}\n"
+    assert shlex.split(view.command) == ["python", "-c", view.python]
+    with pytest.raises(nb.InputError, match="is a GPT and has no senses"):
+        opened.senses  # noqa: B018
+    with pytest.raises(nb.InputError, match="the prompt is empty"):
+        predict(model, "")
+    save_gpt2(tmp_path / "mute", vocab_used=0)
+    with pytest.raises(nb.InputError, match="came without a tokenizer"):
+        open_models([str(tmp_path / "mute")], "cpu")
 
 
 def test_far_tokens_share_a_row(speller: nb.BackpackLM) -> None:
@@ -286,12 +322,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_report_of_models_without_senses_or_tokenizer(tmp_path: Path) -> None:
     page = report(save_gpt2(tmp_path / "gpt2", vocab_used=0), str(tmp_path / "gpt2"))
     assert "came without a tokenizer" in Elements(page).text
-    gpt = tiny_model(model_name="gpt2", vocab_size=11, vocab_used=8, block_size=32)
-    gpt.tokenizer = Tokenizer.char("abcdefg\n")
-    save_model(gpt, tmp_path / "gpt.pt")
+    gpt(tmp_path)
     page = report(nb.load_model(tmp_path / "gpt.pt"), str(tmp_path / "gpt.pt"))
     assert "this model is a GPT and has no senses: open a Backpack" in Elements(page).text
-    assert page.count("<pre>") == 3
+    assert (page.count("<pre>"), page.count("What may come next")) == (3, 3)
 
 
 def test_report_wants_one_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,9 +141,11 @@ def _button(*inner: str, pressed: bool, **attributes: object) -> str:
     return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
 
 
-def chips(texts: Sequence[str], weights: Sequence[Sequence[float]], sense: int = 0) -> str:
-    """Show the tokens of a text as a model reads it, with how much one of the K senses of each counts, and a
-    button for each sense."""
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it; if it has senses with how much one of the K of each
+    counts, and a button for each sense."""
+    if not weights:
+        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
     marked = []
     for text, row in zip(texts, weights, strict=True):
         all_of_it = " ".join(f"{weight:.3f}" for weight in row)

@@ -6,13 +6,20 @@ view.html, view.python, view.command
 
 from __future__ import annotations
 
+import shlex
 from urllib.parse import urlencode
 
+import torch
+
+from nanobackpack.analysis.prompts import as_read, cleaned
 from nanobackpack.analysis.results import Contributions, Ranking
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
 from nanobackpack.app.view import View, command_of, python_of
-from nanobackpack.model.backpack import LanguageModel
+from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import BackpackLM, LanguageModel
+from nanobackpack.runtime import eval_mode
+from nanobackpack.text.words import needs_tokenizer, token_id
 
 _STRONGEST = 10  # contributions that are told in words
 
@@ -30,7 +37,10 @@ def predict(
 ) -> View:
     """Show what a model expects after a prompt, and why `token` (the likeliest, if it is not given), or why
     it and not `versus`. `sense` is the one whose weights the prompt shows at first; `source` is what the
-    model was opened as. With `click` each candidate can be asked about (html.bars)."""
+    model was opened as. With `click` each candidate can be asked about (html.bars). Of a
+    GPT, which cannot be taken apart so, only the distribution is shown."""
+    if not isinstance(model, BackpackLM):
+        return _without_senses(model, prompt, [word for word in (token, versus) if word], k, source)
     senses = Senses(model, bos="auto", special=True, typed=True)
     likeliest = senses.next_tokens(prompt, k)
     asked = token or likeliest.ids[0, :1].tolist()
@@ -56,6 +66,66 @@ def predict(
         ),
         command=command_of("explain", source, f"--prompt={prompt}", *flags),
         state={name: value for name, value in state.items() if value},
+    )
+
+
+def next_tokens(model: LanguageModel, prompt: str, k: int = 12) -> Ranking:
+    """List the k likeliest next tokens of any model, a GPT too; `scores` (1, k) are their probabilities."""
+    p = _probabilities(model, _read(model, prompt))
+    best, tokenizer = p.topk(min(k, len(p))), needs_tokenizer(model.tokenizer)
+    tokens = [[tokenizer.token(i) for i in best.indices.tolist()]]
+    return Ranking(
+        title=f"after {prompt!r}",
+        labels=["next"],
+        ids=best.indices[None],
+        scores=best.values[None],
+        tokens=tokens,
+    )
+
+
+def _read(model: LanguageModel, prompt: str) -> list[int]:
+    """Give the ids of a prompt, as `nanobackpack sample` reads it."""
+    if not prompt:
+        raise InputError("the prompt is empty: give at least one character")
+    return as_read(model, needs_tokenizer(model.tokenizer).prompt_ids(cleaned(prompt), True))
+
+
+def _probabilities(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """Give p of each real token as the next one, (V)."""
+    with eval_mode(model):
+        logits = model(torch.tensor([ids], device=model.wte.weight.device)).logits[0, -1]
+    return logits.softmax(dim=0)[: model.config.n_token]
+
+
+def _without_senses(model: LanguageModel, prompt: str, asked: list[str], k: int, source: str) -> View:
+    """Show what a GPT reads and expects, and the tokens asked about, however unlikely."""
+    tokenizer, likeliest, ids = (
+        needs_tokenizer(model.tokenizer),
+        next_tokens(model, prompt, k),
+        _read(model, prompt),
+    )
+    p, shares = (
+        _probabilities(model, ids),
+        dict(zip(likeliest.tokens[0], likeliest.scores[0].tolist(), strict=True)),
+    )
+    shares |= {tokenizer.token(i): p[i].item() for i in (token_id(tokenizer, word) for word in asked)}
+    names = sorted(shares, key=lambda name: -shares[name])
+    python = (
+        "import nanobackpack as nb\nfrom nanobackpack.app.predict import next_tokens\n\n"
+        f"likeliest = next_tokens(nb.load_model({source!r}), {prompt!r}, k={k})\n"
+        "print(likeliest.table(scores=True))\n"
+    )
+    return View(
+        html=html.show(
+            html.note("This model is a GPT and has no senses, so why it expects this cannot be shown."),
+            html.section("What the model reads", html.chips([tokenizer.token(i) for i in ids])),
+            html.section("What may come next", html.bars(names, [shares[n] for n in names], click=False)),
+        ),
+        results=[likeliest],
+        drawn=[likeliest],
+        python=python,
+        command=shlex.join(["python", "-c", python]),
+        state={"prompt": prompt},
     )
 
 
