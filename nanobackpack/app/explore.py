@@ -32,7 +32,7 @@ from nanobackpack.app.predict import predict
 from nanobackpack.app.runs import CURVES, is_run, runs
 from nanobackpack.app.steer_tab import steer_tab, with_sliders
 from nanobackpack.app.view import View
-from nanobackpack.app.words import contexts_of, suggest
+from nanobackpack.app.words import MOST, contexts_of, first_words, suggest
 from nanobackpack.app.words import words as cards
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import LanguageModel
@@ -41,7 +41,6 @@ from nanobackpack.text.words import needs_tokenizer
 from nanobackpack.train.checkpoint import load_model
 
 AT_ONCE = 4  # views that are computed at the same time; more wait
-MOST_WORDS = 4  # side by side
 SUGGESTED = 4000  # words of the vocabulary
 
 PREDICT = (
@@ -50,7 +49,9 @@ PREDICT = (
     "can be taken apart, exactly. Type a text, and choose a candidate to see why."
 )
 SENSES = (
-    "What each sense of a word says, wherever it stands: the tokens that it makes likelier, and less likely."
+    "What each sense of a word says, wherever it stands. On a card <b>says</b> are the tokens that the sense "
+    "makes likeliest, <b>not</b> the least likely, <b>is like</b> words whose own sense points the same way. "
+    "The coloured line is its theme, what it singles out; those with a clear one come first, strongest ahead."
 )
 TRAIN = "How the training of these runs went, or goes: the picture is drawn anew while they train."
 CSS = """
@@ -190,16 +191,16 @@ def senses_tab(frame: Frame, example: str) -> None:
         words = gr.Dropdown(
             suggestions(next(iter(frame.models.values()))),
             value=example.split(),
-            label=f"Words, up to {MOST_WORDS} side by side",
+            label=f"Words, up to {MOST} side by side",
             multiselect=True,
             allow_custom_value=True,
-            max_choices=MOST_WORDS,
+            max_choices=MOST,
         )
 
         places = gr.Checkbox(label="With places in the text where each counts most (takes longer)")
 
         def make(which: list[str], words: list[str], places: bool) -> View:
-            some = words[:MOST_WORDS]
+            some = first_words(words)
 
             def of(m: Opened) -> View:
                 found = contexts_of(m.senses.model, some, m.path) if places else None

@@ -7,6 +7,7 @@ view.html, view.python, view.command
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import torch
@@ -15,10 +16,12 @@ from nanobackpack.analysis.prompts import as_read, cleaned
 from nanobackpack.analysis.results import Contributions, Ranking
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
+from nanobackpack.app.characters import shown_tokens
 from nanobackpack.app.view import View, command_of, python_of
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM, LanguageModel
 from nanobackpack.runtime import eval_mode
+from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer, token_id
 
 _STRONGEST = 10  # contributions that are told in words
@@ -53,7 +56,7 @@ def predict(
     given += [f"versus={versus!r}"] * bool(versus)
     state = {"prompt": prompt, "token": token, "versus": versus, "sense": str(sense)}
     return View(
-        html=html.show(_shown(likeliest, why, chosen, sense, click)),
+        html=html.show(_shown(senses.tokenizer, likeliest, why, chosen, sense, click)),
         results=[likeliest, why],
         drawn=[why],
         python=python_of(
@@ -99,11 +102,8 @@ def _probabilities(model: LanguageModel, ids: list[int]) -> torch.Tensor:
 
 def _without_senses(model: LanguageModel, prompt: str, asked: list[str], k: int, source: str) -> View:
     """Show what a GPT reads and expects, and the tokens asked about, however unlikely."""
-    tokenizer, likeliest, ids = (
-        needs_tokenizer(model.tokenizer),
-        next_tokens(model, prompt, k),
-        _read(model, prompt),
-    )
+    tokenizer, ids = needs_tokenizer(model.tokenizer), _read(model, prompt)
+    likeliest = next_tokens(model, prompt, k)
     p, shares = (
         _probabilities(model, ids),
         dict(zip(likeliest.tokens[0], likeliest.scores[0].tolist(), strict=True)),
@@ -118,7 +118,9 @@ def _without_senses(model: LanguageModel, prompt: str, asked: list[str], k: int,
     return View(
         html=html.show(
             html.note("This model is a GPT and has no senses, so why it expects this cannot be shown."),
-            html.section("What the model reads", html.chips([tokenizer.token(i) for i in ids])),
+            html.section(
+                "What the model reads", html.chips(shown_tokens(tokenizer, [tokenizer.token(i) for i in ids]))
+            ),
             html.section("What may come next", html.bars(names, [shares[n] for n in names], click=False)),
         ),
         results=[likeliest],
@@ -129,12 +131,15 @@ def _without_senses(model: LanguageModel, prompt: str, asked: list[str], k: int,
     )
 
 
-def _shown(likeliest: Ranking, why: Contributions, chosen: list[str], sense: int, click: bool) -> str:
+def _shown(
+    tokenizer: Tokenizer, likeliest: Ranking, why: Contributions, chosen: list[str], sense: int, click: bool
+) -> str:
     shares = dict(zip(likeliest.tokens[0], likeliest.scores[0].tolist(), strict=True))
     shares |= dict(zip(chosen, why.probability, strict=True))  # however unlikely
     names = sorted(shares, key=lambda name: -shares[name])
     first, *other = map(html.quoted, chosen)
     what = f"{first} and not {other[0]}" if other else first
+    shown = shown_tokens(tokenizer, why.tokens)
     sum_of = f"{first} minus that of {other[0]}" if other else first
     bars = html.section(
         "What may come next",
@@ -143,26 +148,29 @@ def _shown(likeliest: Ranking, why: Contributions, chosen: list[str], sense: int
     )
     heat_map = html.section(
         f"Why {what}: the whole sum",
-        html.heat_map(why),
+        html.heat_map(replace(why, tokens=shown)),
         about="A cell is what one sense of one token adds: its weight α times what it says. Red is for "
         f"{first}, blue {f'for {other[0]}' if other else 'against it'}. All cells together are the logit of "
         f"{sum_of}, {html.signed(why.logit)}; nothing is left over.",
     )
     reads = html.section(
         "What the model reads",
-        html.chips(why.tokens, why.weights.tolist(), sense),
+        html.chips(shown, why.weights.tolist(), sense),
         about="Its tokens; a dot is a space. The stronger the colour, the more this sense counts here.",
     )
-    words = html.section(f"Why {what}: the strongest", strongest(why, chosen, click))
+    words = html.section(f"Why {what}: the strongest", strongest(tokenizer, why, chosen, click))
     return reads + html.columns(bars, heat_map + words)
 
 
-def strongest(why: Contributions, chosen: list[str], click: bool, n: int = _STRONGEST) -> str:
+def strongest(
+    tokenizer: Tokenizer, why: Contributions, chosen: list[str], click: bool, n: int = _STRONGEST
+) -> str:
     """Say the n strongest contributions in words, those against the token too."""
     first, *other = map(html.quoted, chosen)
-    lines = []
+    lines, digits = [], max(2, html.digits_for(why.contributions.abs().max().item()))
+    shown = shown_tokens(tokenizer, why.tokens)
     for j, sense, value in why.ranked(n):
-        name = html.escape(html.quoted(why.tokens[j]))
+        name = html.escape(html.quoted(shown[j]))
         if click:
             query = urlencode({"tab": "senses", "words": why.tokens[j].strip(" ") or why.tokens[j]})
             name = html.tag("a", name, href=f"?{query}")
@@ -173,6 +181,6 @@ def strongest(why: Contributions, chosen: list[str], click: bool, n: int = _STRO
         else:
             does = f"pushes {other[0]} instead" if other else f"holds {first} back"
         says = f"{name}, sense {sense}, {html.escape(does)} by "
-        number = html.tag("b", html.signed(value), class_="nb-for" if value > 0 else "nb-against")
+        number = html.tag("b", f"{abs(value):.{digits}f}", class_="nb-for" if value > 0 else "nb-against")
         lines.append(html.tag("li", says + number))
     return html.tag("ol", *lines, class_="nb-ranked")
