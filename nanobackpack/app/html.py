@@ -183,10 +183,10 @@ def heat_map(why: Contributions, most: int = 64) -> str:
     head = [tag("th", name, scope="col") for name in ("sense", *map(str, range(K)), "sum")]
     rows = []
     for j, (name, numbers) in enumerate(zip(names, values.tolist(), strict=True)):
-        says = [
+        told = [
             f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {v:+.4f}" for k, v in enumerate(numbers)
         ]
-        cells = [_cell(j, k, v, says[k], digits, top) for k, v in enumerate(numbers)]
+        cells = [_cell(j, k, v, told[k], digits, top) for k, v in enumerate(numbers)]
         cells.append(_cell(j, K, by_token[j], f"{name!r}, all its senses: {by_token[j]:+.4f}", digits))
         rows.append(tag("tr", tag("th", token(name), scope="row"), *cells))
     sums = [
