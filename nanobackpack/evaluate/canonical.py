@@ -73,7 +73,7 @@ class CanonicalConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("seeds", 1), ("trials", 1), ("texts", 10)):
+        for name, low in (("seeds", 1), ("trials", 1), ("texts", 10), ("jobs", 0)):
             at_least(self, name, low)
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise InputError(f"methods: {unknown[0]!r} is unknown: take some of {'; '.join(METHODS)}")
