@@ -211,9 +211,12 @@ def _cell(row: int, column: int, value: float, says: str, digits: int, top: floa
     """Write a cell: its colour where `top` is the strongest, else a sum; the numbers that are large."""
     v = abs(value) / top if top else 0.0
     kind = f"nb-{'up' if value > 0 else 'down'}{' nb-strong' if v > 0.5 else ''}" if top else "nb-sum"
+    number = signed(value, digits)
+    if digits > 1:  # narrow enough for 16 senses side by side: +.24
+        number = re.sub(r"\b0\.", ".", number)
     return tag(
         "td",
-        tag("b", signed(value, digits)) if v > 0.15 or not top else "",
+        tag("b", number) if v > 0.15 or not top else "",
         class_=kind,
         style=f"--v:{v:.3f}" if top else None,
         tabindex=0 if row == column == 0 else -1,  # one stop of the Tab key, then arrows
