@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -21,10 +22,12 @@ from conftest import save_gpt2, save_tiny, tiny_model
 
 import nanobackpack as nb
 from nanobackpack.analysis.cards import sense_cards
+from nanobackpack.analysis.results import to_json_values
 from nanobackpack.app import html
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
-from nanobackpack.app.steer import Wishes
+from nanobackpack.app.runs import runs
+from nanobackpack.app.steer import Wishes, steer
 from nanobackpack.app.view import View
 from nanobackpack.app.words import contexts_of, suggest, words
 from nanobackpack.commands import main
@@ -184,6 +187,53 @@ def test_cards_with_places_in_the_text(
     places = [place for of_sense in found["a"].contexts for place in of_sense]
     assert [tag for tag, _ in Elements(view.html).tags].count("mark") == len(places) > 0
     assert contexts_of(model, ["a"], "words-small") is None
+
+
+def picture(data: bytes) -> Any:
+    """Read a PNG: (height, width, 4), from 0 to 1."""
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(data))
+
+
+@pytest.mark.slow
+def test_runs_are_read_from_all_folders(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    for n, path in enumerate(paths):
+        Path(path).mkdir()
+        lines = [json.dumps({"step": i, "val_loss": n + i / 10, "train_loss": 9.0}) for i in range(3)]
+        Path(path, "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(path, "config.json").write_text(json.dumps({"max_iters": 5, "seed": n}), encoding="utf-8")
+    view = runs(paths, "val_loss")
+    (found,) = json.loads(json.dumps(to_json_values(view.results)))
+    assert found["losses"] == {path: [[i, n + i / 10] for i in range(3)] for n, path in enumerate(paths)}
+    assert ["seed", "0", "1"] in found["settings"]
+    assert [row[:4] for row in found["standings"]] == [
+        [paths[0], "2 of 5", "0.2000", "0.0000"], [paths[1], "2 of 5", "1.2000", "1.0000"]
+    ]  # fmt: skip
+    assert run_python(view)[0]["found"] == view.results[0]
+    told = subprocess.run(shlex.split(view.command), capture_output=True, text=True, check=True).stdout
+    assert [line.split(":")[0] for line in told.splitlines()] == [
+        f"{path}/metrics.jsonl" for path in paths for _ in range(3)
+    ]
+    one, none = picture(view.png()), picture(runs(paths, "train_eval_loss").png())
+    assert one.shape == none.shape
+    assert (one != none).any()
+
+
+@pytest.mark.slow
+def test_each_view_has_a_picture(speller: nb.BackpackLM) -> None:
+    senses = nb.Senses(speller)
+    one, two = words(speller, ["a"]), words(speller, ["a", "b"])
+    assert picture(two.png()).shape[0] == 2 * picture(one.png()).shape[0]  # one below the other
+    assert picture(predict(speller, "abc").png()).ndim == 3
+    as_it_is, edited = (
+        steer(senses, "run", "abc", Wishes(scale=(("c", -1, factor),))) for factor in (1.0, 0.0)
+    )
+    # Left is the model as it is, right with the edits: these alone make a difference.
+    before, after = picture(as_it_is.png()), picture(edited.png())
+    assert before.shape == after.shape
+    assert (before != after).any()
 
 
 def test_suggestions_are_words_of_the_vocabulary(speller: nb.BackpackLM) -> None:

@@ -163,6 +163,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["--words", "b", "--held_out=none.txt"], "run", "none.txt"),
         (["--words", "b", "--held_out=text.txt"], "gpt", "has no senses"),
         ([], "run", "words is empty"),
+        (["--words", "b", "--contexts=-1"], "run", "contexts=-1 is out of range"),
     ):
         status, out, err = run(*flags, out_dir=folder)
         assert (status, out, err.count("\n")) == (2, "", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,11 @@ def test_dead_and_duplicate_senses(windows: Windows) -> None:
     assert (found.dead, found.duplicate) == ([False, True, False, False], [True, False, False, True])
     assert (found.like[0], found.like[3], found.cost[1]) == (3, 0, 0)
     assert [row["sense"] for row in found.records() if row["dead"]] == [1]
+    stored = json.loads(found.to_json())
+    assert (stored["dead"], stored["duplicate"]) == (found.dead, found.duplicate)
+    # Where an interval is given, what it leaves open decides.
+    costs = replace(found, interval=[(1.0, 2.0)] * 4)
+    assert costs.dead == [False] * 4
     assert re.search(r"sense 1 .* dead$", found.table(), re.MULTILINE)
     assert re.search(r"sense 3 .* 0 \(1.00\) +duplicate$", found.table(), re.MULTILINE)
 
@@ -108,7 +114,9 @@ def test_what_has_no_census(windows: Windows) -> None:
         census(tiny_model(), windows[-1:])
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It reads the first windows, prints intervals and untrained models beside the costs, writes JSON and a
     picture; without a text it says how to name one."""
     folder, text = save_tiny(tmp_path / "run", "abcdefg\n"), tmp_path / "text.txt"
@@ -142,3 +150,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     _, err = run(*argv[:2], status=2)
     assert err.count("\n") == 1
     assert "a .bin file with --held_out" in err
+    monkeypatch.setattr(module.Census, "plot", lambda *_: 1 / 0)  # a picture that fails costs no figures
+    (tmp_path / "j").unlink()
+    with pytest.raises(ZeroDivisionError):
+        commands.main(["census", *argv, "--limit=2", "--controls=False", f"--json={tmp_path}/j", "--plot=p"])
+    assert json.loads((tmp_path / "j").read_text())["tokens"] == 24

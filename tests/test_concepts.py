@@ -82,6 +82,7 @@ def test_the_command(tmp_path: Path, model: BackpackLM, capsys: pytest.CaptureFi
     (tmp_path / "words.txt").write_text("\n".join([*CONCEPT, "ab"]))
     for flags, status, message in (
         (["--words", f"FILE:{tmp_path / 'words.txt'}"], 0, "told from 44 others"),
+        (["--words", "ab", *"bdgk"], 0, "# b, d, g, k: 4 words"),
         (["--words", "a", "b"], 2, "at least 4 words"),
         (["--words", "ab", "b", "cd", "d"], 2, "2 of 4 words are one token"),
     ):

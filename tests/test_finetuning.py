@@ -6,6 +6,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,8 +186,32 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [(s["n"], s["before"]) for s in found["sets"].values()] == [(2, 1.0), (1, 1.0), (2, 1.0)]
     assert found["epoch"] == 3
     (edit,) = control.load(save)
-    assert f"{len(edit.tokens)} of 44 sense vectors changed" in printed
+    assert f"{len(edit.tokens)} of 32 sense vectors changed" in printed  # of 8 tokens, without the padding
     assert found["sets"]["test"]["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rarity": 1e39}, "rarity=1e.39 is out of range"),
+        ({"kl_weight": 1e39}, "kl_weight=1e.39 is out of range"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range"),
+        ({"epsilon": 0.0, "learning_rate": 9.0}, r"e\.safetensors is not written: .* --learning_rate$"),
+        ({"held_out": "short.txt"}, "short.txt fills only one window of 12 tokens"),
+    ],
+)
+def test_what_finetuning_refuses(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+):
+    """And an edit that is there stays as it was, with an error: nobody goes on with it unknowingly."""
+    monkeypatch.chdir(tmp_path)
+    Path("examples.jsonl").write_text(json.dumps(LINES[0]))
+    Path("short.txt").write_text("abc")
+    Path("e.safetensors").write_bytes(b"older")
+    given = {"examples": "examples.jsonl", "save": "e.safetensors", "epochs": 1} | changes
+    with pytest.raises(InputError, match=message):
+        main(FinetuneConfig(out_dir=str(folder), device="cpu", **given))
+    assert Path("e.safetensors").read_bytes() == b"older"
 
 
 @pytest.mark.parametrize(
@@ -260,3 +285,5 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert found.table().count("backpack, LoRA") == 3
     with pytest.raises(InputError, match="'gpt, senses' is unknown"):
         CanonicalConfig(methods=("gpt, senses",))
+    with pytest.raises(InputError, match="jobs=-1 is out of range"):
+        CanonicalConfig(jobs=-1)

@@ -77,20 +77,25 @@ def run(*flags: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_tiny(tmp_path / "run", "abcdefg\n")
     assert run(f"--out_dir={folder}") == 2
     assert "--backup_checkpoint_step" in capsys.readouterr().err
-    for step in (2, 10):  # in the order of the numbers
+    for step, name in ((2, "ckpt_002"), (10, "ckpt_10")):  # in the order of the numbers
         model = tiny_model(seed=step, vocab_size=11, vocab_used=8)
-        save_model(model, folder / f"ckpt_{step}.pt")
+        save_model(model, folder / f"{name}.pt")
+    monkeypatch.chdir(folder)  # a shipped model has no checkpoints; those that lie here are of another run
+    assert run("--init_from=words-small") == 2
+    assert "no ckpt_STEP.pt in words-small" in capsys.readouterr().err
     written = [f"--json={tmp_path / 'a.json'}", f"--plot={tmp_path / 'a.png'}"]
     assert run(f"--out_dir={folder}", *written) == 0
     (found,) = json.loads((tmp_path / "a.json").read_text())
     assert found["steps"] == [2, 10]
     assert (tmp_path / "a.png").stat().st_size > 5000
     assert "appears at" in capsys.readouterr().out
-    assert run(f"--out_dir={folder}", "--others", str(folder), str(folder / "ckpt_2.pt")) == 0
+    assert run(f"--out_dir={folder}", "--others", str(folder), str(folder / "ckpt_002.pt")) == 0
     assert capsys.readouterr().out.count("matched with those of") == 2
 
 

@@ -95,6 +95,7 @@ def test_the_command(tmp_path: Path, model: BackpackLM, capsys: pytest.CaptureFi
         (["--text", str(first), str(second), "--limit=9", "--controls=False"], 0),
         ([], 2),
         (["--text", str(first)], 2),
+        (["--text", str(first), str(second), "--columns=en,fr"], 2),
     ):
         with pytest.raises(SystemExit) as end:
             main(["translation", f"--out_dir={tmp_path}", "--device=cpu", *flags])

@@ -110,6 +110,9 @@ def test_what_the_sweep_refuses(settings: dict[str, Any], message: str) -> None:
         KSweepConfig(**{"dataset": "x"} | settings)
     with pytest.raises(InputError, match="n_sense_vector"):
         k_sweep.main(KSweepConfig(dataset="x", ks=(5,), flags=("n_embd=32",)))
+    with pytest.raises(InputError, match="nothing-here"):
+        k_sweep.main(KSweepConfig(dataset="nothing-here", out_dir="none"))
+    assert not Path("none").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanobackpack.analysis import results
+import torch
+
+from nanobackpack.analysis import heat_map, results
 from nanobackpack.analysis.contexts import Context, Contexts
 from nanobackpack.analysis.labels import labels
 from nanobackpack.analysis.results import Scored
@@ -48,6 +50,13 @@ class SenseCards(results.Result):
     def records(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = results.to_json_values(self.cards)
         return rows
+
+    def plot(self, path: str) -> None:
+        """Write the tokens that each sense scores highest as a PNG."""
+        scores = torch.tensor([[score for _, score in card.top] for card in self.cards])  # (K, N)
+        senses, ranks = [f"sense {card.sense}" for card in self.cards], map(str, range(1, scores.size(1) + 1))
+        tokens = [[repr(token) for token, _ in card.top] for card in self.cards]
+        heat_map.draw(path, self.title, heat_map.Grid(scores, senses, [*ranks], tokens))
 
 
 def sense_cards(

@@ -65,19 +65,18 @@ class Census(Result):
     untrained: list[Census] = field(default_factory=list)  # of models of the same shape before training
     by_window: Tensor = field(repr=False, compare=False)  # (N, K) the cost in each window
     sizes: list[int] = field(repr=False, compare=False)  # (N) tokens of each window
+    dead: list[bool] = field(init=False)
+    """Senses nobody would miss: they have less than a tenth of an equal share of the variance, and that
+    removing them costs a thousandth of a nat is not shown."""
+    duplicate: list[bool] = field(init=False)
+    """Senses whose vectors point where those of another sense do. α may weigh them differently."""
 
-    @property
-    def dead(self) -> list[bool]:
-        """Senses nobody would miss: they have less than a tenth of an equal share of the variance, and that
-        removing them costs a thousandth of a nat is not shown."""
+    def __post_init__(self) -> None:
         low = [low for low, _ in self.interval] or self.cost
-        most = DEAD_SHARE / len(self.cost)
-        return [x < DEAD_COST and abs(v) < most for x, v in zip(low, self.means["variance"], strict=True)]
-
-    @property
-    def duplicate(self) -> list[bool]:
-        """Senses whose vectors point where those of another sense do. α may weigh them differently."""
-        return [cosine > DUPLICATE for cosine in self.cosine]
+        most, variance = DEAD_SHARE / len(self.cost), self.means["variance"]
+        dead = [x < DEAD_COST and abs(v) < most for x, v in zip(low, variance, strict=True)]
+        object.__setattr__(self, "dead", dead)
+        object.__setattr__(self, "duplicate", [cosine > DUPLICATE for cosine in self.cosine])
 
     def records(self) -> list[dict[str, Any]]:
         """List the senses, one a row."""

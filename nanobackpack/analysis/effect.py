@@ -8,6 +8,7 @@ Letters: B samples, T tokens, N tokens asked about.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from nanobackpack.analysis.control import applied
 from nanobackpack.analysis.results import Ranking, Result, entries, table
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.model.edits import IN_WORD, EditLike, flatten_edits
+from nanobackpack.safe.files import writing
+from nanobackpack.safe.pictures import picture
 from nanobackpack.text.tokenizer import TextOrIds, Tokenizer
 from nanobackpack.text.words import find_word, token_id
 
@@ -58,6 +61,17 @@ class Effect(Result):
         if self.cost:
             lines.append(self.cost.table())
         return "\n".join(lines)
+
+    def plot(self, path: str) -> None:
+        """Write the likeliest next tokens before and after as a PNG of bars."""
+        sides = {"before": self.next_before[0], "after": self.next_after[0]}
+        names = {when: [repr(token) for token, _ in row[::-1]] for when, row in sides.items()}
+        text = "".join([self.title, *names["before"], *names["after"]])
+        with picture(writing(path), (9, 1.5 + 0.3 * len(names["before"])), text) as figure:
+            figure.suptitle(textwrap.fill(self.title, 90))
+            for axes, (when, row) in zip(figure.subplots(1, 2, sharex=True), sides.items(), strict=True):
+                axes.barh(range(len(row)), [p for _, p in row[::-1]], tick_label=names[when])
+                axes.set(title=when, xlabel="probability")
 
     def records(self) -> list[dict[str, Any]]:
         return entries(self.probabilities, "probability", token=self.tested, edits=["before", "after"])

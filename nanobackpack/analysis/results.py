@@ -119,9 +119,9 @@ def report(settings: LoadConfig, measure: Callable[[Any], Found]) -> Found:
     results = list(_results_in(found))
     for result in results:
         print(result.table(), flush=True)
-    if plot := getattr(settings, "plot", ""):
-        results[0].plot(plot)  # type: ignore[attr-defined]
     write_json(getattr(settings, "json", ""), found)
+    if plot := getattr(settings, "plot", ""):  # last, since drawing can fail
+        results[0].plot(plot)  # type: ignore[attr-defined]
     return found
 
 

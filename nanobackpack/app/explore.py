@@ -214,9 +214,13 @@ def train_tab(frame: Frame, trained: list[str]) -> None:
     with gr.Tab("Train", id="train") as tab:
         about(TRAIN)
         curve = gr.Radio([(text, name) for name, text in CURVES.items()], value="val_loss", label="Loss")
-        page = Page(frame, "train", {"curve": curve}, lambda which, curve: runs(trained, curve))
+
+        def make(which: list[str], curve: str) -> View:
+            return runs([path for path in which if path in trained] or trained, curve)
+
+        page = Page(frame, "train", {"curve": curve}, make)
         drawn = gr.State("")
-    page.follow(tab, curve.input)
+    page.follow(tab, frame.which.input, curve.input)
 
     def redraw(which: list[str], curve: str, before: str) -> list[Any]:
         now = str([Path(path, "metrics.jsonl").stat().st_mtime for path in trained if is_run(path)])

@@ -8,12 +8,10 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -97,6 +95,7 @@ class Frame:
         return View(
             html=html.show(html.columns(*pieces)),
             results=[result for view in views for result in view.results],
+            drawn=[result for view in views for result in view.drawn],
             python="\n".join(view.python for view in views),
             command="\n".join(view.command for view in views),
         )
@@ -213,18 +212,16 @@ class Page:
         return fields | dict(zip(self.shown, self.show(which, *values), strict=True))
 
     def json(self, which: list[str], *values: Any) -> str:
-        """Give the numbers of the view as a file."""
-        found = json.dumps(to_json_values(self.look(which, values).results), ensure_ascii=False, indent=1)
+        """Give the numbers of the view as a file; of one that is a message there is none."""
+        if not (results := self.look(which, values).results):
+            return ""
+        found = json.dumps(to_json_values(results), ensure_ascii=False, indent=1)
         return file_text(f"{self.name}.json", "application/json", found.encode())
 
     def png(self, which: list[str], *values: Any) -> str:
-        """Give the picture of the last result that has one as a file."""
-        drawn = [result for result in self.look(which, values).results if hasattr(result, "plot")]
-        if not drawn:
-            raise gr.Error("This view has no picture; JSON has its numbers.", print_exception=False)
-        with tempfile.TemporaryDirectory() as folder:
-            drawn[-1].plot(str(picture := Path(folder, "view.png")))
-            return file_text(f"{self.name}.png", "image/png", picture.read_bytes())
+        """Give the picture of the view as a file; of one that is a message there is none."""
+        view = self.look(which, values)
+        return file_text(f"{self.name}.png", "image/png", view.png()) if view.drawn else ""
 
 
 def read_field(field: Any, text: str | None) -> Any:

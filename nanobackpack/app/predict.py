@@ -45,6 +45,7 @@ def predict(
     return View(
         html=html.show(_shown(likeliest, why, chosen, sense, click)),
         results=[likeliest, why],
+        drawn=[why],
         python=python_of(
             source,
             f"prompt = {prompt!r}",

@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nanobackpack.analysis.results import Result, table
 from nanobackpack.app import html
 from nanobackpack.app.curve import curve as draw
 from nanobackpack.app.view import View
 from nanobackpack.config import TrainConfig
+from nanobackpack.safe.files import writing
+from nanobackpack.safe.pictures import picture
 from nanobackpack.train.checkpoint import run_settings
 from nanobackpack.train.log import duration, read_metrics
 
 POINTS = 400  # of a curve that are drawn, at most
 CURVES = {"val_loss": "validation", "train_eval_loss": "training split", "train_loss": "training batch"}
+UNIT = "nats per token"
+HEAD = ["run", "step", "validation loss", "best", "tokens/s", "state"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves(Result):
+    """One loss of some runs, and how they stand and differ."""
+
+    losses: dict[str, list[tuple[float, float]]]  # of each run its points: step and loss
+    standings: list[list[str]]  # a run a row, under HEAD
+    settings: list[list[str]]  # those not at their defaults: the name, then what each run has
+
+    def table(self) -> str:
+        return table(self.title, HEAD, self.standings)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [{"run": p, "step": s, "loss": x} for p, points in self.losses.items() for s, x in points]
+
+    def plot(self, path: str) -> None:
+        """Write the curves as a PNG."""
+        with picture(writing(path), (8, 5), "".join([self.title, *self.losses])) as figure:
+            axes = figure.subplots()
+            for run, points in self.losses.items():
+                if points:
+                    axes.plot(*zip(*thinned(points), strict=True), label=run)
+            axes.set(xlabel="step", ylabel=UNIT, title=self.title)
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend()
 
 
 def is_run(path: str) -> bool:
@@ -25,22 +58,33 @@ def is_run(path: str) -> bool:
 
 def runs(paths: list[str], curve: str = "val_loss") -> View:
     """Show one loss of each run over its steps, where each run stands, and how the runs differ."""
-    records = {path: read_metrics(Path(path, "metrics.jsonl")) for path in paths}
-    lines = {path: thinned(losses(records[path], curve)) for path in paths}
-    drawn = draw({path: points for path, points in lines.items() if points}, "step", "nats per token")
-    head = ["run", "step", "validation loss", "best", "tokens/s", "state"]
+    found = curves(paths, curve)
+    drawn = draw({path: thinned(points) for path, points in found.losses.items() if points}, "step", UNIT)
     pieces = [
         drawn or html.note("no such loss is written yet: the first comes with the first evaluation"),
-        html.section("Where they stand", html.table([standing(p, r) for p, r in records.items()], head)),
-        html.section("Their settings", html.table(*settings_table(paths))),
+        html.section("Where they stand", html.table(found.standings, HEAD)),
+        html.section("Their settings", html.table(found.settings, ["setting", *paths])),
     ]
-    read = f"[json.loads(line) for line in open({str(Path(paths[0], 'metrics.jsonl'))!r})]" if paths else "[]"
     return View(
         html=html.show(*pieces),
-        python=f"import json\n\nrecords = {read}\n"
-        f"print([(r['step'], r[{curve!r}]) for r in records if {curve!r} in r])",
-        command=shlex.join(["nanobackpack", "explore", "--out_dir", *paths]),
+        results=[found],
+        drawn=[found],
+        python="from nanobackpack.app.runs import curves\n\n"
+        f"found = curves({paths!r}, {curve!r})\nprint(found.table())\nprint(found.losses)\n",
+        # No command of ours prints losses: they are text.
+        command=shlex.join(["grep", "-H", f'"{curve}"', *(str(Path(p, "metrics.jsonl")) for p in paths)]),
         state={"curve": curve},
+    )
+
+
+def curves(paths: Sequence[str], curve: str = "val_loss") -> Curves:
+    """Read one loss of each run, where each run stands, and how the runs differ."""
+    records = {path: read_metrics(Path(path, "metrics.jsonl")) for path in paths}
+    return Curves(
+        title=f"{CURVES[curve]} loss",
+        losses={path: losses(of_run, curve) for path, of_run in records.items()},
+        standings=[standing(path, of_run) for path, of_run in records.items()],
+        settings=settings_table(paths)[0],
     )
 
 
@@ -77,7 +121,7 @@ def standing(path: str, records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def settings_table(paths: list[str]) -> tuple[list[list[str]], list[str]]:
+def settings_table(paths: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """List the settings that are not at their defaults, a run a column; those that differ come first."""
     usual = {field.name: field.default for field in fields(TrainConfig)}
     chosen = [run_settings(Path(path)) for path in paths]

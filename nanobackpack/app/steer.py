@@ -151,6 +151,7 @@ def steer(
             ),
         ),
         results=[found],
+        drawn=[found],
         python=python_of(
             path,
             *wishes.python(),

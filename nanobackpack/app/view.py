@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from nanobackpack.analysis.results import Result
 
@@ -17,12 +21,28 @@ class View:
     """What is shown; all texts of the model and of its user are escaped."""
     results: list[Result] = field(default_factory=list)
     """The numbers that are shown, for the download."""
+    drawn: list[Any] = field(default_factory=list)
+    """Those of them that the picture for the download shows, each by its `plot`."""
     python: str = ""
     """The call that gives these numbers in Python."""
     command: str = ""
     """The command that gives them in a terminal."""
     state: dict[str, str] = field(default_factory=dict)
     """What restores the view, as the query of its address."""
+
+    def png(self) -> bytes:
+        """Draw what is `drawn`, one below the other."""
+        from matplotlib.image import imread, imsave  # slow to import, and needed for pictures alone
+
+        with tempfile.TemporaryDirectory() as folder:
+            file, pictures = Path(folder, "view.png"), []
+            for result in self.drawn:
+                result.plot(str(file))
+                pictures.append(imread(file))
+            width = max(picture.shape[1] for picture in pictures)
+            wide = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=1) for p in pictures]
+            imsave(file, np.concatenate(wide))
+            return file.read_bytes()
 
 
 def python_of(source: str, *lines: str) -> str:

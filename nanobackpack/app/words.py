@@ -59,6 +59,7 @@ def words(
     return View(
         html=html.show(html.note(*said), html.tag("div", *pieces, class_="nb-cards", style=shape)),
         results=[*found],
+        drawn=[*found],
         python=python_of(
             source,
             f"words = {asked!r}",

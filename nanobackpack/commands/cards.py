@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nanobackpack.analysis.results import report
 from nanobackpack.commands.senses import warn_of_pieces
-from nanobackpack.config import AnalysisConfig
+from nanobackpack.config import AnalysisConfig, at_least
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import CostConfig, open_windows
 
@@ -43,6 +43,7 @@ class CardsConfig(AnalysisConfig, CostConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least(self, "contexts", 0)
         if not self.words:
             raise InputError("words is empty: give at least one, as in --words king love")
 

@@ -24,13 +24,15 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from nanobackpack.analysis.results import Result, report, table
-from nanobackpack.config import AnalysisConfig, at_least
+from nanobackpack.config import AnalysisConfig, at_least, out_of_range
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import CostConfig
 from nanobackpack.evaluate.examples import other_texts, read_examples
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+
+REMEDY = "raise --epsilon, or lower --learning_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,14 @@ class FinetuneConfig(AnalysisConfig, CostConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("epochs", 1), ("per_example", 1), ("epsilon", 0), ("rarity", 0), ("kl_weight", 0)):
+        for name, low in (("epochs", 1), ("per_example", 1), ("epsilon", 0)):
             at_least(self, name, low)
+        # More than this float32 could not compute with, and the loss would say it of another setting.
+        for name in ("rarity", "kl_weight"):
+            if not 0 <= getattr(self, name) <= 1e9:
+                raise out_of_range(name, getattr(self, name), "a number from 0 up to 1e9")
+        if not self.learning_rate:
+            raise out_of_range("learning_rate", self.learning_rate, "above 0, or nothing changes")
         if not self.examples:
             raise InputError("examples is empty: name a file of JSON lines, as in --examples facts.jsonl")
         if len(self.thresholds) != 4 or min(self.thresholds) <= 0:
@@ -91,7 +99,7 @@ class Finetuning(Result):
             for name, s in self.sets.items()
         ]
         before, after = self.general_loss
-        kept = f"epoch {self.epoch}" if self.epoch else "no epoch: raise --epsilon, or lower --learning_rate"
+        kept = f"epoch {self.epoch}" if self.epoch else f"no epoch: {REMEDY}"
         lines = [
             table(self.title, ["", "n", "failures before", "after", "KL"], rows),
             f"  loss on {self.background}: {before:.5f}, then {after:.5f} ({after / before - 1:+.1e} of it)",
@@ -115,11 +123,21 @@ def finetune(model: LanguageModel, settings: FinetuneConfig) -> Finetuning:
     background, texts = other_texts(model, settings)
     names = ("learning_rate", "kl_weight", "epochs", "per_example", "rarity", "seed")
     how = ft.Tuning(**{name: getattr(settings, name) for name in names})
-    half = max(1, len(texts) // 2)
-    senses, epochs = ft.finetune_senses(model, sets["examples"], texts[:half], texts[half:] or texts, how)
+    if (half := len(texts) // 2) == 0:
+        raise InputError(
+            f"{background} fills only one window of {model.config.block_size} tokens, but two are needed, to "
+            "train beside one and measure on the other: give more text"
+        )
+    senses, epochs = ft.finetune_senses(model, sets["examples"], texts[:half], texts[half:], how)
     epoch = ft.kept(epochs, settings.epsilon)
+    if settings.save and not epoch:  # whoever goes on with the file must not take an older one for this
+        grown = min(e.general_loss for e in epochs) / epochs[0].original_loss - 1
+        raise InputError(
+            f"{settings.save} is not written: the loss on {background} grows by {grown:.1e} of it or more, "
+            f"which is above epsilon={settings.epsilon:g}: {REMEDY}"
+        )
     edits = [senses.edit(epoch)] if epoch else []
-    if settings.save and edits:
+    if settings.save:
         control.save(edits, settings.save, model)
     found = {}
     with eval_mode(model) as ready:
@@ -136,6 +154,6 @@ def finetune(model: LanguageModel, settings: FinetuneConfig) -> Finetuning:
         background=background,
         general_loss=(original, epoch.general_loss if epoch else original),
         epoch=epoch.number if epoch else 0,
-        vectors=len(senses.pairs) if epoch else 0,
-        of=model.config.vocab_size * model.config.n_sense_vector,
+        vectors=sum(int(edit.offsets.any(dim=1).sum()) for edit in edits),
+        of=model.config.n_token * model.config.n_sense_vector,
     )

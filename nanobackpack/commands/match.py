@@ -35,7 +35,7 @@ class MatchConfig(AnalysisConfig):
     """Senses of several runs, or of the checkpoints of one, matched by what they predict."""
 
     others: tuple[str, ...] = ()
-    """Runs or models with the same vocabulary; none: the checkpoints ckpt_STEP.pt of out_dir."""
+    """Runs or models with the same vocabulary; none: the ckpt_STEP.pt of the run itself."""
     tokens: int = 512
     """How many tokens to compare the senses of."""
     plot: str = ""
@@ -75,13 +75,17 @@ def _checkpoints(settings: MatchConfig, device: str) -> Iterator[tuple[int, Lang
     """Open the checkpoints that a run kept for good, one at a time."""
     from nanobackpack.train.checkpoint import checkpoint_in, load_model
 
-    folder = checkpoint_in(Path(settings.model_path)).parent
-    names = [re.fullmatch(r"ckpt_(\d{1,12})\.pt", path.name) for path in folder.glob("ckpt_*.pt")]
-    steps = sorted(int(name[1]) for name in names if name)
+    # A name such as words-small or gpt2 is no path here, and has no folder to look in.
+    path, steps = Path(settings.model_path), dict[int, Path]()
+    folder = checkpoint_in(path).parent
+    for file in folder.glob("ckpt_*.pt") if path.exists() else ():
+        if name := re.fullmatch(r"ckpt_(\d{1,12})\.pt", file.name):
+            steps[int(name[1])] = file
     if not steps:
+        where = display_path(folder) if path.exists() else settings.model_path
         raise InputError(
-            f"no ckpt_STEP.pt in {display_path(folder)}: train with --backup_checkpoint_step=200, "
+            f"no ckpt_STEP.pt in {where}: train with --backup_checkpoint_step=200, "
             "or name runs with other seeds, --others"
         )
-    for step in steps:
-        yield step, load_model(folder / f"ckpt_{step}.pt", settings.tokenizer_name).to(device)
+    for step, file in sorted(steps.items()):
+        yield step, load_model(file, settings.tokenizer_name).to(device)

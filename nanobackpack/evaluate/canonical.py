@@ -7,8 +7,9 @@ Three tasks: capitals are moved; nouns shall be called he as often as she; of tw
 first shall be 16 times likelier. A method sees one simple sentence for each word. It is tested in other
 sentences of longer texts, where the word comes for the first time. Five methods: senses
 (analysis/finetuning.py); all weights and LoRA, of a Backpack and of a GPT with the same context network. They
-stop at the same ε. The settings of each are chosen among as many trials, on the models of seed 0, by the
-successes in texts with other words, and of equal ones by what changes elsewhere.
+stop at the same ε, a limit on texts with and without the words, but for the places that shall change. The
+settings of each are chosen among as many trials, on the models of seed 0, by the successes in texts with
+other words, and of equal ones by what changes elsewhere.
 
     success      of the tested places, with the thresholds of analysis/finetuning.py
     elsewhere    KL(model ‖ changed) in nats a token, after a changed word, but for its own place
@@ -24,6 +25,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -43,11 +45,11 @@ from nanobackpack.safe.files import check_writable, display_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nanobackpack.analysis.finetuning import Example, Kind
+    from nanobackpack.analysis.finetuning import Example, Kind, Text
     from nanobackpack.evaluate.canonical_methods import Taught
     from nanobackpack.model.backpack import LanguageModel
 
-BACKGROUND = 5  # seed of the texts that stand for all others in training
+BACKGROUND = 5, 6  # seeds of the texts that stand for all others in training, and of those that ε is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class CanonicalConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("seeds", 1), ("trials", 1), ("texts", 10)):
+        for name, low in (("seeds", 1), ("trials", 1), ("texts", 10), ("jobs", 0)):
             at_least(self, name, low)
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise InputError(f"methods: {unknown[0]!r} is unknown: take some of {'; '.join(METHODS)}")
@@ -134,7 +136,7 @@ class Data(NamedTuple):
 
 def data_of(model: LanguageModel, task: Task, words: Sequence[str], n: int, seed: int) -> Data:
     """Draw the texts of a task with these words changed, n of each kind."""
-    from nanobackpack.analysis.finetuning import Example, Text
+    from nanobackpack.analysis.finetuning import Example
 
     texts = draw(task.language(words), 4 * n, seed)
     after = Reading(model, [text for text in texts if any(word in text for word in words)][:n])
@@ -149,24 +151,36 @@ def data_of(model: LanguageModel, task: Task, words: Sequence[str], n: int, seed
     places = [  # where the word has not come before
         example(word, text[: hit.end()]) for text, word, hit in hits if text.index(word) >= hit.start()
     ]
-    its = after.latest(task.group)[..., None].eq(after.tokens(words)).any(dim=2)  # (N, T)
-    rest = (after.latest(words) >= 0) & after.real & ~(its & after.expects(task.answers))
-    others = Reading(model, without(words, n, seed))
+    rest = (after.latest(words) >= 0) & after.real & ~shall_change(after, task, words)
+    others = [text for text in draw(LANGUAGE, 8 * n, seed) if not any(word in text for word in words)]
+    without = Reading(model, others[:n])
     examples = [example(word, task.canonical.format(word)) for word in words]
-    other = [Text((end, *encode(text), end)) for text in without(words, n, BACKGROUND)]
+    background, general = (parts_to_keep(model, task, words, 2 * n, seed) for seed in BACKGROUND)
     return Data(
-        taught=(examples, other[: n // 2], other[n // 2 :]),
+        taught=(examples, background, general),
         places=places[:n],
         unchanged={
-            "elsewhere": (after, rest, after.log_p()), "other texts": (others, others.real, others.log_p())
+            "elsewhere": (after, rest, after.log_p()), "other texts": (without, without.real, without.log_p())
         },
     )  # fmt: skip
 
 
-def without(words: Sequence[str], n: int, seed: int) -> list[str]:
-    """Draw n texts that have none of the words."""
-    texts = draw(LANGUAGE, 8 * n, seed)
-    return [text for text in texts if not any(word in text for word in words)][:n]
+def shall_change(reading: Reading, task: Task, words: Sequence[str]) -> Tensor:
+    """Find where one of the words decides what comes next, (N, T)."""
+    its = reading.latest(task.group)[..., None].eq(reading.tokens(words)).any(dim=2)  # (N, T)
+    return its & reading.expects(task.answers)
+
+
+def parts_to_keep(model: LanguageModel, task: Task, words: Sequence[str], n: int, seed: int) -> list[Text]:
+    """Draw n texts as they were; take what stands before and after the places that shall change."""
+    from nanobackpack.analysis.finetuning import Text
+
+    reading, parts = Reading(model, draw(LANGUAGE, n, seed)), list[Text]()
+    end, encode = reading.tokenizer.eos_id or 0, reading.tokenizer.encode
+    for text, change in zip(reading.texts, shall_change(reading, task, words), strict=True):  # (T)
+        ids, at = (end, *encode(text), end), change.nonzero().flatten().tolist()
+        parts += [Text(ids[: at[0] + 1]), Text(ids, at[-1] + 2)] if at else [Text(ids)]
+    return parts
 
 
 # --- The study ------------------------------------------------------------------------------------
@@ -185,21 +199,16 @@ class Canonical(results.Result):
     """One entry a seed: by task and method, and by ε."""
 
     def table(self) -> str:
-        tables = []
+        tables, shown = [], ("success, %", "elsewhere", "other texts")
         for task in _tasks():
             rows = []
-            for method, epsilon in ((method, epsilon) for method in METHODS for epsilon in EPSILONS):
+            for method, epsilon in product(METHODS, EPSILONS):
                 name = f"{task.name}: {method}"
-                figures = [run[name][f"{epsilon:g}"] for run in self.runs if name in run]
-                if not figures:
-                    continue
-                cells = [
-                    spread([f[name] for f in figures]) for name in ("success, %", "elsewhere", "other texts")
-                ]
-                rows.append(
-                    [method, f"{epsilon:g}", *cells, f"{mean(f['numbers changed'] for f in figures):,.0f}"]
-                )
-            head = ["", "ε", "success, %", "elsewhere", "other texts", "numbers changed"]
+                if figures := [run[name][f"{epsilon:g}"] for run in self.runs if name in run]:
+                    changed = f"{mean(f['numbers changed'] for f in figures):,.0f}"
+                    spreads = [spread([f[name] for f in figures]) for name in shown]
+                    rows.append([method, f"{epsilon:g}", *spreads, changed])
+            head = ["", "ε", *shown, "numbers changed"]
             tables.append(results.table(f"{task.name}: {self.title}", head, rows))
         return "\n".join(tables)
 

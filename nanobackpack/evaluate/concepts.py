@@ -78,7 +78,8 @@ def concepts(model: LanguageModel, words: Sequence[str], draws: int = DRAWS) -> 
 
     from nanobackpack.model.backpack import BackpackLM
 
-    listed = one_token_ids(needs_tokenizer(model.tokenizer), words)
+    tokenizer = needs_tokenizer(model.tokenizer)
+    listed = one_token_ids(tokenizer, words)
     ids = [*listed, *other_ids(model, listed)]
     n, P, draw = len(listed), len(ids), torch.Generator().manual_seed(0)
     lists = [torch.arange(n), *(torch.randperm(P, generator=draw)[:n] for _ in range(draws))]
@@ -105,7 +106,7 @@ def concepts(model: LanguageModel, words: Sequence[str], draws: int = DRAWS) -> 
         figures["sense of the other half − E"] = figures["sense of the other half"] - figures["E"]
     null = chance[:, 1:] >= auc[:, None]  # (R, draws)
     return Concepts(
-        title=f"{first_few(words)}: {n} words told from {P - n} others",
+        title=f"{first_few(tokenizer.token(i).strip() for i in listed)}: {n} words told from {P - n} others",
         figures=figures,
         measures=[*(f"sense {sense}" for sense in range(K)), "E"],
         auc=auc.tolist(),

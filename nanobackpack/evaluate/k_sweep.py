@@ -66,12 +66,15 @@ class KSweepConfig(Settings):
 
 
 def main(settings: KSweepConfig) -> None:
+    from nanobackpack.text.data import open_data  # imports torch
+
     sets = {name: read_pairs(name, path) for name, _, path in (item.partition("=") for item in settings.data)}
     check_writable(settings.json)
     names = [*(f"k{k}" for k in dict.fromkeys(settings.ks)), *(["gpt"] if settings.gpt else [])]
     runs = {(name, seed): run_config(settings, name, seed) for name in names for seed in settings.seeds}
-    for config in runs.values():
-        config.model_config(64)  # what cannot be is said before anything is trained
+    for config in runs.values():  # what cannot be is said before anything is trained
+        config.model_config(64)
+    open_data(config)
     losses = train_all(runs, settings.jobs, settings.minutes)
     study = compare(settings.out_dir, sets, losses, "numbers of senses", f"k{max(settings.ks)}")
     print(study.table(), flush=True)

@@ -60,6 +60,8 @@ class TranslationConfig(AnalysisConfig, controls.ControlsConfig):
         super().__post_init__()
         if bool(self.data) == bool(self.text) or len(self.text) not in (0, 2):
             raise InputError("name a dictionary, --data en-fr.tsv, or two texts, --text a.en.txt a.fr.txt")
+        if self.columns and self.text:
+            raise InputError("columns are of a dictionary, --data: leave them out with --text")
 
 
 @dataclass(frozen=True, kw_only=True)
