@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,14 +23,17 @@ from conftest import save_gpt2, save_tiny, tiny_model
 
 import nanobackpack as nb
 from nanobackpack.analysis.cards import sense_cards
+from nanobackpack.analysis.contexts import Contexts
 from nanobackpack.analysis.results import to_json_values
 from nanobackpack.app import html
+from nanobackpack.app.characters import text_of
+from nanobackpack.app.explore import open_models
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.runs import runs
 from nanobackpack.app.steer import Wishes, steer
 from nanobackpack.app.view import View
-from nanobackpack.app.words import contexts_of, suggest, words
+from nanobackpack.app.words import contexts_of, first_words, suggest, words
 from nanobackpack.commands import main
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -118,11 +122,37 @@ def test_a_prediction_shows_the_numbers_of_the_library(speller: nb.BackpackLM) -
     assert min(value for _, _, value in ten) < 0 < max(value for _, _, value in ten)
     for _, k, value in ten:
         does = "pushes 'd'" if value > 0 else "pushes 'e' instead"
-        assert f"sense {k}, {does} by {html.signed(value)}" in text
+        assert f"sense {k}, {does} by {abs(value):.2f}" in text
     for _, k, value in nb.Senses(speller).contributions("abcab", "d").ranked(10):
         does = "pushes 'd'" if value > 0 else "holds 'd' back"
         text = Elements(predict(speller, "abcab", "d").html).text
-        assert f"sense {k}, {does} by {html.signed(value)}" in text
+        assert f"sense {k}, {does} by {abs(value):.2f}" in text
+
+
+def test_small_contributions_are_not_rounded_to_nothing(speller: nb.BackpackLM) -> None:
+    """A cell with a colour and a number has a number that is not 0, however small all of them are."""
+    why = nb.Senses(speller).contributions("abcab", "d")
+    for scale in (1.0, 0.24, 0.01):
+        small = replace(why, contributions=why.contributions / why.contributions.abs().max() * scale)
+        cells = re.findall(r'class="nb-(?:up|down)[^>]*><b>([^<]*)</b>', html.heat_map(small))
+        assert cells
+        assert all(float(cell.replace("−", "-")) for cell in cells)
+
+
+def test_bytes_are_shown_with_their_character() -> None:
+    senses = nb.Senses(nb.load_model("words-small"), typed=True)
+    parts = senses.tokenizer.word_ids("中")
+    assert len(parts) > 1
+    page = Elements(predict(senses.model, "king 中 king", "king").html)
+    names = [f"中({n}/{len(parts)})<#{i}>" for n, i in enumerate(parts, 1)]
+    titles = page.all("title")
+    assert all(titles.count(repr(name)) == 2 for name in names)  # a chip, and a row of the heat map
+    assert (
+        f"'中' is {len(parts)} tokens ({', '.join(map(repr, names))})"
+        in Elements(words(senses.model, ["中"]).html).text
+    )
+    tokens = [senses.tokenizer.token(i) for i in [*parts, *senses.tokenizer.word_ids("king"), *parts[:-1]]]
+    assert text_of(senses.tokenizer, tokens) == "中".join(["", "".join(tokens[len(parts) :])])
 
 
 def test_a_prediction_can_be_made_again(
@@ -138,6 +168,41 @@ def test_a_prediction_can_be_made_again(
         state: dict[str, Any] = dict(view.state)
         state["sense"] = int(state["sense"])
         assert predict(speller, **state, source=str(folder)).html == view.html
+
+
+def gpt(folder: Path) -> nb.GPT:
+    """A tiny GPT that knows some letters, saved in a file of its own: no run's folder."""
+    model = tiny_model(model_name="gpt2", vocab_size=11, vocab_used=8, block_size=32)
+    model.tokenizer = Tokenizer.char("abcdefg\n")
+    save_model(model, folder / "gpt.pt")
+    return model
+
+
+def test_a_gpt_shows_what_it_expects_and_that_it_has_no_senses(tmp_path: Path) -> None:
+    model, path = gpt(tmp_path), str(tmp_path / "gpt.pt")
+    (opened,) = open_models([path], "cpu")
+    view = predict(opened.model, "abc", "d", source=path, k=3)
+    with torch.no_grad():
+        p = model(torch.tensor([model.tokenizer.encode("abc")])).logits[0, -1].softmax(dim=0)[:8]
+    page = Elements(view.html)
+    best = dict.fromkeys([*p.topk(3).indices.tolist(), model.tokenizer.id("d")])
+    for i in best:  # what was asked about, too
+        assert html.token(model.tokenizer.token(i)) in view.html
+        assert html.percent(p[i].item()) in page.text
+    assert [a.get("class") for tag, a in page.tags].count("nb-bar") == len(best)
+    assert [a.get("class") for tag, a in page.tags].count("nb-chip") == 3
+    assert "is a GPT and has no senses" in page.text
+    names, printed = run_python(view)
+    assert torch.equal(names["likeliest"].scores, p.topk(3).values[None])
+    assert printed == f"{view.results[0].table(scores=True)}\n"
+    assert shlex.split(view.command) == ["python", "-c", view.python]
+    with pytest.raises(nb.InputError, match="is a GPT and has no senses"):
+        opened.senses  # noqa: B018
+    with pytest.raises(nb.InputError, match="the prompt is empty"):
+        predict(model, "")
+    save_gpt2(tmp_path / "mute", vocab_used=0)
+    with pytest.raises(nb.InputError, match="came without a tokenizer"):
+        open_models([str(tmp_path / "mute")], "cpu")
 
 
 def test_far_tokens_share_a_row(speller: nb.BackpackLM) -> None:
@@ -165,6 +230,8 @@ def test_cards_of_words(folder: Path, speller: nb.BackpackLM, capsys: pytest.Cap
     assert first
     assert first[1] == "".join(token.replace("\n", "↵") for token, _ in one.cards[0].top)
     assert run_python(view)[1] == run_command(view, capsys) == f"{one.table()}\n{two.table()}\n"
+    with pytest.warns(UserWarning, match=r"5 words are given: shown are the first 4, not 'e'$"):
+        assert first_words([*"abcde"]) == [*"abcd"]
     with pytest.raises(nb.InputError, match="no word is given"):
         words(speller, [""])
 
@@ -187,6 +254,33 @@ def test_cards_with_places_in_the_text(
     places = [place for of_sense in found["a"].contexts for place in of_sense]
     assert [tag for tag, _ in Elements(view.html).tags].count("mark") == len(places) > 0
     assert contexts_of(model, ["a"], "words-small") is None
+
+
+def test_cards_with_a_theme_come_first(speller: nb.BackpackLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    themes = ["no clear theme", "c, d", "e, f", "no clear theme"]
+    monkeypatch.setattr("nanobackpack.analysis.cards.labels", lambda senses, word: themes)
+    one, two = (card.top[0].score for card in sense_cards(nb.Senses(speller), "a").cards[1:3])
+    best = [1, 2] if one > two else [2, 1]
+    order = re.findall(r">sense (\d)<", words(speller, ["a"]).html)
+    assert [*map(int, order)] == [*best, 0, 3]
+    # What a text has shown counts more.
+    found = Contexts(occurrences=1, contexts=[[]] * 4, share=[0.4, 0.3, 0.2, 0.1])
+    order = re.findall(r">sense (\d)<", words(speller, ["a"], contexts={"a": found}).html)
+    assert [*map(int, order)] == [1, 2, 0, 3]
+
+
+def test_the_command_of_an_edit_gives_its_distribution(
+    folder: Path, speller: nb.BackpackLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    senses = nb.Senses(speller, "auto", special=True, typed=True)
+    view = steer(senses, str(folder), "abc", Wishes(scale=(("c", 1, 0.5),)), k=3)
+    distribution, about, sample = view.command.splitlines()
+    found = replace(view.results[0], tested=[])
+    assert found.table() in run_command(replace(view, command=distribution), capsys)
+    assert about.startswith("# The sample, once the edits are saved as edits.safetensors")
+    assert "--edits=edits.safetensors" in sample
+    view = steer(senses, str(folder), "abc", Wishes(scale=(("c", 1, 0.5),), bag="a"), k=3)
+    assert len(view.command.splitlines()) == 2  # a slider is not all that is wished for
 
 
 def picture(data: bytes) -> Any:
@@ -289,12 +383,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_report_of_models_without_senses_or_tokenizer(tmp_path: Path) -> None:
     page = report(save_gpt2(tmp_path / "gpt2", vocab_used=0), str(tmp_path / "gpt2"))
     assert "came without a tokenizer" in Elements(page).text
-    gpt = tiny_model(model_name="gpt2", vocab_size=11, vocab_used=8, block_size=32)
-    gpt.tokenizer = Tokenizer.char("abcdefg\n")
-    save_model(gpt, tmp_path / "gpt.pt")
+    gpt(tmp_path)
     page = report(nb.load_model(tmp_path / "gpt.pt"), str(tmp_path / "gpt.pt"))
     assert "this model is a GPT and has no senses: open a Backpack" in Elements(page).text
-    assert page.count("<pre>") == 3
+    assert (page.count("<pre>"), page.count("What may come next")) == (3, 3)
 
 
 def test_report_wants_one_file(capsys: pytest.CaptureFixture[str]) -> None:

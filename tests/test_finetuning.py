@@ -33,6 +33,7 @@ from nanobackpack.analysis.finetuning import (
 )  # fmt: skip
 from nanobackpack.commands.finetune_senses import FinetuneConfig, main
 from nanobackpack.evaluate.canonical import CanonicalConfig, _tasks, canonical
+from nanobackpack.evaluate.canonical_methods import EPSILONS
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import save_model
 
@@ -282,7 +283,7 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     facts = found.runs[0]["facts: backpack, senses"]
     assert facts["unedited"]["elsewhere"] == 0 < facts["0.001"]["elsewhere"]
     assert facts["0.001"]["numbers changed"] % 32 == 0
-    assert found.table().count("backpack, LoRA") == 3
+    assert found.table().count("backpack, LoRA") == len(EPSILONS)
     with pytest.raises(InputError, match="'gpt, senses' is unknown"):
         CanonicalConfig(methods=("gpt, senses",))
     with pytest.raises(InputError, match="jobs=-1 is out of range"):

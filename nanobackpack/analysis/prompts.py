@@ -73,7 +73,7 @@ def cut_to_context(model: LanguageModel, rows: Sequence[list[int]]) -> list[list
     if long := [row for row in rows if len(row) > size]:
         what = f"{len(long):,} of {len(rows):,} texts are longer than block_size={size}: their beginnings are"
         if len(rows) == 1:
-            begin = short_repr(needs_tokenizer(model.tokenizer).decode(long[0][-size:][:20]))
+            begin = short_repr(needs_tokenizer(model.tokenizer).decode(long[0][-size:][:20]).strip("\ufffd"))
             what = f"the prompt has {len(long[0]):,} tokens, this model reads {size}: all before {begin} is"
         warnings.warn(f"{what} cut", stacklevel=1)
     return [row[-size:] for row in rows]

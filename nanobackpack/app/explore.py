@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
 from nanobackpack.app.page import (
     PRIVATE,
@@ -33,14 +32,15 @@ from nanobackpack.app.predict import predict
 from nanobackpack.app.runs import CURVES, is_run, runs
 from nanobackpack.app.steer_tab import steer_tab, with_sliders
 from nanobackpack.app.view import View
-from nanobackpack.app.words import contexts_of, suggest
+from nanobackpack.app.words import MOST, contexts_of, first_words, suggest
 from nanobackpack.app.words import words as cards
 from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.runtime import pick_device
+from nanobackpack.text.words import needs_tokenizer
 from nanobackpack.train.checkpoint import load_model
 
 AT_ONCE = 4  # views that are computed at the same time; more wait
-MOST_WORDS = 4  # side by side
 SUGGESTED = 4000  # words of the vocabulary
 
 PREDICT = (
@@ -49,7 +49,9 @@ PREDICT = (
     "can be taken apart, exactly. Type a text, and choose a candidate to see why."
 )
 SENSES = (
-    "What each sense of a word says, wherever it stands: the tokens that it makes likelier, and less likely."
+    "What each sense of a word says, wherever it stands. On a card <b>says</b> are the tokens that the sense "
+    "makes likeliest, <b>not</b> the least likely, <b>is like</b> words whose own sense points the same way. "
+    "The coloured line is its theme, what it singles out; those with a clear one come first, strongest ahead."
 )
 TRAIN = "How the training of these runs went, or goes: the picture is drawn anew while they train."
 CSS = """
@@ -65,13 +67,13 @@ EXAMPLES = (("The nurse said that", "nurse king"), ("My lord, the k", "k q"), ("
 
 
 def open_models(paths: Sequence[str], device: str = "auto", tokenizer_name: str = "auto") -> list[Opened]:
-    """Open models, once for all who look. Refuse what is neither a Backpack nor a run's folder."""
+    """Open models, once for all who look. Refuse what neither reads text nor is a run's folder."""
     opened = []
     for path in dict.fromkeys(paths):
-        found: Senses | InputError
+        found: LanguageModel | InputError
         try:
-            model = load_model(path, tokenizer_name).to(pick_device(device))
-            found = Senses(model, "auto", special=True, typed=True)
+            found = load_model(path, tokenizer_name).to(pick_device(device))
+            needs_tokenizer(found.tokenizer)
         except InputError as error:
             if not is_run(path):
                 raise
@@ -146,11 +148,11 @@ def example(model: Opened) -> tuple[str, str]:
     """Choose a text and words to begin with, that the model can read: each word one token."""
     if isinstance(model.found, InputError):
         return EXAMPLES[0]
-    senses = model.found
+    tokenizer = needs_tokenizer(model.found.tokenizer)
     for prompt, words in ((SMALL,) if Path(model.path).name == "words-small" else ()) + EXAMPLES:
         with contextlib.suppress(InputError):
-            senses.tokenizer.encode(prompt)
-            if all(len(senses.tokenizer.word_ids(word)) == 1 for word in words.split()):
+            tokenizer.encode(prompt)
+            if all(len(tokenizer.word_ids(word)) == 1 for word in words.split()):
                 return prompt, words
     some = suggestions(model)[:2] or ["a"]
     return some[0], " ".join(some)
@@ -160,7 +162,7 @@ def suggestions(model: Opened) -> list[str]:
     """List words of the vocabulary, the most frequent of the training text first."""
     if isinstance(model.found, InputError):
         return []
-    return [word for word in suggest(model.found.model, "", SUGGESTED) if word.isalpha()]
+    return [word for word in suggest(model.found, "", SUGGESTED) if word.isalpha()]
 
 
 # --- The tabs -----------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def predict_tab(frame: Frame, example: str) -> None:
 
         def make(which: list[str], prompt: str, token: str, versus: str) -> View:
             text = bounded(prompt)
-            return frame.views(which, lambda m: predict(m.senses.model, text, token, versus, source=m.path))
+            return frame.views(which, lambda m: predict(m.model, text, token, versus, source=m.path))
 
         page = Page(frame, "predict", {"prompt": prompt, "token": token, "versus": versus}, make)
     typed = [event for box in (prompt, token, versus) for event in (box.submit, box.blur)]
@@ -189,16 +191,16 @@ def senses_tab(frame: Frame, example: str) -> None:
         words = gr.Dropdown(
             suggestions(next(iter(frame.models.values()))),
             value=example.split(),
-            label=f"Words, up to {MOST_WORDS} side by side",
+            label=f"Words, up to {MOST} side by side",
             multiselect=True,
             allow_custom_value=True,
-            max_choices=MOST_WORDS,
+            max_choices=MOST,
         )
 
         places = gr.Checkbox(label="With places in the text where each counts most (takes longer)")
 
         def make(which: list[str], words: list[str], places: bool) -> View:
-            some = words[:MOST_WORDS]
+            some = first_words(words)
 
             def of(m: Opened) -> View:
                 found = contexts_of(m.senses.model, some, m.path) if places else None

@@ -11,6 +11,7 @@ prompt, K senses.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -103,6 +104,11 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no −0
 
 
+def digits_for(top: float) -> int:
+    """Say how many digits after the point tell numbers up to `top` apart: 1 from 1 up, 2 from 0.1 up, ..."""
+    return max(1, 1 - math.floor(math.log10(top))) if top > 0 else 1
+
+
 # --- Numbers ------------------------------------------------------------------------------------
 
 
@@ -141,9 +147,11 @@ def _button(*inner: str, pressed: bool, **attributes: object) -> str:
     return tag("button", *inner, type="button", aria_pressed=str(pressed).lower(), **attributes)
 
 
-def chips(texts: Sequence[str], weights: Sequence[Sequence[float]], sense: int = 0) -> str:
-    """Show the tokens of a text as a model reads it, with how much one of the K senses of each counts, and a
-    button for each sense."""
+def chips(texts: Sequence[str], weights: Sequence[Sequence[float]] = (), sense: int = 0) -> str:
+    """Show the tokens of a text as a model reads it; if it has senses with how much one of the K of each
+    counts, and a button for each sense."""
+    if not weights:
+        return tag("div", *(tag("span", token(text), class_="nb-chip") for text in texts), class_="nb-chips")
     marked = []
     for text, row in zip(texts, weights, strict=True):
         all_of_it = " ".join(f"{weight:.3f}" for weight in row)
@@ -171,17 +179,22 @@ def heat_map(why: Contributions, most: int = 64) -> str:
     alphas, (T, K) = weights.tolist(), values.shape
     top, total = values.abs().max().item() or 1.0, values.sum().item()
     by_token, by_sense = values.sum(dim=1).tolist(), values.sum(dim=0).tolist()
+    digits = digits_for(top)
     head = [tag("th", name, scope="col") for name in ("sense", *map(str, range(K)), "sum")]
     rows = []
     for j, (name, numbers) in enumerate(zip(names, values.tolist(), strict=True)):
-        cells = [
-            _cell(j, k, value, f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {value:+.4f}", top)
-            for k, value in enumerate(numbers)
+        told = [
+            f"{name!r}, sense {k}: weight {alphas[j][k]:.4f}, adds {v:+.4f}" for k, v in enumerate(numbers)
         ]
-        cells.append(_cell(j, K, by_token[j], f"{name!r}, all its senses: {by_token[j]:+.4f}"))
+        cells = [_cell(j, k, v, told[k], digits, top) for k, v in enumerate(numbers)]
+        cells.append(_cell(j, K, by_token[j], f"{name!r}, all its senses: {by_token[j]:+.4f}", digits))
         rows.append(tag("tr", tag("th", token(name), scope="row"), *cells))
-    sums = [_cell(T, k, value, f"sense {k} of all tokens: {value:+.4f}") for k, value in enumerate(by_sense)]
-    sums.append(_cell(T, K, total, f"all together: {total:+.4f}; the model's own logit: {why.logit:+.4f}"))
+    sums = [
+        _cell(T, k, value, f"sense {k} of all tokens: {value:+.4f}", digits)
+        for k, value in enumerate(by_sense)
+    ]
+    says = f"all together: {total:+.4f}; the model's own logit: {why.logit:+.4f}"
+    sums.append(_cell(T, K, total, says, digits))
     grid = tag(
         "table",
         tag("thead", tag("tr", *head)),
@@ -194,13 +207,13 @@ def heat_map(why: Contributions, most: int = 64) -> str:
     return tag("figure", says, tag("div", grid, class_="nb-scroll"), class_="nb-map")
 
 
-def _cell(row: int, column: int, value: float, says: str, top: float = 0.0) -> str:
+def _cell(row: int, column: int, value: float, says: str, digits: int, top: float = 0.0) -> str:
     """Write a cell: its colour where `top` is the strongest, else a sum; the numbers that are large."""
     v = abs(value) / top if top else 0.0
     kind = f"nb-{'up' if value > 0 else 'down'}{' nb-strong' if v > 0.5 else ''}" if top else "nb-sum"
     return tag(
         "td",
-        tag("b", signed(value, 1)) if v > 0.15 or not top else "",
+        tag("b", signed(value, digits)) if v > 0.15 or not top else "",
         class_=kind,
         style=f"--v:{v:.3f}" if top else None,
         tabindex=0 if row == column == 0 else -1,  # one stop of the Tab key, then arrows

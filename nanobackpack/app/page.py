@@ -20,6 +20,7 @@ from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
 from nanobackpack.app.view import View
 from nanobackpack.errors import InputError
+from nanobackpack.model.backpack import LanguageModel
 
 try:
     import gradio as gr
@@ -63,13 +64,18 @@ class Opened:
     """A model that was named, or why it cannot be looked at: of a run its losses still can."""
 
     path: str
-    found: Senses | InputError
+    found: LanguageModel | InputError
 
     @property
-    def senses(self) -> Senses:
+    def model(self) -> LanguageModel:
         if isinstance(self.found, InputError):
             raise self.found
         return self.found
+
+    @functools.cached_property
+    def senses(self) -> Senses:
+        """Its senses: all views share what these remember. A GPT has none, and says so."""
+        return Senses(self.model, "auto", special=True, typed=True)
 
 
 @dataclass

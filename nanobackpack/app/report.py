@@ -56,7 +56,8 @@ def report(
             _or_why(lambda: _senses(model, source, words or _frequent(model))),
             "For each sense of a word what it singles out, the tokens that it scores highest (says) and "
             "lowest (not), and those whose own sense points the same way (is like). Below, where text is at "
-            "hand, places where it counted most: the word is marked, after the arrow comes what followed.",
+            "hand, places where it counted most: the word is marked, after the arrow comes what followed. "
+            "Senses with a clear theme, in colour, come first.",
         ),
         "Why it predicts what it predicts": (
             _or_why(lambda: _predictions(model, source, given or _beginnings(model, written))),

@@ -158,9 +158,20 @@ def steer(
             "with nb.control.applied(model, edits):",
             f"    print(senses.next_tokens({prompt!r}, {k}).table(scores=True))",
         ),
-        command=sample_command(path, prompt, new_tokens, seed, bool(edits)),
+        command=distribution_command(path, prompt, wishes, k)
+        + sample_command(path, prompt, new_tokens, seed, bool(edits)),
         state={"prompt": prompt, "scale": json.dumps(wishes.scale)},
     )
+
+
+def distribution_command(path: str, prompt: str, wishes: Wishes, k: int) -> str:
+    """Write the command that gives the next tokens without and with the edit, of one slider; of other edits
+    none does without their file."""
+    if len(wishes.scale) != 1 or wishes != Wishes(scale=wishes.scale, strength=wishes.strength):
+        return ""
+    ((word, sense, factor),) = wishes.scale
+    flags = [f"--word={word}", f"--sense={sense}", f"--factor={factor:g}", f"--prompt={prompt}", f"--k={k}"]
+    return command_of("steer", path, *flags, "--num_samples=0") + "\n"
 
 
 # --- Samples ------------------------------------------------------------------------------------
@@ -168,8 +179,9 @@ def steer(
 
 def sample_command(path: str, prompt: str, new_tokens: int, seed: int, edited: bool) -> str:
     """Write the command that gives the same sample, under the saved file if there are edits."""
+    about = f"# The sample, once the edits are saved as {FILE}:\n" * edited
     flags = [f"--edits={FILE}"] * edited + [f"--start={prompt}", "--num_samples=1"]
-    return command_of("sample", path, *flags, f"--max_new_tokens={new_tokens}", f"--seed={seed}")
+    return about + command_of("sample", path, *flags, f"--max_new_tokens={new_tokens}", f"--seed={seed}")
 
 
 def streams(

@@ -7,6 +7,7 @@ suggest(model, "ki")        # ["king", "kind", ...]
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -17,6 +18,7 @@ from nanobackpack.analysis.contexts import Context, Contexts, find_contexts
 from nanobackpack.analysis.labels import NO_THEME
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.app import html
+from nanobackpack.app.characters import shown_tokens, text_of
 from nanobackpack.app.view import View, command_of, python_of
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import open_windows
@@ -25,6 +27,7 @@ from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
+MOST = 4  # words side by side
 _READ = 1 << 13  # tokens of the text in which contexts are looked for
 _PLACES = 2  # of each sense
 _BEFORE, _AFTER = 60, 40  # characters of a context that are shown
@@ -49,12 +52,15 @@ def words(
     found = [sense_cards(senses, word, k, contexts) for word in asked]
     said: list[str] = []
     pieces: list[str] = []
-    for same in zip(*(cards.cards for cards in found), strict=True):  # a sense of each word
-        pieces += [_card(card, len(found) > 1, click) for card in same]
+    for same in sorted(
+        zip(*(cards.cards for cards in found), strict=True), key=_rank
+    ):  # a sense of each word
+        pieces += [_card(senses.tokenizer, card, len(found) > 1, click) for card in same]
     shape = f"--n:{len(found)}" if len(found) > 1 else None
     for word in asked:
         if len(ids := senses.tokenizer.word_ids(word)) > 1:
-            parts = ", ".join(repr(senses.tokenizer.token(i)) for i in ids)
+            shown = shown_tokens(senses.tokenizer, [senses.tokenizer.token(i) for i in ids])
+            parts = ", ".join(map(repr, shown))
             said.append(f"{word!r} is {len(ids)} tokens ({parts}): shown is the mean of their senses")
     return View(
         html=html.show(html.note(*said), html.tag("div", *pieces, class_="nb-cards", style=shape)),
@@ -114,7 +120,23 @@ def _texts(tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode([i]).strip() for i in range(tokenizer.vocab_size)]
 
 
-def _card(card: SenseCard, named: bool, click: bool) -> str:
+def first_words(words: Sequence[str]) -> list[str]:
+    """Give the words that stand side by side, and say which do not."""
+    if rest := words[MOST:]:
+        names = ", ".join(map(repr, rest[:20]))
+        warnings.warn(f"{len(words)} words are given: shown are the first {MOST}, not {names}", stacklevel=2)
+    return [*words[:MOST]]
+
+
+def _rank(same: Sequence[SenseCard]) -> tuple[bool, float]:
+    """Put cards with a clear theme first, and of these the sense that does most, where a text has shown it,
+    or else the one that scores a token highest."""
+    clear = [card for card in same if card.label != NO_THEME]
+    strengths = [card.top[0].score if card.share is None else card.share for card in clear or same]
+    return not clear, -max(strengths) if clear else same[0].sense
+
+
+def _card(tokenizer: Tokenizer, card: SenseCard, named: bool, click: bool) -> str:
     title = f"{card.word} · sense {card.sense}" if named else f"sense {card.sense}"
     share = f"{card.share:.0%} of its effect" if card.share is not None else ""
     rows = {
@@ -131,14 +153,14 @@ def _card(card: SenseCard, named: bool, click: bool) -> str:
     label = html.tag(
         "p", html.escape(card.label), class_="nb-label" if card.label != NO_THEME else "nb-about"
     )
-    places = map(_context, card.contexts)
+    places = [_context(tokenizer, context) for context in card.contexts]
     return html.tag("article", heading, label, html.tag("dl", *lists), *places, class_="nb-card")
 
 
-def _context(context: Context) -> str:
+def _context(tokenizer: Tokenizer, context: Context) -> str:
     """Show a place in a text: the word marked, and at its end what follows, which the sense helped to say."""
-    before = "".join(context.tokens[: context.source])[-_BEFORE:]
-    after = "".join(context.tokens[context.source + 1 :])[-_AFTER:]
+    before = text_of(tokenizer, context.tokens[: context.source])[-_BEFORE:]
+    after = text_of(tokenizer, context.tokens[context.source + 1 :])[-_AFTER:]
     return html.tag(
         "p",
         html.escape(before),

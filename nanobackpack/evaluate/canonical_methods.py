@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Taught: TypeAlias = tuple[Sequence[Example], Sequence[Text], Sequence[Text]]
     """Examples, the background, and the text that the general loss is of."""
 
-EPSILONS = (1e-3, 1e-4, 1e-5)
+EPSILONS = (1e-2, 1e-3, 1e-4, 1e-5)
 METHODS = ("backpack, senses", "backpack, all weights", "backpack, LoRA", "gpt, all weights", "gpt, LoRA")
 
 
