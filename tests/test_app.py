@@ -8,9 +8,12 @@ import json
 import re
 import shlex
 import subprocess
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -390,3 +393,106 @@ def test_report_wants_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["report"])
     assert (end.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
+# --- The explorer's fields, without a browser ---------------------------------------------------------
+
+
+Found = dict[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Found]]:
+    """Open the explorer at an address: what each of its components then has, by its id, else itself."""
+    pytest.importorskip("gradio")
+    from nanobackpack.app.explore import explorer, open_models
+
+    folder = save_tiny(tmp_path_factory.mktemp("explored") / "run", "abcdefg\n")
+    (folder / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3.0}\n', encoding="utf-8")
+    with warnings.catch_warnings():  # which the explorer collects
+        demo = explorer(open_models([str(folder)], device="cpu"))
+        load = next(call.fn for call in demo.fns.values() if call.name == "load")
+
+        def at(**query: str) -> Found:
+            found = load(SimpleNamespace(query_params=query))
+            return {getattr(part, "elem_id", None) or part: value for part, value in found.items()}
+
+        at.demo = demo  # type: ignore[attr-defined]
+        yield at
+
+
+def sliders(found: Found) -> list[tuple[str, float]]:
+    """The sliders of Steer that are seen."""
+    all_of_them = [value for value in found.values() if getattr(value, "step", 0) == 0.1]
+    return [(slider.label, slider.value) for slider in all_of_them if slider.visible]
+
+
+def test_steer_starts_with_the_slider_of_its_example(restored: Any) -> None:
+    """However one comes to the tab: by its address, or from another with a click."""
+    built = {part: part for part in restored.demo.blocks.values()}
+    start = [("'a', all senses", 0.0)]
+    assert sliders(built) == sliders(restored(tab="steer")) == start
+    assert sliders(restored(tab="steer", scale='[["b", 2, 1.5]]')) == [("'b', sense 2", 1.5)]
+
+
+def test_no_file_is_opened_through_a_link(
+    restored: Any, speller: nb.BackpackLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "edits.safetensors"
+    nb.control.save(nb.control.scale(speller, "a", 0.0), file, speller)
+    usual = restored(tab="steer")
+    monkeypatch.setattr(nb.control, "load", lambda *_: pytest.fail("a file was opened"))
+    for path in (file, file.name, "run/ckpt.pt", "/etc/passwd"):
+        found = restored(tab="steer", file=str(path))
+        assert found["steer-file"] is None
+        assert found["view-steer"] == usual["view-steer"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"tab": "steer", "scale": '[["a", Infinity, 1]]'},
+        {"tab": "steer", "scale": '[["a", 1, NaN]]'},
+        {"tab": "steer", "scale": "[" * 10_000},
+        {"tab": "steer", "tokens": "1e9", "seed": "x"},
+        {"tab": "train", "curve": "nope", "models": "[" * 10_000},
+    ],
+)
+def test_what_an_address_cannot_mean_is_as_if_it_were_not_there(restored: Any, query: dict[str, str]) -> None:
+    found, usual = restored(**query), restored(tab=query["tab"])
+    assert sliders(found) == sliders(usual)
+    same = [name for name in usual if isinstance(name, str)]
+    assert f"view-{query['tab']}" in same
+    assert {name: found[name] for name in same} == {name: usual[name] for name in same}
+
+
+def test_a_number_that_is_cleared_is_the_usual_one() -> None:
+    pytest.importorskip("gradio")
+    from nanobackpack.app import page
+
+    fields = {name: SimpleNamespace(value=value) for name, value in (("seed", 1337), ("tokens", 60))}
+    assert page.Page.given(SimpleNamespace(fields=fields), [None, 7]) == {"seed": 1337, "tokens": 7}  # type: ignore[arg-type]
+
+
+def test_a_slider_is_added_or_it_is_said_why_not(restored: Any) -> None:
+    from nanobackpack.app.steer_tab import SLIDERS, added
+
+    two = '[["a", 1, 0.5], ["b", -1, 2.0]]'
+    said, scale, *_ = added(two, "c", None)  # no sense: all of them
+    assert (said, json.loads(scale)) == ("", [["a", 1, 0.5], ["b", -1, 2.0], ["c", -1, 0.0]])
+    full = json.dumps([["a", sense, 0.5] for sense in range(SLIDERS)])
+    for scale, word, why in ((full, "b", "no room for more"), (two, "", "type a word")):
+        said, *kept = added(scale, word, 3)
+        assert why in said
+        assert len(kept) == 1 + SLIDERS
+        assert all(isinstance(part, dict) and part["__type__"] == "update" for part in kept)  # as it was
+    assert added(full, "a", 3)[0] == ""  # it has its slider already
+
+
+def test_the_message_of_an_upload_does_not_say_where_it_lies(speller: nb.BackpackLM, tmp_path: Path) -> None:
+    file = tmp_path / "bad.safetensors"
+    file.write_bytes(b"no edits")
+    with pytest.raises(nb.InputError, match=r"^bad\.safetensors cannot be used") as error:
+        Wishes(file=str(file)).edits(nb.Senses(speller))
+    assert str(tmp_path) not in str(error.value)

@@ -245,11 +245,14 @@ def connect(demo: Any, frame: Frame, tabs: Any, sliders: list[Any]) -> None:
         page = frame.pages.get(query.get("tab", ""), frame.pages["predict"])
         try:
             named = [path for path in json.loads(query.get("models", "[]")) if path in frame.models]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             named = []
         which, more = named or frame.which.value, {}
         if page.name == "steer":
-            listed = with_sliders(query.get("scale", scale.value), [])
+            try:
+                listed = with_sliders(query.get("scale", scale.value))
+            except InputError:  # as if it were not there
+                listed = with_sliders(scale.value)
             if kept not in ("", scale.value):  # a link of a card adds to what is there, but for the example
                 listed = with_sliders(kept, json.loads(listed[0]))
             more, query = dict(zip([scale, *sliders], listed, strict=True)), query | {"scale": listed[0]}

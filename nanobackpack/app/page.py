@@ -193,10 +193,10 @@ class Page:
         return in_place(lambda: self.make(which, **self.given(values)))
 
     def given(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Name what the fields have; a text that nobody has touched is empty."""
-        given = dict(zip(self.fields, values, strict=True))
-        texts = [name for name, field in self.fields.items() if isinstance(field, gr.Textbox)]
-        return given | {name: given[name] or "" for name in texts}
+        """Name what the fields have: an untouched text is empty, a cleared number is the usual one."""
+        first = ["" if isinstance(field, gr.Textbox) else field.value for field in self.fields.values()]
+        some = [usual if value is None else value for value, usual in zip(values, first, strict=True)]
+        return dict(zip(self.fields, some, strict=True))
 
     def show(self, which: list[str], *values: Any) -> list[str]:
         """Give the view, the query of its address, and its two calls."""
@@ -232,8 +232,10 @@ class Page:
 
 def read_field(field: Any, text: str | None) -> Any:
     """Read a field from an address; what it cannot be is as if it were not there."""
-    if text is None:
+    if text is None or isinstance(field, gr.File):  # what lies on this machine is not opened through a link
         return field.value
+    if isinstance(field, gr.Radio):
+        return text if text in [value for _, value in field.choices] else field.value
     if isinstance(field, gr.Dropdown) and field.multiselect:
         return text.split()
     if isinstance(field, gr.Checkbox):

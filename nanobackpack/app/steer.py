@@ -10,6 +10,7 @@ Edits are handed to each call, and never put into the model, which all users sha
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -36,6 +37,7 @@ from nanobackpack.hub.export import export
 from nanobackpack.model.edits import Edit
 from nanobackpack.model.texts import Row, grow
 from nanobackpack.runtime import seed_of
+from nanobackpack.safe.files import display_path
 from nanobackpack.text.words import first_ids, token_id
 
 MOST_TOKENS = 300  # of a sample,
@@ -62,7 +64,10 @@ class Wishes:
     def edits(self, senses: Senses) -> tuple[Edit, ...]:
         """Make the edits, for one model."""
         model, tokenizer = senses.model, senses.tokenizer
-        edits: list[Edit] = list(control.load(self.file, model)) if self.file else []
+        try:
+            edits: list[Edit] = list(control.load(self.file, model)) if self.file else []
+        except InputError as error:  # where it lies on this machine is nobody's business
+            raise InputError(str(error).replace(display_path(self.file), Path(self.file).name)) from None
         for word, sense, factor in self.scale:
             edits += control.scale(model, word, factor, None if sense < 0 else sense)
         if any((self.word, self.remove, self.add)):
@@ -95,10 +100,14 @@ class Wishes:
 def read_scale(text: str) -> tuple[tuple[str, int, float], ...]:
     """Read the list of [word, sense, factor] that the page and its address have."""
     try:
-        items = json.loads(text)
-        return tuple((str(word), int(sense), float(factor)) for word, sense, factor in items if word)
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(f'scale={short_repr(text)} is no list such as [["king", 13, 0.5]]') from None
+        items = tuple(
+            (str(word), int(sense), float(factor)) for word, sense, factor in json.loads(text) if word
+        )
+        if all(math.isfinite(factor) for _, _, factor in items):
+            return items
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        pass
+    raise InputError(f'scale={short_repr(text)} is no list such as [["king", 13, 0.5]]')
 
 
 def read_wishes(

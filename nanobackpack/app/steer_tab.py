@@ -30,14 +30,14 @@ def steer_tab(frame: Frame, example: str, word: str, cache: str) -> list[Any]:
             new = gr.Textbox(label="Word", placeholder="a word of the text", scale=3)
             sense = gr.Number(-1, label="Sense (-1: all)", precision=0, minimum=-1, min_width=110)
             add, clear = gr.Button("Add a slider", min_width=110), gr.Button("Remove all", min_width=110)
-        sliders = [gr.Slider(0, 4, 1, step=0.1, visible=False, buttons=[]) for _ in range(SLIDERS)]
+        _, *sliders = with_sliders(scale.value)
         with gr.Accordion("A topic, or another fact", open=False):
             with gr.Row():
                 bag = gr.Textbox(label="Topic, as words", placeholder="love heart", scale=3)
                 strength = gr.Slider(0, 3, 2, step=1, label="Strength", buttons=[])
             with gr.Row():
                 fact = [gr.Textbox(label=text) for text in ("What is said of", "is no longer", "but")]
-            file = gr.File(label="Edits from a file, before these", file_types=[".safetensors"], height=110)
+            file = gr.File(label=f"Edits from a file such as {steer.FILE}, before these", height=110)
         # These two stand further down, where the samples are.
         top, below = steer.MOST_TOKENS, {"render": False, "min_width": 110}
         tokens = gr.Slider(1, top, 60, step=1, label="Tokens of a sample", buttons=[], **below)
@@ -68,9 +68,8 @@ def steer_tab(frame: Frame, example: str, word: str, cache: str) -> list[Any]:
     page.follow(tab, frame.which.input, scale.change, strength.change, file.change, *typed)
     moved = {"show_progress": "hidden", "trigger_mode": "always_last", **PRIVATE}
     gr.on([s.input for s in sliders], moved_to, [scale, *sliders], scale, **moved)
-    added = lambda scale, word, sense: with_sliders(scale, [[word, sense, 0.0]])  # noqa: E731
-    gr.on([add.click, new.submit], added, [scale, new, sense], [scale, *sliders], **PRIVATE)
-    clear.click(lambda: with_sliders("[]"), None, [scale, *sliders], **PRIVATE)
+    gr.on([add.click, new.submit], added, [scale, new, sense], [said, scale, *sliders], **PRIVATE)
+    clear.click(lambda: ["", *with_sliders("[]")], None, [said, scale, *sliders], **PRIVATE)
 
     # What takes longer, of the first model that is looked at; what goes wrong is said in place.
     def asked(which: list[str], values: Sequence[Any]) -> tuple[Opened, steer.Wishes, str, tuple[int, int]]:
@@ -129,18 +128,29 @@ def moved_to(scale: str, *factors: float) -> str:
     return json.dumps([[*item[:2], factor] for item, factor in zip(items, factors, strict=False)])
 
 
+def added(scale: str, word: str, sense: int | None) -> list[Any]:
+    """Add a slider to the list of [word, sense, factor], or say in place why not."""
+    try:
+        if not word:
+            raise InputError("type a word of the text, then add its slider")
+        new = (word, -1 if sense is None else sense)
+        if len({item[:2] for item in steer.read_scale(scale)} | {new}) > SLIDERS:
+            raise InputError(f"there are {SLIDERS} sliders, and no room for more: remove one")
+        return ["", *with_sliders(scale, [[*new, 0.0]])]
+    except InputError as error:
+        return [wrong(error)] + [gr.skip()] * (1 + SLIDERS)
+
+
 def with_sliders(scale: str, more: Sequence[Any] = ()) -> list[Any]:
     """Add to the list of [word, sense, factor]; give it, and the sliders for it."""
-    try:
-        items = {item[:2]: item for item in steer.read_scale(scale) + steer.read_scale(json.dumps(more))}
-    except InputError:
-        items = {}
+    items = {item[:2]: item for item in steer.read_scale(scale) + steer.read_scale(json.dumps(more))}
     shown = list(items.values())[:SLIDERS]
-    sliders = [
-        gr.Slider(label=f"{word!r}, " + ("all senses" if k < 0 else f"sense {k}"), value=factor, visible=True)
+    looks = [
+        {"label": f"{word!r}, " + ("all senses" if k < 0 else f"sense {k}"), "value": factor, "visible": True}
         for word, k, factor in shown
     ]
-    return [json.dumps(shown), *sliders, *[gr.Slider(visible=False)] * (SLIDERS - len(shown))]
+    looks += [{"visible": False}] * (SLIDERS - len(shown))
+    return [json.dumps(shown), *(gr.Slider(0, 4, step=0.1, buttons=[], **look) for look in looks)]
 
 
 def wrong(error: InputError) -> str:
