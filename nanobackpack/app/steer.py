@@ -202,11 +202,19 @@ def streams(
         choice: dict[str, Any] = {"temperature": usual.temperature, "top_k": usual.top_k, "generator": [draw]}
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         growing.append(grow(model, [row], new_tokens, stop=end, edits=given, **choice))
-    stops = time.monotonic() + MOST_SECONDS
-    while [True for steps in growing if next(steps, "over") is None]:  # both a token further
+    # Both a token further, until both have ended.
+    further = iter(lambda: [True for steps in growing if next(steps, "over") is None], [])
+    for _ in in_time(further):
         yield tuple(prompt + row.text(tokenizer) for row in rows)  # type: ignore[misc]
+
+
+def in_time(steps: Iterable[Any]) -> Iterator[Any]:
+    """Do steps one by one, for as long as one may make others wait."""
+    stops = time.monotonic() + MOST_SECONDS
+    for step in steps:
+        yield step
         if time.monotonic() > stops:
-            raise InputError(f"stopped after {MOST_SECONDS:.0f} seconds: ask for fewer tokens")
+            raise InputError(f"stopped after {MOST_SECONDS:.0f} seconds: ask for less")
 
 
 # --- What edits cost, and files -----------------------------------------------------------------
@@ -225,7 +233,7 @@ def price(
     if not edits:
         raise InputError("there are no edits yet: nothing is changed, and nothing is lost")
     text = held_out(senses.model, _Where(init_from=path), sorted(edited_words(edits)))
-    found = cost(senses.model, edits, text, "this edit", watch)
+    found = cost(senses.model, edits, text, "this edit", lambda rows: in_time(watch(rows)))
     if found is None:
         raise InputError("the text that was held out in training is not here, so the cost cannot be measured")
     return found

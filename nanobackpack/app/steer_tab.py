@@ -15,7 +15,7 @@ from nanobackpack.errors import InputError
 
 ABOUT = (
     "Change what a word says: let one of its senses count more, less (0: not at all), and see what follows. "
-    "The model itself stays as it is."
+    "The model itself stays as it is. Of several models, samples, cost and files are of the first."
 )
 SLIDERS = 8
 
@@ -115,8 +115,8 @@ def steer_tab(frame: Frame, example: str, word: str, cache: str) -> list[Any]:
 
     inputs, slow = page.inputs, {"concurrency_limit": 1, **PRIVATE}
     writing = write.click(write_samples, inputs, [said, left, right], show_progress="hidden", **PRIVATE)
-    stop.click(None, cancels=[writing])
-    price.click(tell_price, inputs, said, **slow)
+    pricing = price.click(tell_price, inputs, said, **slow)
+    stop.click(None, cancels=[writing, pricing])
     save.click(save_edits, inputs, [said, kept], **PRIVATE).then(None, kept, js=SAVE)
     export.click(export_edited, inputs, [said, zipped], **slow)
     return sliders
@@ -135,7 +135,7 @@ def added(scale: str, word: str, sense: int | None) -> list[Any]:
             raise InputError("type a word of the text, then add its slider")
         new = (word, -1 if sense is None else sense)
         if len({item[:2] for item in steer.read_scale(scale)} | {new}) > SLIDERS:
-            raise InputError(f"there are {SLIDERS} sliders, and no room for more: remove one")
+            raise InputError(f"there are {SLIDERS} sliders, and no room for more: remove them first")
         return ["", *with_sliders(scale, [[*new, 0.0]])]
     except InputError as error:
         return [wrong(error)] + [gr.skip()] * (1 + SLIDERS)
