@@ -22,6 +22,11 @@ from nanobackpack.train.checkpoint import build_model, save_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
 
+# Who starts the tests may ignore signals, as nohup does, and programs respect that; tests of signals need them.
+for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, number), usual)
+
 TINY: dict[str, Any] = {
     "n_layer": 3, "n_head": 2, "n_embd": 16, "block_size": 12, "n_sense_vector": 4,
     "vocab_size": 23, "vocab_used": 19,

@@ -174,9 +174,6 @@ def test_characters_without_a_font_are_named(tmp_path: Path, monkeypatch: pytest
 
 
 @posix
-@pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="ignored, as after `sh -c '... &'`"
-)
 def test_ctrl_c_while_a_program_starts(folder: Path) -> None:
     """From the moment that the program is there; Python itself takes a while before."""
     code = (

