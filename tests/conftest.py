@@ -22,7 +22,7 @@ from nanobackpack.train.checkpoint import build_model, save_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
 
-# Who starts the tests may ignore signals, as nohup does, and programs respect that; tests of signals need them.
+# Who starts the tests may ignore signals, as nohup does; programs respect that, and tests would wait.
 for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is signal.SIG_IGN:
         signal.signal(getattr(signal, number), usual)
