@@ -106,14 +106,19 @@ def show(browser: Any, address: str) -> Iterator[Show]:
     """Open a view in a browser of its own. None may complain, or ask any other host for anything."""
     contexts, wrong = [], []
 
+    def note(error: str) -> None:
+        # A page that is left while it waits for an answer: Gradio lets its own request fail.
+        if not error.startswith(("AbortError: signal is aborted", "Connection errored out")):
+            wrong.append(error)
+
     def open_view(width: int = 1280, **query: str) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: note(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: note(str(error)))
         own = (address, "data:", "blob:")
         page.on("request", lambda r: None if r.url.startswith(own) else wrong.append(r.url))
         page.goto(f"{address}?{urlencode(query)}")
