@@ -150,7 +150,8 @@ class TrainConfig(Architecture):
     max_iters: int = 600000
     """Optimizer steps in all."""
     max_minutes: float = 0.0
-    """Minutes of training in all: then the run ends whole, with the schedule compressed (0: no limit)."""
+    """Minutes of training in all: then the run ends whole (0: no limit). If that is short, its learning rates
+    follow the clock, and no other run repeats it."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw; or muon: orthogonal steps for matrices, AdamW for the rest; learns from fewer steps."""
     muon_lr_factor: float = 3.0

@@ -31,7 +31,7 @@ from nanobackpack.app.explore import open_models
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.runs import runs
-from nanobackpack.app.steer import Wishes, steer
+from nanobackpack.app.steer import Wishes, in_time, steer
 from nanobackpack.app.view import View
 from nanobackpack.app.words import contexts_of, first_words, suggest, words
 from nanobackpack.commands import main
@@ -496,3 +496,12 @@ def test_the_message_of_an_upload_does_not_say_where_it_lies(speller: nb.Backpac
     with pytest.raises(nb.InputError, match=r"^bad\.safetensors cannot be used") as error:
         Wishes(file=str(file)).edits(nb.Senses(speller))
     assert str(tmp_path) not in str(error.value)
+
+
+def test_what_takes_too_long_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(in_time([1, 2])) == [1, 2]
+    monkeypatch.setattr("nanobackpack.app.steer.MOST_SECONDS", -1.0)
+    steps = in_time([1, 2])
+    assert next(steps) == 1
+    with pytest.raises(nb.InputError, match="stopped after"):
+        next(steps)

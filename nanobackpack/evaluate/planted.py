@@ -1,6 +1,6 @@
 """Can behaviour be changed where it is stored, and at what price? A study in which the truth is known.
 
-    nanobackpack planted                              # the whole study: an estimated 25 minutes on 2 cores
+    nanobackpack planted                              # the whole study: 40 minutes on 2 busy cores
     nanobackpack planted --seeds=1 --steps=500        # a look at it
 
 Backpacks and GPTs with the same context network learn a language (evaluate/language.py) whose bias, topics
