@@ -5,13 +5,12 @@
     bench.steps(setup)                  # {"plain": 61.2, "ours": 24.8, "gpt": 14.8}: medians
     bench.close()
 
-Whether a process keeps the memory it frees is settled for the whole process, and plain runs without the
-matrix products that we choose (oneDNN on AMD). So no two programs may share a process.
+Whether a process keeps the memory it frees, and how long its threads wait for each other, is settled for the
+whole process. So no two programs may share one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -20,7 +19,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -34,7 +32,7 @@ from nanobackpack import control
 from nanobackpack.analysis.senses import Senses
 from nanobackpack.bench.plain import plain_generate, plain_loss, plain_nearest
 from nanobackpack.config import ModelConfig, TrainConfig
-from nanobackpack.model.kernels import UniqueIds, unique_ids
+from nanobackpack.model.kernels import Linear, UniqueIds, unique_ids
 from nanobackpack.runtime import autocast, keep_memory, pick_compile, pick_device, pick_dtype
 from nanobackpack.text.corpus import from_files
 from nanobackpack.text.prepare import write_tokens
@@ -45,6 +43,7 @@ from nanobackpack.train.checkpoint import build_model
 from nanobackpack.train.optim import make_optimizer
 
 KINDS = ("plain", "ours", "gpt")
+LIBRARY = ("transformers", "exported")  # what the transformers library has: its GPT-2, and our export
 SECONDS = (20.0, 1.5)  # how long the programs take turns for one row, and how long with --quick
 LOOP_TOKENS = 125  # of the vocabulary, which the plain search for neighbours looks at
 
@@ -65,8 +64,8 @@ class Setup(NamedTuple):
 
     def model(self, kind: str) -> ModelConfig:
         sizes: dict[str, Any] = {"n_head": self.H, "n_embd": self.D, "block_size": self.T}
-        if kind.startswith("gpt"):  # the same context network; "gpt deep": as many layers as the Backpack has
-            n_layer = self.L - (kind == "gpt")
+        if kind in ("gpt", "gpt deep", "transformers"):  # deep: as many layers as the Backpack has, and else
+            n_layer = self.L - (kind != "gpt deep")  # the same context network
             return ModelConfig(model_name="gpt2", n_layer=n_layer, vocab_size=self.V, **sizes)
         return ModelConfig(n_layer=self.L, n_sense_vector=self.K, vocab_size=self.V, **sizes)
 
@@ -76,6 +75,11 @@ class Setup(NamedTuple):
         frequency = 1 / torch.arange(1.0, self.V + 1)  # (V)
         ids = torch.multinomial(frequency, self.B * (self.T + 1), replacement=True, generator=draw)
         return ids.view(self.B, -1)  # (B, T + 1)
+
+    def prompts(self) -> list[list[int]]:
+        """B prompts, from an eighth to half of T tokens long."""
+        lengths = torch.linspace(self.T // 8, self.T // 2, self.B).int().tolist()
+        return [row[:length].tolist() for row, length in zip(self.ids(0), lengths, strict=True)]
 
 
 class Text(NamedTuple):
@@ -103,9 +107,15 @@ class ModelWork:
         self.model: Any = build_model(setup.model(kind)).to(device).train()
         self.model.context.recompute = kind == "ours recompute"
         self.optimizer = make_optimizer(self.model, TrainConfig(optimizer="adamw"))
-        self.loss: Callable[..., Any] = plain_loss if self.plain else self.model
+        self.forward: Callable[..., Any] = plain_loss if self.plain else self.model
+        if self.plain:  # torch's own layers, and AdamW as nanoGPT makes it
+            for module in self.model.modules():
+                if isinstance(module, Linear):
+                    module.__class__ = torch.nn.Linear  # type: ignore[assignment]
+            for group in self.optimizer.param_groups:
+                group["fused"] = device.type == "cuda"
         if kind != "plain" and pick_compile("auto", device):
-            self.loss = torch.compile(self.loss)
+            self.forward = torch.compile(self.forward)
         self.batches = itertools.cycle([self.batch(setup.ids(seed)) for seed in range(4)])
         self.ids = itertools.cycle(range(setup.V))
         self.caches: dict[tuple[int, int, bool], Any] = {}
@@ -123,6 +133,11 @@ class ModelWork:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    def loss(self, x: Tensor, y: Tensor, tokens: UniqueIds | None) -> Any:
+        if self.plain:
+            return self.forward(self.model, x, y)
+        return self.forward(x, y, unique=tokens, loss_only=True).loss
+
     def step(self, times: int = 2) -> float:
         """Milliseconds of a training step, the last of some. A single one would pay for the turns of the
         other programs: the memory that it frees and asks for again has gone back to the system meanwhile."""
@@ -130,15 +145,28 @@ class ModelWork:
             x, y, tokens = next(self.batches)
             start = self.now()
             with autocast(self.device, self.dtype):
-                if self.plain:
-                    loss = self.loss(self.model, x, y)
-                else:
-                    loss = self.loss(x, y, unique=tokens, loss_only=True).loss
+                loss = self.loss(x, y, tokens)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return 1000 * (self.now() - start)
+
+    @torch.inference_mode()
+    def prefill(self) -> float:
+        """Milliseconds until a prompt of T tokens has told what comes next."""
+        ids = self.setup.ids(0)[:1, :-1].to(self.device)  # (1, T)
+        with autocast(self.device, self.dtype):
+            cache, start = self.model.eval().new_cache(), self.now()
+            self.model.next_logits(ids, cache)
+        return 1000 * (self.now() - start)
+
+    def batch_of_prompts(self, n: int) -> float:
+        """New tokens per second when prompts of different lengths grow by n tokens each, in one batch."""
+        torch.manual_seed(0)
+        start = self.now()
+        self.model.generate(self.setup.prompts(), n)
+        return self.setup.B * n / (self.now() - start)
 
     def memory(self) -> tuple[int, int]:
         """The most bytes in use in the first steps: in all, and above model and optimizer state."""
@@ -273,18 +301,22 @@ _held: tuple[Setup | Text | None, Any] = (None, None)  # what this process works
 def call(kind: str, device: str, setup: Setup | Text, method: str, args: tuple[Any, ...]) -> Any:
     """In the process of a program: do what is asked for, and keep the model until another is wanted."""
     global _held
-    onednn: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if kind.startswith("plain"):
-        warnings.simplefilter("ignore", UserWarning)  # about other settings of the same name
-        onednn = torch.backends.mkldnn.flags(enabled=False)
-    else:
+    if not is_stock(kind):
         keep_memory(kind != "ours recompute")
-    with onednn:
-        if _held[0] != setup:
-            _held = (None, None)  # free one model before the next is built
-            work: Any = TextWork if isinstance(setup, Text) else ModelWork
-            _held = (setup, work(kind, setup, pick_device(device)))
-        return getattr(_held[1], method)(*args)
+    if _held[0] != setup:
+        _held = (None, None)  # free one model before the next is built
+        work: Any = TextWork if isinstance(setup, Text) else ModelWork
+        if kind in LIBRARY:
+            from nanobackpack.bench.library import LibraryWork  # transformers: slow to import
+
+            work = LibraryWork
+        _held = (setup, work(kind, setup, pick_device(device)))
+    return getattr(_held[1], method)(*args)
+
+
+def is_stock(kind: str) -> bool:
+    """Whether the program runs on PyTorch as it comes, in the environment that its users have."""
+    return kind.startswith("plain") or kind in LIBRARY
 
 
 # --- Taking turns -----------------------------------------------------------------------------
@@ -301,8 +333,8 @@ class Bench:
     def worker(self, kind: str) -> ProcessPoolExecutor:
         """The process of that kind."""
         if kind not in self.workers:
-            # Plain is stock PyTorch, whose threads wait for each other as it pleases (program.py).
-            stock: Any = (os.unsetenv, ("GOMP_SPINCOUNT",)) if kind.startswith("plain") else ()
+            # The threads of stock PyTorch wait for each other as it pleases (program.py).
+            stock: Any = (os.unsetenv, ("GOMP_SPINCOUNT",)) if is_stock(kind) else ()
             self.workers[kind] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), *stock)
         return self.workers[kind]
 
