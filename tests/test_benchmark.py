@@ -18,13 +18,14 @@ from jobs import SERVER
 
 from nanobackpack.bench import BenchConfig, cases, gpu, main, workers
 from nanobackpack.bench.cases import Case
-from nanobackpack.bench.workers import Bench, Setup, Text
+from nanobackpack.bench.work import Setup, Text
+from nanobackpack.bench.workers import Bench
 from nanobackpack.config import ModelConfig
 from nanobackpack.model.flops import flops_per_step, peak_flops
 
 SMALL = Setup(V=23, L=3, H=2, D=16, T=12, B=2, K=4)
 MANY = SMALL._replace(V=64)  # more tokens than the model is wide
-KEYS = {"what", "config", "unit", *cases.COLUMNS, "compares", "ratio", "target", "met", "note"}
+KEYS = {"what", "config", "unit", *workers.COLUMNS, "compares", "ratio", "target", "met", "note"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"bias": True}, PAPER, {"model_name": "gpt2"}])

@@ -20,7 +20,7 @@ The last two need pip install 'nanobackpack[hub]'; without it these columns stay
 
 They take turns, so that whatever else the machine does slows all of them alike, and the table has medians.
 Each row says which two numbers make its ratio and where that ratio should lie. See cases.py for what is
-measured, workers.py for how.
+measured, work.py and workers.py for how.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanobackpack.bench.plain import plain_logits
-from nanobackpack.bench.workers import KINDS, LIBRARY, Bench, Setup, Text
+from nanobackpack.bench.work import Setup, Text
+from nanobackpack.bench.workers import COLUMNS, KINDS, LIBRARY, Bench
 from nanobackpack.config import ModelConfig
 from nanobackpack.model.flops import flops_per_step
 from nanobackpack.safe.files import writing
@@ -39,7 +40,6 @@ from nanobackpack.safe.pictures import picture
 from nanobackpack.text.data import TokenData
 from nanobackpack.train.checkpoint import build_model
 
-COLUMNS = ("ours", *(kind for kind in KINDS if kind != "ours"), *LIBRARY)
 ALL = (*KINDS, *LIBRARY) if find_spec("transformers") else KINDS
 CHARS = Setup(V=65, L=4, H=4, D=128, T=64, B=12, K=16)
 WORDS = Setup(V=50304, L=6, H=6, D=384, T=256, B=4, K=16)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from nanobackpack.bench.workers import ModelWork, Setup
+from nanobackpack.bench.work import ModelWork, Setup
 from nanobackpack.hub.export import export
 from nanobackpack.model.kernels import UniqueIds
 from nanobackpack.runtime import autocast
