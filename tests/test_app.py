@@ -1,4 +1,8 @@
-"""The views of the explorer and the report, without a browser: their numbers, their escapes, their calls."""
+"""The views of the explorer and the report, without a browser: their numbers, their escapes, their calls.
+
+What imports gradio or transformers, seconds of it, is imported by the tests that use it: each process that
+runs tests reads this file.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,9 @@ from nanobackpack.analysis.contexts import Contexts
 from nanobackpack.analysis.results import to_json_values
 from nanobackpack.app import html
 from nanobackpack.app.characters import text_of
-from nanobackpack.app.explore import open_models
 from nanobackpack.app.predict import predict
 from nanobackpack.app.report import report
 from nanobackpack.app.runs import runs
-from nanobackpack.app.steer import Wishes, in_time, steer
 from nanobackpack.app.view import View
 from nanobackpack.app.words import contexts_of, first_words, suggest, words
 from nanobackpack.commands import main
@@ -179,6 +181,8 @@ def gpt(folder: Path) -> nb.GPT:
 
 
 def test_a_gpt_shows_what_it_expects_and_that_it_has_no_senses(tmp_path: Path) -> None:
+    from nanobackpack.app.explore import open_models
+
     model, path = gpt(tmp_path), str(tmp_path / "gpt.pt")
     (opened,) = open_models([path], "cpu")
     view = predict(opened.model, "abc", "d", source=path, k=3)
@@ -272,6 +276,8 @@ def test_cards_with_a_theme_come_first(speller: nb.BackpackLM, monkeypatch: pyte
 def test_the_command_of_an_edit_gives_its_distribution(
     folder: Path, speller: nb.BackpackLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from nanobackpack.app.steer import Wishes, steer
+
     senses = nb.Senses(speller, "auto", special=True, typed=True)
     view = steer(senses, str(folder), "abc", Wishes(scale=(("c", 1, 0.5),)), k=3)
     distribution, about, sample = view.command.splitlines()
@@ -317,6 +323,8 @@ def test_runs_are_read_from_all_folders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_each_view_has_a_picture(speller: nb.BackpackLM) -> None:
+    from nanobackpack.app.steer import Wishes, steer
+
     senses = nb.Senses(speller)
     one, two = words(speller, ["a"]), words(speller, ["a", "b"])
     assert picture(two.png()).shape[0] == 2 * picture(one.png()).shape[0]  # one below the other
@@ -491,6 +499,8 @@ def test_a_slider_is_added_or_it_is_said_why_not(restored: Any) -> None:
 
 
 def test_the_message_of_an_upload_does_not_say_where_it_lies(speller: nb.BackpackLM, tmp_path: Path) -> None:
+    from nanobackpack.app.steer import Wishes
+
     file = tmp_path / "bad.safetensors"
     file.write_bytes(b"no edits")
     with pytest.raises(nb.InputError, match=r"^bad\.safetensors cannot be used") as error:
@@ -499,6 +509,8 @@ def test_the_message_of_an_upload_does_not_say_where_it_lies(speller: nb.Backpac
 
 
 def test_what_takes_too_long_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanobackpack.app.steer import in_time
+
     assert list(in_time([1, 2])) == [1, 2]
     monkeypatch.setattr("nanobackpack.app.steer.MOST_SECONDS", -1.0)
     steps = in_time([1, 2])

@@ -247,7 +247,7 @@ def test_cached_generation_equals_uncached(edited: tuple[BackpackLM, tuple[Edit,
 def test_rows_and_samples_do_not_mix(edits: Callable[..., tuple[Edit, ...]]):
     """Edits change the text; a row continues as it does alone, and one prompt for all as copies of it do."""
     model = tiny_model()
-    some, prompts = edits(model), TEXT[:, :8].repeat(20, 1)
+    some, prompts = edits(model), TEXT[:, :8].repeat(5, 1)
     plain = model.generate(prompts, 12, 5.0, generator=draws())
     assert not torch.equal(plain, model.generate(prompts, 12, 5.0, generator=draws(), edits=some))
     together = model.generate(TEXT[:, :5], 15, temperature=0, edits=some)

@@ -53,7 +53,7 @@ BPE = make_tokenizer("bpe:300", ["aab ab. 'b 11\n\n ab,a\n a\n\r\n ab\n ab\r\n�
 
 
 @given(TEXT, st.integers(1, 50), st.integers(1, 40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE_CHARS", size)
@@ -253,8 +253,23 @@ def test_bad_bytes_are_counted(errors: str, text: str, name: str, tmp_path: Path
         assert joined(from_files([tmp_path / name], errors=errors).read()) == [text]
 
 
-@given(st.text(st.sampled_from("ae\u0301\u0323 \n\u1100\u1161\u11a8中é"), max_size=80), st.integers(3, 9))
-@settings(max_examples=200)
+# What a cut may not part: letters with accents, the parts of a Korean one, and these after spaces.
+LETTERS = [
+    "a",
+    "e\u0301",
+    "e\u0323\u0301",
+    "é",
+    "中",
+    "\u1100",
+    "\u1100\u1161",
+    "\u1100\u1161\u11a8",
+    "a  ",
+    "a\n\u0301",
+]
+
+
+@given(st.lists(st.sampled_from(LETTERS), max_size=40).map("".join), st.integers(3, 9))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
 def test_pieces_can_be_composed(text: str, size: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE_CHARS", size)

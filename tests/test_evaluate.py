@@ -344,20 +344,23 @@ WORD = st.text(st.characters(categories=["Ll", "Lo", "Nd"]), min_size=1, max_siz
 NUMBER = st.floats(-100, 100).map(lambda x: round(x, 4))
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that many examples write, each anew."""
+    return tmp_path_factory.mktemp("any") / "set.txt"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     pairs=st.lists(st.builds(WordPair, WORD, WORD, NUMBER), min_size=2, max_size=5),
     end=st.sampled_from(["\n", "\r\n", " \n"]),
 )
-def test_pairs_survive_a_file(
-    name: str, pairs: list[WordPair], end: str, tmp_path_factory: pytest.TempPathFactory
-):
+def test_pairs_survive_a_file(name: str, pairs: list[WordPair], end: str, path: Path):
     """Every format gives back what was written, with either line end, blank lines, and none at the end."""
     separator, column, header = FORMATS[name]
     cells = [[p.first, p.second, *["A"] * (column - 2), repr(p.score)] for p in pairs]
     lines = ["head"] * header + [(separator or "\t").join(row) for row in cells]
-    path = tmp_path_factory.mktemp("pairs") / "set.txt"
     path.write_bytes((end.join(lines) + end * 2 + "").encode())
     assert read_pairs(name, path) == pairs
     path.write_bytes(end.join(lines).encode())
@@ -366,8 +369,7 @@ def test_pairs_survive_a_file(
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(name=st.sampled_from([*sorted(FORMATS), "mine"]), text=st.text(max_size=60))
-def test_any_file_gives_pairs_or_one_line(name: str, text: str, tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("any") / "set.txt"
+def test_any_file_gives_pairs_or_one_line(name: str, text: str, path: Path):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     for read in (lambda: read_pairs(name, path), lambda: read_json_lines(path, ("text",))):
         message = ""

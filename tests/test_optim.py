@@ -32,7 +32,8 @@ def data(tmp_path: Path) -> Path:
 def schedule(**changes: Any) -> list[float]:
     """The rates of the first 200 steps."""
     settings = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 10, "lr_decay_iters": 110} | changes
-    return [learning_rate(step, TrainConfig(**settings)) for step in range(200)]
+    config = TrainConfig(**settings)
+    return [learning_rate(step, config) for step in range(200)]
 
 
 def test_learning_rates_warm_up_and_decay() -> None:
@@ -170,9 +171,9 @@ def test_what_is_no_matrix_takes_the_steps_of_adamw() -> None:
 
 
 def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    settings = {"optimizer": "muon", "max_iters": 7, "dropout": 0.1}
+    settings = {"optimizer": "muon", "max_iters": 4, "eval_interval": 9, "dropout": 0.1}
     train(tiny(data, tmp_path / "whole", **settings))
-    train(tiny(data, tmp_path / "parts", **settings | {"max_iters": 3}))
+    train(tiny(data, tmp_path / "parts", **settings | {"max_iters": 2}))
     train(tiny(data, tmp_path / "parts", **settings, init_from="resume"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     kinds = [set(s) for s in saved(tmp_path / "whole")["optimizer"]["state"].values()]
@@ -183,7 +184,7 @@ def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(data: Path, tmp_pat
 def test_muon_learns_faster_than_adamw_at_the_same_settings(data: Path, tmp_path: Path) -> None:
     losses = {}
     for name in ("adamw", "muon"):
-        train(tiny(data, tmp_path / name, optimizer=name, max_iters=60, eval_interval=60, lr_decay_iters=60))
+        train(tiny(data, tmp_path / name, optimizer=name, max_iters=40, eval_interval=40, lr_decay_iters=40))
         losses[name] = records(tmp_path / name)[-1]["val_loss_full"]
     assert losses["muon"] < losses["adamw"] - 0.1
 

@@ -378,8 +378,8 @@ def killing(after: int) -> Callable[[Path, Path], None]:
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("layout", ["text", "packs"])
 def test_a_set_that_is_there_is_replaced_whole_or_not_at_all(tmp_path: Path, layout: str):
-    write_set(tmp_path / "old", layout, DOCS)
-    write_set(tmp_path / "new", layout, DOCS[:99])
+    write_set(tmp_path / "old", layout, DOCS[:50])
+    write_set(tmp_path / "new", layout, DOCS[:30])
     old, new = (open_dataset(tmp_path / name).meta for name in ("old", "new"))
     for n in itertools.count():  # renames until the process is killed
         folder = tmp_path / f"{n}"
@@ -387,14 +387,14 @@ def test_a_set_that_is_there_is_replaced_whole_or_not_at_all(tmp_path: Path, lay
         if (child := os.fork()) == 0:
             try:
                 with mock.patch("os.replace", killing(n)):
-                    write_set(folder, layout, DOCS[:99])
+                    write_set(folder, layout, DOCS[:30])
             finally:
                 os._exit(0)
         killed = os.waitpid(child, 0)[1] == signal.SIGKILL
         data = open_dataset(folder)
         assert data.verify_files() == []
         assert data.meta == (new if n else old)
-        write_set(folder, layout, DOCS[:99])
+        write_set(folder, layout, DOCS[:30])
         assert {p.relative_to(folder) for p in folder.rglob("*")} == {
             p.relative_to(tmp_path / "new") for p in (tmp_path / "new").rglob("*")
         }

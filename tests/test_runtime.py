@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pkgutil
 import shutil
 import signal
 import subprocess
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_house import MODULES
 
-import nanobackpack
 from nanobackpack.errors import InputError
 from nanobackpack.runtime import autocast, generator, pick_compile, pick_device, pick_dtype, seed_of
 from nanobackpack.safe.run import start_aside
@@ -172,35 +171,46 @@ def state():
         "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)],
     }
 
-modules = json.loads(sys.argv[1])
+modules, absent = json.loads(sys.argv[1])
 sys.argv = NoReading(["probe", "--no_such_setting=1"])
 before = state()
-importlib.import_module("nanobackpack")
-heavy = [m for m in ("matplotlib", "transformers", "scipy", "pandas", "sklearn") if m in sys.modules]
+package = importlib.import_module("nanobackpack")
+heavy = [m for m in ("matplotlib", "pandas", "transformers", *absent) if m in sys.modules]
+sys.modules.update(dict.fromkeys(absent))
 for name in modules:
     importlib.import_module(name)
+names = [name for name in package.__all__ if getattr(package, name) is None or name not in dir(package)]
 after = state()
 changed = [k for k in before if before[k] != after[k]]
 with open("result.json", "w") as f:
-    json.dump({"changed": changed, "heavy": heavy, "argv": list.copy(sys.argv)}, f)
+    json.dump({"changed": changed, "heavy": heavy, "names": names, "argv": list.copy(sys.argv)}, f)
 """
 
 
-def test_importing_does_nothing_else(tmp_path: Path) -> None:
-    """Every module of the package, in a fresh interpreter in an empty folder; but for those of the explorer's
-    page, with which Gradio comes, and that draws random numbers as it is imported."""
-    found = pkgutil.walk_packages(nanobackpack.__path__, "nanobackpack.")
-    others = ("__main__", "app.page", "app.explore", "app.steer_tab")
-    modules = [m.name for m in found if not m.name.endswith(others)]
-    assert {"nanobackpack.train.trainer", "nanobackpack.cli", "nanobackpack.runtime"} <= set(modules)
+EXTRAS = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
+EXTRAS += ["trackio", "tensorboard", "lm_eval", "gradio", "playwright"]
+EXPORTED = "nanobackpack.hub.modeling_backpack"  # goes with exported models, and is imported by transformers
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ([m for m in MODULES if not m.endswith(("__main__", EXPORTED))], EXTRAS),
+        pytest.param(["nanobackpack.hub", EXPORTED], [], marks=pytest.mark.slow),
+    ],
+    ids=["all", "exported"],
+)
+def test_importing_does_nothing_else(tmp_path: Path, modules: list[str], absent: list[str]) -> None:
+    """Every module, in a fresh interpreter in an empty folder; what pip installs without extras is enough for
+    them and for every public name."""
     (tmp_path / "probe.py").write_text(PROBE, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "probe.py", json.dumps(modules)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "probe.py", json.dumps([modules, absent])],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     result = json.loads((tmp_path / "result.json").read_text())
     assert {p.name for p in tmp_path.iterdir()} - {"probe.py", "result.json", "__pycache__"} == set()
     assert result["argv"] == ["probe", "--no_such_setting=1"]
     assert result["changed"] == []  # seeds, default type and device, threads, logging, signals
-    assert result["heavy"] == []
+    assert result["heavy"] == result["names"] == []

@@ -10,11 +10,9 @@ import ast
 import dataclasses
 import json
 import math
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -681,7 +679,9 @@ MAIN = """
 """
 
 
-def test_the_page_s_command_prints_sense_9(tmp_path: Path):
+def test_the_page_s_command_prints_sense_9(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """The page's command and its snippet, word for word, on a tiny model of 16 senses."""
     # As many tokens as the Chinese BERT's vocabulary has: special ones, then characters.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -702,13 +702,13 @@ def test_the_page_s_command_prints_sense_9(tmp_path: Path):
     assert n == 1
     (tmp_path / "experiments" / "sense_vector.py").write_text(script, encoding="utf-8")
 
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-    command = [sys.executable, *shlex.split(COMMAND)[1:]]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = [ast.literal_eval(line) for line in result.stdout.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", shlex.split(COMMAND)[1:])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (end.value.code or 0, err) == (0, "")
+    lines = [ast.literal_eval(line) for line in out.splitlines()]
     senses = Senses(nb.load_model(tmp_path / "clue_small"))
     for word, line in zip("天武快冯", lines, strict=True):
         assert len(line) == 5

@@ -503,7 +503,7 @@ def test_patterns_of_well_known_tokenizers_are_let_through(name: str):
 def test_a_pattern_without_end_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch):
     pattern, word = ENDLESS[name]
     text = (word + " ") * 20
-    monkeypatch.setattr("nanobackpack.text.tokenizer._PATIENCE_S", 0.2)
+    monkeypatch.setattr("nanobackpack.text.tokenizer._PATIENCE_S", 0.05)
     monkeypatch.setattr("nanobackpack.text.tokenizer._CHARS_A_SECOND", 1e9)
     splits, replaces = with_parts(pre_tokenizer=split_by(pattern)), replace("x", Regex=pattern)
     decodes = with_parts(decoder=chain("decoders", BYTE_LEVEL, replaces))

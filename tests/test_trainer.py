@@ -59,7 +59,7 @@ def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "dataset": str(data), "out_dir": str(out), "device": "cpu", "compile": False,
         "n_layer": 2, "n_head": 2, "n_embd": 16, "n_sense_vector": 2, "block_size": 8, "batch_size": 4,
-        "max_iters": 5, "eval_interval": 2, "eval_iters": 2, "learning_rate": 1e-2, "min_lr": 1e-3,
+        "max_iters": 5, "eval_interval": 2, "eval_iters": 1, "learning_rate": 1e-2, "min_lr": 1e-3,
         "warmup_iters": 2, "lr_decay_iters": 20, "beta2": 0.99,
     }  # fmt: skip
     return TrainConfig(**settings | changes)
@@ -274,7 +274,7 @@ def test_eval_only_trains_nothing(data: Path, tmp_path: Path) -> None:
 )
 def test_every_model_learns_a_simple_text(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny(
-        data, tmp_path, max_iters=120, lr_decay_iters=120, batch_size=16, eval_interval=500,
+        data, tmp_path, max_iters=60, lr_decay_iters=60, batch_size=16, eval_interval=500,
         learning_rate=2e-2, log_interval=60, **changes,
     )  # fmt: skip
     assert train(config) == 0
@@ -362,7 +362,7 @@ def test_dropout_masks_differ_between_steps(data: Path, tmp_path: Path) -> None:
 
 def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, Tensor]] = []
-    trainer = Trainer(tiny(data, tmp_path, dropout=0.5))
+    trainer = Trainer(tiny(data, tmp_path, dropout=0.5, eval_iters=2))
     draw_batch = trainer.data.batch
 
     def watched_batch(split: str, *args: Any) -> tuple[Tensor, Tensor]:
@@ -404,14 +404,14 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert without_timings(records(out)) == without_timings(records(other))
 
 
-@pytest.mark.parametrize("stop", [1, 5, 8])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    data: Path, tmp_path: Path, uninterrupted: Path, stop: int
-) -> None:
-    train(tiny(data, tmp_path, **HARD | {"max_iters": stop}))
-    assert saved(tmp_path)["iter_num"] == stop
-    torch.manual_seed(stop)
-    train(tiny(data, tmp_path, **HARD, init_from="resume"))
+def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    """Wherever it was stopped: after its first step, after an evaluation, on its last one."""
+    for stop in (1, 5, 8, 9):
+        torch.manual_seed(stop)
+        train(
+            tiny(data, tmp_path, **HARD | {"max_iters": stop}, init_from="resume" if stop > 1 else "scratch")
+        )
+        assert saved(tmp_path)["iter_num"] == stop
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -479,6 +479,14 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path, uni
 STAYS = "the learning rate stays at min_lr=0.001 from step "
 
 
+@pytest.fixture(scope="module")
+def four_of_five(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run after 4 steps of 5, the last of them at a rate of 0.00775."""
+    out = tmp_path_factory.mktemp("four")
+    train(tiny(data, out, max_iters=4, lr_decay_iters=5, eval_interval=9))
+    return out
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -494,11 +502,9 @@ STAYS = "the learning rate stays at min_lr=0.001 from step "
     ],
 )
 def test_going_on_says_what_the_learning_rate_will_be(
-    data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    data: Path, four_of_five: Path, changes: dict[str, Any], said: str
 ) -> None:
-    """After 4 steps of 5, the last of them at a rate of 0.00775."""
-    train(tiny(data, tmp_path, max_iters=4, lr_decay_iters=5, eval_interval=9))
-    config = tiny(data, tmp_path, **{"lr_decay_iters": 5} | changes, init_from="resume")
+    config = tiny(data, four_of_five, **{"lr_decay_iters": 5} | changes, init_from="resume")
     notes = [note for note in Trainer(config).notes if note and not note.startswith("settings that are new")]
     assert [note.startswith(said) for note in notes] == [True] * bool(said)
 
