@@ -39,6 +39,11 @@ def plain_alpha(model: LanguageModel, ids: Tensor) -> Tensor:
     rows = []
     for q, k in zip(queries.split(width, dim=2), keys.split(width, dim=2), strict=True):
         scores = torch.einsum("bic,bjc->bij", q, k)  # (B, T, T)
+        if model.config.is_modern:  # each pair of numbers as a complex one, turned by its position's angle
+            q, k = (torch.complex(*t.float().chunk(2, dim=2)) for t in (q, k))  # (B, T, D/2K)
+            angles = torch.arange(T)[:, None] / 10_000 ** torch.linspace(0, 1, width // 2 + 1)[:-1]
+            turn = torch.polar(torch.ones_like(angles), angles)
+            scores = torch.einsum("bic,bjc->bij", q * turn, (k * turn).conj()).real
         if not nano:  # nanoBackpackLM does not scale
             scores = scores / width**0.5
         rows.append(scores.masked_fill(future, float("-inf")).softmax(dim=2))

@@ -222,7 +222,7 @@ def test_training_equals_plain_formula(model, ids: Tensor, known: bool):
 
 @pytest.mark.parametrize(
     ("name", "vocab_size"),
-    [("nano-bias-few", 23), ("paper-bias-inverse", 23), ("paper-k1-few", 900), ("nano", 900)],
+    [("nano-bias-few", 23), ("paper-bias-inverse", 23), ("paper-k1-modern", 900), ("nano", 900)],
 )
 def test_equals_plain_formula_when_long(name: str, vocab_size: int):
     """Long sequences, which are worked on in blocks, give the same numbers and gradients too."""
