@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from nanobackpack import GPT, BackpackLM, ModelConfig
@@ -21,6 +22,11 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import build_model, save_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
+
+# Random examples are the same each time, and may take as long as a busy machine makes them; stress.py and
+# fuzz_targets.py look further.
+settings.register_profile("repeated", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeated")
 
 # Who starts the tests may ignore signals, as nohup does; programs respect that, and tests would wait.
 for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
