@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
 import sys
@@ -96,6 +97,15 @@ def ctrl_c() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that a program starts are forks of one that has imported torch, which takes seconds."""
+    from jobs import SERVER
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr("multiprocessing.get_context", lambda name: SERVER)
 
 
 @pytest.fixture(params=BACKPACKS)
