@@ -17,13 +17,14 @@ from conftest import PAPER, TINY
 
 from nanobackpack.bench import BenchConfig, cases, gpu, main, workers
 from nanobackpack.bench.cases import Case
-from nanobackpack.bench.workers import Bench, Setup, Text
+from nanobackpack.bench.work import Setup, Text
+from nanobackpack.bench.workers import Bench
 from nanobackpack.config import ModelConfig
 from nanobackpack.model.flops import flops_per_step, peak_flops
 
 SMALL = Setup(V=23, L=3, H=2, D=16, T=12, B=2, K=4)
 MANY = SMALL._replace(V=64)  # more tokens than the model is wide
-KEYS = {"what", "config", "unit", "ours", "plain", "gpt", "compares", "ratio", "target", "met", "note"}
+KEYS = {"what", "config", "unit", *workers.COLUMNS, "compares", "ratio", "target", "met", "note"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"bias": True}, PAPER, {"model_name": "gpt2"}])
@@ -91,6 +92,16 @@ def test_the_measures_end_in_a_table_and_a_file(
         Case("ten", SMALL, "tokens/s", "ours/plain", 2, inf, ten),
         Case("restarts", SMALL, "tokens/s", "ours/plain", 2, inf, restarts),
         Case("decode", decoded, "ms", "ours/gpt", 0, 1.15, cases.decode),
+        Case("prefill", decoded, "ms", "ours/gpt", 0, 1.15, cases.prefill),
+        Case(
+            "prompts",
+            decoded._replace(B=3),
+            "tokens/s",
+            "exported/transformers",
+            1,
+            inf,
+            partial(cases.batch_of_prompts, n=4),
+        ),
         Case("topic", decoded, "ms", "ours/free", 0, 1.3, partial(cases.topic, position=16, samples=2)),
         Case("nearest", named, "ms", "plain/ours", 100, inf, partial(cases.nearest, words=3)),
         Case("batch", SMALL, "ms", "ours/step", 0, 0.02, cases.batch_from_disk),

@@ -1,4 +1,4 @@
-"""Measure speed and memory: the plain formula, this package, and a GPT, side by side.
+"""Measure speed and memory: the plain formula, this package, a GPT, and transformers' models, side by side.
 
     nanobackpack bench                                  # the whole table, twenty minutes on a laptop
     nanobackpack bench --quick                          # a minute or two: fewer repetitions, smaller sizes
@@ -6,16 +6,21 @@
     nanobackpack bench --only=none --plot=bench.png     # no table: the time of a step over T, K, V and B
     nanobackpack bench --device=cuda                    # the table for a GPU, see gpu.py
 
-The columns are three programs, each in a process of its own:
+The columns are programs, each in a process of its own:
 
-    plain   what you would write first: the formula in PyTorch's own operations, generation that recomputes
-            every position, Python loops over tokens, the tokenizers library by itself
-    ours    this package, as its programs run it
-    gpt     nanobackpack.GPT, run the same way, with as many Transformer blocks as the Backpack has
+    ours          this package, as its programs run it
+    plain         the original's formula as its users run it: stock PyTorch in its default environment, AdamW
+                  as nanoGPT makes it, generation that recomputes every position, Python loops over tokens;
+                  and the tokenizers library by itself
+    gpt           nanobackpack.GPT, run as ours, with as many Transformer blocks as the Backpack has
+    transformers  the library's GPT-2 of the same sizes, in its default environment
+    exported      the same Backpack exported, as the transformers library runs it
+
+The last two need pip install 'nanobackpack[hub]'; without it these columns stay empty.
 
 They take turns, so that whatever else the machine does slows all of them alike, and the table has medians.
 Each row says which two numbers make its ratio and where that ratio should lie. See cases.py for what is
-measured, workers.py for how.
+measured, work.py and workers.py for how.
 """
 
 from __future__ import annotations

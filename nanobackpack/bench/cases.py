@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanobackpack.bench.plain import plain_logits
-from nanobackpack.bench.workers import KINDS, Bench, Setup, Text
+from nanobackpack.bench.work import Setup, Text
+from nanobackpack.bench.workers import COLUMNS, KINDS, LIBRARY, Bench
 from nanobackpack.config import ModelConfig
 from nanobackpack.model.flops import flops_per_step
 from nanobackpack.safe.files import writing
@@ -38,6 +40,7 @@ from nanobackpack.safe.pictures import picture
 from nanobackpack.text.data import TokenData
 from nanobackpack.train.checkpoint import build_model
 
+ALL = (*KINDS, *LIBRARY) if find_spec("transformers") else KINDS
 CHARS = Setup(V=65, L=4, H=4, D=128, T=64, B=12, K=16)
 WORDS = Setup(V=50304, L=6, H=6, D=384, T=256, B=4, K=16)
 SHARED = "../shared/data"  # real texts and tokenizers, where the repository has them beside it
@@ -70,7 +73,7 @@ class Case(NamedTuple):
         at_most = f"{self.low:g} to {self.high:g}" if self.low else f"<= {self.high:.3g}"
         return {
             **{"what": self.what, "config": str(self.setup), "unit": self.unit},
-            **{kind: numbers.get(kind) for kind in ("ours", "plain", "gpt")},
+            **{kind: numbers.get(kind) for kind in COLUMNS},
             "compares": self.compares,
             "ratio": ratio,
             "target": f">= {self.low:g}" if self.high == math.inf else at_most,
@@ -82,7 +85,7 @@ class Case(NamedTuple):
 # --- What the rows measure --------------------------------------------------------------------
 
 
-def steps(bench: Bench, setup: Setup, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
+def steps(bench: Bench, setup: Setup, kinds: tuple[str, ...] = ALL) -> dict[str, Any]:
     return {kind.split()[0]: ms for kind, ms in bench.steps(setup, kinds).items()}
 
 
@@ -114,7 +117,7 @@ def memory(bench: Bench, setup: Setup, ours: str = "ours") -> dict[str, Any]:
 def generate(bench: Bench, setup: Setup, n: int, samples: int = 1, some: int = 0) -> dict[str, Any]:
     """Sample n tokens; plain perhaps at `some` of the positions only, since it can take minutes."""
     tasks = {}
-    for kind in ("plain", "ours"):
+    for kind in ALL:
         bench.ask(kind, setup, "generate", 8, 1, 1.0, False, 0)  # the first is slow
         tasks[kind] = bench.task(kind, setup, "generate", n, samples, 1.0, False, some)
     notes = [f"plain at {some} of the positions"] * (some > 0) + ["plain: one sample"] * (samples > 1)
@@ -135,8 +138,18 @@ def generate_on(bench: Bench, setup: Setup, n: int, restart: bool) -> dict[str, 
 def decode(bench: Bench, setup: Setup) -> dict[str, Any]:
     """A token that has not been met before, after half a context that is cached."""
     call = ("decode", setup.T // 2, 1, False, True)
-    times = bench.turns({kind: bench.task(kind, setup, *call) for kind in ("ours", "gpt")}, 3)
+    times = bench.turns({kind: bench.task(kind, setup, *call) for kind in ALL[1:]}, 3)
     return times | {"note": f"at position {setup.T // 2}"}
+
+
+def prefill(bench: Bench, setup: Setup) -> dict[str, Any]:
+    """What comes after a prompt that fills the context."""
+    return bench.turns({kind: bench.task(kind, setup, "prefill") for kind in ALL[1:]}, 3)
+
+
+def batch_of_prompts(bench: Bench, setup: Setup, n: int) -> dict[str, Any]:
+    """Prompts of different lengths, n new tokens each."""
+    return bench.turns({kind: bench.task(kind, setup, "batch_of_prompts", n) for kind in ALL[1:]}, 1)
 
 
 def topic(bench: Bench, setup: Setup, position: int, samples: int = 1) -> dict[str, Any]:
@@ -216,6 +229,7 @@ def cases(quick: bool) -> list[Case]:
     chars4, inf, some = CHARS._replace(K=4), math.inf, 20 * quick
     slide, long, words = chars4._replace(B=1), chars4._replace(B=1, T=512), WORDS._replace(B=1, T=512)
     large = Setup(V=50304, L=12, H=12, D=768, T=1024, B=2, K=16)
+    small = large._replace(T=512, B=1)  # the size of GPT-2 small
     senses = Setup(V=2000 if quick else 50257, L=1, H=12, D=768, T=64, B=1, K=16)
     text, two = Text(2 if quick else 10, "bpe:8192"), ("ours", "gpt")
     recompute = partial(memory, ours="ours recompute")
@@ -231,6 +245,9 @@ def cases(quick: bool) -> list[Case]:
         Case("train step, GPT", chars4, "ms", "ours/gpt", 0, 1.15, steps),
         Case("train step, GPT", WORDS._replace(B=32), "ms", "ours/gpt", 0, 1.15,
              partial(steps, kinds=two), quick),
+        Case("train step, transformers", CHARS, "ms", "ours/transformers", 0, 1.15, steps),
+        Case("train step, transformers", chars4, "ms", "ours/transformers", 0, 1.15, steps),
+        Case("train step, transformers", WORDS, "ms", "ours/transformers", 0, 1.15, steps),
         Case("memory of a step", large, "MB", "ours/plain", 0, 1 / 3, memory, quick),
         Case("memory, recompute", large, "MB", "ours/plain", 0, 1 / 3, recompute, quick),
         Case("generate 500", long, "tokens/s", "ours/plain", 25, inf, many),
@@ -239,6 +256,11 @@ def cases(quick: bool) -> list[Case]:
         Case("generate 500, restarts", slide, "tokens/s", "ours/plain", 15, inf, restarts),
         Case("generate 300", words, "tokens/s", "ours/plain", 15, inf, few),
         Case("decode, GPT", words, "ms", "ours/gpt", 0, 1.15, decode),
+        Case("decode, GPT", small, "ms", "ours/gpt", 0, 1.15, decode, quick),
+        Case("prefill, GPT", small, "ms", "ours/gpt", 0, 1.15, prefill, quick),
+        Case("prefill, GPT", words, "ms", "ours/gpt", 0, 1.15, prefill),
+        Case("100 tokens after 8 prompts", words._replace(B=8), "tokens/s", "ours/transformers", 1, inf,
+             partial(batch_of_prompts, n=100), quick),
         Case("topic-controlled token", words, "ms", "ours/free", 0, 1.3, partial(topic, position=256)),
         Case("topic-controlled token", words, "ms", "ours/free", 0, 1.3, partial(topic, position=512)),
         Case("topic-controlled token", words, "ms", "ours/free", 0, 1.3,
@@ -260,8 +282,9 @@ def cases(quick: bool) -> list[Case]:
 
 
 WIDTHS = {
-    "what": 42, "config": 35, "unit": 8, "ours": -8, "plain": -8, "gpt": -8,
-    "compares": 10, "ratio": -6, "target": 12, "met": 3, "note": 0,
+    "what": 30, "config": 35, "unit": 8,
+    "ours": -8, "plain": -8, "gpt": -8, "transformers": -12, "exported": -8, "compares": 17,
+    "ratio": -6, "target": 12, "met": 3, "note": 0,
 }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanobackpack.bench.workers import ModelWork, Setup, peak_memory
+from nanobackpack.bench.work import ModelWork, Setup, peak_memory
+from nanobackpack.bench.workers import COLUMNS
 from nanobackpack.model import kernels
 from nanobackpack.model.flops import flops_per_step, peak_flops
 from nanobackpack.model.kernels import linear_cross_entropy, sense_sum, sense_sum_plain, unique_ids
@@ -56,7 +57,7 @@ def rows(
         for samples in (1, 64) if is_first else ():
             add(f"generate {samples}", setup._replace(B=1), generate, samples=samples)
             add(f"a token of {samples}", setup._replace(B=1), graphed, samples=samples)
-    empty = dict.fromkeys(("ours", "plain", "gpt", "ratio", "met"))
+    empty = dict.fromkeys((*COLUMNS, "ratio", "met"))
     empty |= dict.fromkeys(("compares", "target", "note"), "")
     for what, sizes, measure in todo:
         if only.lower() in what:
