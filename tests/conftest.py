@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
 import sys
@@ -13,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from nanobackpack import GPT, BackpackLM, ModelConfig
@@ -21,6 +23,11 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train.checkpoint import build_model, save_model
 
 torch.set_num_threads(1)  # models this small gain nothing from threads, and tests run side by side
+
+# Random examples are the same each time, and may take as long as a busy machine makes them; stress.py and
+# fuzz_targets.py look further.
+settings.register_profile("repeated", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeated")
 
 # Who starts the tests may ignore signals, as nohup does; programs respect that, and tests would wait.
 for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
@@ -90,6 +97,15 @@ def ctrl_c() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that a program starts are forks of one that has imported torch, which takes seconds."""
+    from jobs import SERVER
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr("multiprocessing.get_context", lambda name: SERVER)
 
 
 @pytest.fixture(params=BACKPACKS)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import PAPER, TINY
-from jobs import SERVER
 
 from nanobackpack.bench import BenchConfig, cases, gpu, main, workers
 from nanobackpack.bench.cases import Case
@@ -77,12 +76,11 @@ def test_what_is_left_out_is_not_measured() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_the_measures_end_in_a_table_and_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "SECONDS", (0.0, 0.0))
-    # The processes of the programs are forks of one that has imported torch.
-    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda name: SERVER)
     inf, decoded, named = math.inf, MANY._replace(T=32), SMALL._replace(V=200)
     slides, restarts = (partial(cases.generate_on, n=20, restart=restart) for restart in (False, True))
     ten = partial(cases.generate, n=8, samples=10, some=2)

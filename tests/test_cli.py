@@ -595,7 +595,7 @@ def test_a_warm_up_longer_than_the_run_is_noted(data: Path, capsys: pytest.Captu
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(TEXT, st.booleans())
 @example("--n_layer=3", True)
 @example("-1", False)
@@ -607,7 +607,7 @@ def test_any_text_survives_parsing(value: str, joined: bool) -> None:
         assert sample("--start", value).start == value
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 10**12))
 def test_any_number_survives_parsing(dropout: float, max_iters: int) -> None:
     config = train(f"--dropout={dropout!r}", f"--max_iters={max_iters}")

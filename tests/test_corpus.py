@@ -53,7 +53,7 @@ BPE = make_tokenizer("bpe:300", ["aab ab. 'b 11\n\n ab,a\n a\n\r\n ab\n ab\r\nä¸
 
 
 @given(TEXT, st.integers(1, 50), st.integers(1, 40))
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 def test_pieces_have_the_tokens_of_the_whole(text: str, size: int, step: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE_CHARS", size)
@@ -269,7 +269,7 @@ LETTERS = [
 
 
 @given(st.lists(st.sampled_from(LETTERS), max_size=40).map("".join), st.integers(3, 9))
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 def test_pieces_can_be_composed(text: str, size: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE_CHARS", size)

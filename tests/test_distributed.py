@@ -110,8 +110,8 @@ SHORT = STEPS | {"max_iters": 6, "eval_interval": 3}
 
 
 def test_ddp(data: Path, tmp_path: Path) -> None:
-    train(tiny(data, tmp_path / "one", **STEPS, gradient_accumulation_steps=4))
-    out = train_on(tiny(data, tmp_path / "two", **STEPS, gradient_accumulation_steps=2))
+    train(tiny(data, tmp_path / "one", **SHORT, gradient_accumulation_steps=4))
+    out = train_on(tiny(data, tmp_path / "two", **SHORT, gradient_accumulation_steps=2))
     assert_equal_losses(tmp_path / "one", tmp_path / "two")
     assert out.count("step 0: train loss") == 1  # only one of them speaks
     assert "on 2 × cpu (ddp)" in out

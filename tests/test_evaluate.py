@@ -130,7 +130,7 @@ def test_beam_search_edges(model: BackpackLM | GPT):
 # --- LAMBADA --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(st.text("ab \n\t", max_size=12).filter(lambda s: len(s.split()) > 1))
 def test_split_last(text: str):
     """Context and last word put together are the text; the word brings its space, and is one word."""
@@ -351,7 +351,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(
     pairs=st.lists(st.builds(WordPair, WORD, WORD, NUMBER), min_size=2, max_size=5),
     end=st.sampled_from(["\n", "\r\n", " \n"]),
@@ -367,7 +367,7 @@ def test_pairs_survive_a_file(name: str, pairs: list[WordPair], end: str, path: 
     assert read_pairs(name, path) == pairs
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from([*sorted(FORMATS), "mine"]), text=st.text(max_size=60))
 def test_any_file_gives_pairs_or_one_line(name: str, text: str, path: Path):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

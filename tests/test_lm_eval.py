@@ -83,7 +83,11 @@ def asked(*args: Any) -> Any:
     return SimpleNamespace(args=args)
 
 
-@pytest.mark.parametrize(("bos", "edited"), [("auto", False), (False, True)])
+@pytest.mark.parametrize(
+    ("folder", "bos", "edited"),
+    [("bpe:270", "auto", False), ("bpe:270", False, True), ("char", "auto", True)],
+    indirect=["folder"],
+)
 def test_the_harness_finds_what_we_find(
     folder: Path, bos: Any, edited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,7 @@ def test_words_take_the_space_that_joins_them():
     assert find_word(t, ids, "ab") == [slice(0, 1), slice(3, 4), slice(4, 5)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from("ab"), max_size=12).map("".join), st.sampled_from(["a", "ab", "aa", "aba"]))
 def test_spans_find_every_occurrence(text: str, word: str):
     """Of characters: each place where the word can be read, overlapping ones too."""

@@ -388,7 +388,7 @@ def test_evaluation_windows_are_fixed_and_without_dropout(data: Path, tmp_path: 
 # --- Stopping and going on --------------------------------------------------------------------
 
 HARD = {"dropout": 0.2, "gradient_accumulation_steps": 2, "max_iters": 9, "eval_interval": 4}
-HARD |= {"grad_clip": 0.5}
+HARD |= {"grad_clip": 0.5, "log_interval": 2}
 
 
 @pytest.fixture(scope="module")
@@ -405,22 +405,15 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    """Wherever it was stopped: after its first step, after an evaluation, on its last one."""
-    for stop in (1, 5, 8, 9):
+    """Wherever it was stopped: after its first step, after an evaluation, on its last one; and it stays as it
+    is when nothing is left to do."""
+    for stop in (1, 5, 8, 9, 9):
         torch.manual_seed(stop)
         train(
             tiny(data, tmp_path, **HARD | {"max_iters": stop}, init_from="resume" if stop > 1 else "scratch")
         )
         assert saved(tmp_path)["iter_num"] == stop
     assert_same_run(tmp_path, uninterrupted)
-
-
-def test_a_resumed_run_logs_the_steps_an_uninterrupted_one_logs(data: Path, tmp_path: Path) -> None:
-    changes = {"max_iters": 8, "log_interval": 3}
-    train(tiny(data, tmp_path / "whole", **changes))
-    train(tiny(data, tmp_path / "parts", **changes | {"max_iters": 4}))
-    train(tiny(data, tmp_path / "parts", **changes, init_from="resume"))
-    assert without_timings(records(tmp_path / "parts")) == without_timings(records(tmp_path / "whole"))
 
 
 class Interrupted(Trainer):
@@ -468,12 +461,6 @@ def test_ctrl_c_in_eval_only_saves_nothing(data: Path, tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.glob("*.pt")}
     assert InterruptedEvaluation(tiny(data, tmp_path, eval_only=True)).run() == 130
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.pt")} == before
-
-
-def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    shutil.copytree(uninterrupted, tmp_path / "out")
-    train(tiny(data, tmp_path / "out", **HARD, init_from="resume"))
-    assert_same_run(tmp_path / "out", uninterrupted)
 
 
 STAYS = "the learning rate stays at min_lr=0.001 from step "

@@ -30,7 +30,11 @@ def test_the_gpts_are_what_they_are_compared_as() -> None:
     assert [configs[f"k{k}"].n_sense_vector for k in (1, 4, 8, 16)] == [1, 4, 8, 16]
 
 
+TINY = ("n_embd=32", "n_layer=2", "batch_size=2", "block_size=16", "eval_iters=1")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends within its time, and leaves weights in float16 that are those of the run."""
     words = [f"word{i}" for i in range(12)]
@@ -51,7 +55,7 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         data_dir=str(tmp_path),
         out_dir=str(tmp_path / "out"),
         json=str(tmp_path / "words.json"),
-        flags=("n_embd=32", "batch_size=2", "block_size=16", "eval_iters=1"),
+        flags=TINY,
     )
     main(settings)
     found = json.loads((tmp_path / "words.json").read_text())
@@ -69,6 +73,7 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_tiny_sweep_of_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The models differ in K alone, the GPT has the same blocks; a table of your own gives a ρ."""
     text = "".join(f" word{i} : like word{i % 7} ; and word{i % 5}\n" for i in range(60))
@@ -84,7 +89,7 @@ def test_a_tiny_sweep_of_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         device="cpu",
         out_dir=str(tmp_path / "out"),
         json=str(tmp_path / "k.json"),
-        flags=("n_embd=32", "batch_size=2", "block_size=16", "eval_iters=1"),
+        flags=TINY,
     )
     k_sweep.main(settings)
     found = json.loads((tmp_path / "k.json").read_text())

@@ -13,7 +13,7 @@ from stress import fuzz, table
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools' of a damaged pickle
 @pytest.mark.parametrize("kind", TARGETS)
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(st.randoms(use_true_random=False))
 def test_any_input_succeeds_or_is_refused(kind: str, draw: Random) -> None:
     TARGETS[kind](draw)

@@ -559,22 +559,18 @@ def test_new_settings_are_used_and_listed(
     assert (settings["block_size"], settings["dropout"]) == (6, 0.1)
 
 
-def test_another_text_is_refused(foxes: Path, tmp_path: Path) -> None:
+def test_another_text_or_optimizer_is_refused(foxes: Path, tmp_path: Path) -> None:
     train(tiny(foxes, tmp_path / "out", max_iters=2))
     before = contents(tmp_path / "out")
     backwards = write_foxes(tmp_path / "backwards", TEXT[::-1])
     with pytest.raises(InputError, match=r"train\.bin sha256 \w+ → sha256 \w+, val\.bin ") as error:
         train(tiny(backwards, tmp_path / "out", max_iters=3, init_from="resume"))
     assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="optimizer adamw → muon"):
+        train(tiny(foxes, tmp_path / "out", max_iters=3, optimizer="muon", init_from="resume"))
     assert contents(tmp_path / "out") == before
     shutil.move(foxes, tmp_path / "moved")  # the same text elsewhere is the same
     assert train(tiny(tmp_path / "moved", tmp_path / "out", max_iters=3, init_from="resume")) == 0
-
-
-def test_another_optimizer_is_refused(foxes: Path, tmp_path: Path) -> None:
-    train(tiny(foxes, tmp_path / "out", max_iters=2))
-    with pytest.raises(InputError, match="optimizer adamw → muon"):
-        train(tiny(foxes, tmp_path / "out", max_iters=3, optimizer="muon", init_from="resume"))
 
 
 # --- What a failed run says -------------------------------------------------------------------
