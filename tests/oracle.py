@@ -31,7 +31,7 @@ from nanobackpack.model.edits import Edit
 
 
 def plain_rotary_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scores (B, T, T) of queries and keys (B, T, d) with rotary positions: pairs of numbers are complex ones,
+    """Scores (B, T, T) of queries and keys (B, T, d) with rotary positions. Pairs of numbers are complex,
     and query i meets key j turned by i - j times the angle of the pair."""
     q, k = (torch.complex(*t.chunk(2, dim=2)) for t in (q, k))  # (B, T, d/2)
     angles = torch.tensor([10_000 ** (-n / q.size(2)) for n in range(q.size(2))])  # (d/2)
