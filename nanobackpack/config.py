@@ -48,6 +48,9 @@ class Architecture(Settings):
     """Sense vectors K of each token; must divide n_embd."""
     sense_network: Literal["nano", "paper"] = "nano"
     """nano: nanoBackpackLM's sense network; paper: that of the Backpack paper (backpack-gpt2)."""
+    context_network: Literal["gpt2", "modern"] = "gpt2"
+    """gpt2: as the originals have it; modern: rotary positions and normalised queries and keys, which learns
+    from fewer steps, and which other programs do not know."""
     dropout: float = 0.0
     """Dropout probability: 0 for pretraining, 0.1 to 0.2 on small data."""
     bias: bool = False
@@ -65,6 +68,15 @@ class Architecture(Settings):
                     f"{divisor}={short_repr(d)} does not divide n_embd={short_repr(n)}: take a divisor "
                     f"such as {choices}"
                 )
+            if self.is_modern and n // d % 2:
+                raise InputError(
+                    f"context_network='modern' turns numbers in pairs, and {n} / {d}, n_embd / {divisor}, is "
+                    f"odd: take another {divisor}, or --context_network=gpt2"
+                )
+
+    @property
+    def is_modern(self) -> bool:
+        return self.context_network == "modern"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ BACKPACKS: dict[str, dict[str, Any]] = {
     "nano-bias-few": {"bias": True, "n_embd": 32},
     "paper-bias-inverse": {"bias": True, "scale_attn_by_inverse_layer_idx": True, "n_sense_vector": 16}
     | PAPER,
-    "paper-k1-few": {"n_sense_vector": 1, "n_embd": 32} | PAPER,
+    "paper-k1-modern": {"n_sense_vector": 1, "n_embd": 32, "context_network": "modern"} | PAPER,
 }
 GPTS: dict[str, dict[str, Any]] = {"gpt-bias": {"model_name": "gpt2", "bias": True}}
 

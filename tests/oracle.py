@@ -30,6 +30,16 @@ from nanobackpack.model.backpack import LanguageModel
 from nanobackpack.model.edits import Edit
 
 
+def plain_rotary_scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scores (B, T, T) of queries and keys (B, T, d) with rotary positions. Pairs of numbers are complex,
+    and query i meets key j turned by i - j times the angle of the pair."""
+    q, k = (torch.complex(*t.chunk(2, dim=2)) for t in (q, k))  # (B, T, d/2)
+    angles = torch.tensor([10_000 ** (-n / q.size(2)) for n in range(q.size(2))])  # (d/2)
+    place = torch.arange(q.size(1))
+    apart = (place[:, None] - place)[..., None] * angles  # (T, T, d/2)
+    return torch.einsum("bid,bjd,ijd->bij", q, k.conj(), torch.polar(torch.ones_like(apart), apart)).real
+
+
 def plain_alpha(model: LanguageModel, ids: Tensor) -> Tensor:
     """α (B, K, T, T) of ids (B, T), one sense at a time: softmax over j ≤ i of q[l,i] · k[l,j]."""
     nano, K = model.config.sense_network == "nano", model.config.n_sense_vector
@@ -39,6 +49,8 @@ def plain_alpha(model: LanguageModel, ids: Tensor) -> Tensor:
     rows = []
     for q, k in zip(queries.split(width, dim=2), keys.split(width, dim=2), strict=True):
         scores = torch.einsum("bic,bjc->bij", q, k)  # (B, T, T)
+        if model.config.is_modern:
+            scores = plain_rotary_scores(q, k)
         if not nano:  # nanoBackpackLM does not scale
             scores = scores / width**0.5
         rows.append(scores.masked_fill(future, float("-inf")).softmax(dim=2))

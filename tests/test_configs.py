@@ -88,6 +88,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "out-demo", 4000, 128, 4, dataset="shakespeare_char", eval_interval=500, eval_iters=20,
         log_interval=100, batch_size=12, block_size=64, n_sense_vector=4, warmup_iters=100, max_minutes=3.0,
     ),
+    "train_shakespeare_char_modern.py": small(
+        "out-shakespeare-char-modern", 2000, 128, 4, dataset="shakespeare_char", eval_interval=500,
+        eval_iters=20, log_interval=50, batch_size=12, block_size=64, n_sense_vector=4, warmup_iters=100,
+        context_network="modern",
+    ),
     "small.py": small(
         "out", 1500, 192, 4, eval_interval=250, eval_iters=20, log_interval=50, batch_size=16,
         block_size=128, n_sense_vector=16, warmup_iters=50,

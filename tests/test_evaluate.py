@@ -160,7 +160,7 @@ def test_last_words(model: BackpackLM | GPT):
 
 
 @pytest.mark.parametrize(
-    ("model", "bos"), [("nano", False), ("paper-k1-few", True), ("gpt-bias", "auto")], indirect=["model"]
+    ("model", "bos"), [("nano", False), ("paper-k1-modern", True), ("gpt-bias", "auto")], indirect=["model"]
 )
 def test_sentence_pairs(model: BackpackLM | GPT, bos: Bos):
     """The share of pairs whose good sentence is likelier as a whole; equal sentences are counted apart. What

@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "nano-char": BACKPACKS["nano"],
     "paper-word-pieces": BACKPACKS["paper-bias-inverse"],
     "nano-bias-few-baked": BACKPACKS["nano-bias-few"],
+    "modern": BACKPACKS["paper-k1-modern"],
 }
 
 
@@ -345,6 +346,13 @@ def test_other_layouts(tmp_path: Path, layout: str, settings: dict[str, Any]) ->
         ("backpack-gpt2", {}, "backpack-gpt2 has no model with sense_network=nano, only with .*=paper"),
         ("backpack-gpt2", PAPER | {"bias": False}, "bias=False"),
         ("backpack-gpt2", {"model_name": "gpt2"}, "model_name=gpt2"),
+        (
+            "backpack-gpt2",
+            PAPER | {"context_network": "modern", "n_sense_vector": 4},
+            "=modern, only .*=gpt2",
+        ),
+        ("mine anew", {"model_name": "gpt2", "context_network": "modern"}, "GPT-2 has no .*=modern"),
+        ("nanobackpacklm", {"context_network": "modern"}, "nanoBackpackLM has no .*=modern"),
         ("nanobackpacklm", PAPER, "nanoBackpackLM has no model with sense_network=paper"),
         ("nanobackpacklm", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("nanobackpacklm", {"sense_table": True}, "table"),

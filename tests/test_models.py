@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BACKPACKS, GPTS, TINY, tiny_model
-from oracle import plain_alpha, plain_logits, plain_loss, plain_senses
+from oracle import plain_alpha, plain_logits, plain_loss, plain_rotary_scores, plain_senses
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -222,7 +222,7 @@ def test_training_equals_plain_formula(model, ids: Tensor, known: bool):
 
 @pytest.mark.parametrize(
     ("name", "vocab_size"),
-    [("nano-bias-few", 23), ("paper-bias-inverse", 23), ("paper-k1-few", 900), ("nano", 900)],
+    [("nano-bias-few", 23), ("paper-bias-inverse", 23), ("paper-k1-modern", 900), ("nano", 900)],
 )
 def test_equals_plain_formula_when_long(name: str, vocab_size: int):
     """Long sequences, which are worked on in blocks, give the same numbers and gradients too."""
@@ -237,6 +237,20 @@ def test_logits_at_some_positions(model, ids: Tensor):
     some, loss = model(ids, at=(rows, positions))  # (N, V), None without targets
     assert loss is None
     assert_close(some, model(ids).logits[rows, positions], 1e-5 * max(1.0, some.abs().max().item()))
+
+
+def test_modern_attention():
+    """One head after the other: gain · cosine · sqrt(d), turned by how far query and key are apart."""
+    layer = tiny_model(**BACKPACKS["paper-k1-modern"]).context.h[0].attn
+    x, H = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)), 2
+    heads = []
+    parts = [t.split(32 // H, 2) for t in layer.c_attn(x).chunk(3, 2)]  # q, k, v: (B, T, D/H) of each head
+    for head, (q, k, v) in enumerate(zip(*parts, strict=True)):
+        q, k = (t / t.square().mean(2, keepdim=True).sqrt() for t in (q, k))
+        scores = layer.gain[head] * plain_rotary_scores(q, k) / (32 // H) ** 0.5  # (B, T, T)
+        scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), float("-inf"))
+        heads.append(scores.softmax(2) @ v)
+    assert_close(layer(x), layer.c_proj(torch.cat(heads, dim=2)))
 
 
 def test_alpha(backpack: BackpackLM, ids: Tensor):

@@ -32,7 +32,7 @@ In nanobackpack, to read and steer it:
     import nanobackpack as nb
     model = nb.load_model("{name}")
 
-Positions were learned up to {block_size} tokens, and no text can be longer.
+It learned from texts of up to {block_size} tokens, and takes none that is longer.
 
 ## Citation
 

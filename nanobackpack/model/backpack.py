@@ -58,8 +58,20 @@ if TYPE_CHECKING:
 # --- The parts of a Transformer ---------------------------------------------------------------
 
 
+def rotate(x: Tensor, start: int) -> Tensor:
+    """Rotary positions (Su et al. 2021): turn the numbers of x (..., T, d) in pairs, by angles that grow with
+    the position, from `start` on. So the product of a query and a key depends on how far apart they are."""
+    T, half = x.size(-2), x.size(-1) // 2
+    speed = 10_000 ** -(torch.arange(half, device=x.device) / half)  # (d/2), from fast to slow
+    angle = torch.arange(start, start + T, device=x.device)[:, None] * speed  # (T, d/2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)  # (..., T, d/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (..., T, d)
+
+
 class Attention(nn.Module):
-    """Causal multi-head self-attention, as in GPT-2."""
+    """Causal multi-head self-attention, as in GPT-2. In a modern context network positions are rotary, and
+    queries and keys have one length, times a gain that is learned (Henry et al. 2020)."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -71,11 +83,16 @@ class Attention(nn.Module):
         self.c_attn = Linear(D, 3 * D, config.bias, n_matrices=3)  # queries, keys and values
         self.c_proj = Linear(D, D, config.bias)
         self.drop = nn.Dropout(config.dropout)
+        self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1)) if config.is_modern else None
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D/H)
         q, kv = qkv[:, 0], qkv[:, 1:]
+        if self.gain is not None:
+            qk = F.rms_norm(qkv[:, :2], qkv.shape[-1:])  # (B, 2, H, T, D/H)
+            qk = rotate(qk, cache.length if cache else 0)
+            q, kv = qk[:, 0] * self.gain, torch.stack([qk[:, 1], qkv[:, 2]], dim=1)
         if cache is not None:
             kv = cache.append(self.slot, kv)  # (B, 2, H, S, D/H)
         k, v = kv.unbind(1)  # (B, H, S, D/H)
@@ -131,7 +148,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = None if config.is_modern else nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_block))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -139,7 +156,9 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) token embeddings → (B, T, D); with a cache, x continues what the cache holds."""
         start = 0 if cache is None else cache.length
-        x = self.drop(x + self.wpe.weight[start : start + x.size(1)])
+        if self.wpe is not None:
+            x = x + self.wpe.weight[start : start + x.size(1)]
+        x = self.drop(x)
         for block in self.h:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cache, use_reentrant=False)
@@ -220,10 +239,14 @@ class SenseWeights(nn.Module):
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
         self.dropout = config.dropout if nano or config.alpha_dropout else 0.0  # on α itself, in sense_sum
         self.c_attn = Linear(D, 2 * D, config.bias and not nano, n_matrices=2)  # queries and keys
+        self.is_rotary = config.is_modern
 
-    def queries_and_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Contextual vectors (B, T, D) → scaled queries and keys (B, K, T, D/K): α = softmax(q · k)."""
+    def queries_and_keys(self, h: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Contextual vectors (B, T, D), the first at position `start` → scaled queries and keys
+        (B, K, T, D/K): α = softmax(q · k)."""
         q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)  # (B, K, T, D/K)
+        if self.is_rotary:
+            q, k = rotate(q, start), rotate(k, start)
         return q if self.scale == 1 else q * self.scale, k
 
 
@@ -310,8 +333,9 @@ class LanguageModel(nn.Module):
 
     def num_params(self, positions: bool = True) -> int:
         """Count the weights, tied ones once; positions=False leaves out wpe, as nanoGPT does."""
+        wpe = self.context.wpe
         n = sum(p.numel() for p in self.parameters())
-        return n if positions else n - self.context.wpe.weight.numel()
+        return n if positions or wpe is None else n - wpe.weight.numel()
 
     @property
     def fsdp_parts(self) -> list[nn.Module]:
@@ -448,7 +472,7 @@ class BackpackLM(LanguageModel):
     @any_length()
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         h = self.context(self.wte(input_ids), cache)  # (B, T, D)
-        q, k = self.alpha.queries_and_keys(h)  # (B, K, T, D/K)
+        q, k = self.alpha.queries_and_keys(h, cache.length)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
         ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
         # Only the last position predicts, and it sees all S: no mask.

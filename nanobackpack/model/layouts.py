@@ -98,6 +98,7 @@ NANO = Layout(
         "sense_network": "nano",
         "scale_attn_by_inverse_layer_idx": False,
         "gelu": "tanh",
+        "context_network": "gpt2",
     },
 )
 PAPER = Layout(
@@ -115,15 +116,20 @@ PAPER = Layout(
         "context.wpe.weight": ("backpack.position_embeddings.weight",),
     },
     transposed=re.compile(r"(context|senses)\..*\bc_(attn|fc|proj)\.weight$"),  # but not those of α
-    holds={"model_name": "backpack-lm", "sense_network": "paper", "bias": True},
+    holds={"model_name": "backpack-lm", "sense_network": "paper", "bias": True, "context_network": "gpt2"},
 )
 NANO_GPT = Layout(
     title="nanoGPT",
     prefixes={"wte.": "transformer.wte.", "context.": "transformer."},
     copies={"wte.weight": ("lm_head.weight",)},
-    holds={"model_name": "gpt2", "scale_attn_by_inverse_layer_idx": False, "gelu": "tanh"},
+    holds={k: v for k, v in NANO.holds.items() if k != "sense_network"} | {"model_name": "gpt2"},
 )
-GPT2 = dataclasses.replace(NANO_GPT, title="GPT-2", transposed=PAPER.transposed, holds={"model_name": "gpt2"})
+GPT2 = dataclasses.replace(
+    NANO_GPT,
+    title="GPT-2",
+    transposed=PAPER.transposed,
+    holds={"model_name": "gpt2", "context_network": "gpt2"},
+)
 OURS = Layout(title="nanobackpack", prefixes={"": ""}, copies=NANO_GPT.copies)
 # Lightning's names: what backpack-gpt2 has in their place, one replaced after the other.
 LIGHTNING = {
@@ -286,7 +292,7 @@ def read_nano(settings: Settings, state: State, source: str) -> Read:
     """
     state = unwrap(state, source)
     backpack = any(key.startswith("senses.") or "sense_vector_layer." in key for key in state)
-    layout = OURS if "context.wpe.weight" in state else NANO if backpack else None
+    layout = OURS if "context.ln_f.weight" in state else NANO if backpack else None
     if not layout:
         state, layout = _as_gpt(state)
     known: dict[str, Any] = {"model_name": "backpack-lm" if backpack else "gpt2", "dropout": 0.0}
