@@ -217,8 +217,10 @@ if __name__ == "__main__":
             shutil.copytree(Path(__file__).resolve().parents[1] / part, Path(folder) / part)
         shutil.copy(Path(__file__).resolve().parents[1] / "pyproject.toml", folder)
         chosen = [int(i) for i in sys.argv[1:]] or range(len(MUTANTS))
-        missed = [i for i in chosen if not is_found(MUTANTS[i], Path(folder))]
-    for i in missed:
-        print(f"mutant {i} is not found: {MUTANTS[i]}")
-    print(f"{len(chosen) - len(missed)} of {len(chosen)} mutants are found")
+        missed = 0
+        for i in chosen:
+            if not is_found(MUTANTS[i], Path(folder)):
+                missed += 1
+                print(f"mutant {i} is not found: {MUTANTS[i]}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} mutants are found")
     sys.exit(bool(missed))

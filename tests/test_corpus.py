@@ -254,18 +254,8 @@ def test_bad_bytes_are_counted(errors: str, text: str, name: str, tmp_path: Path
 
 
 # What a cut may not part: letters with accents, the parts of a Korean one, and these after spaces.
-LETTERS = [
-    "a",
-    "e\u0301",
-    "e\u0323\u0301",
-    "é",
-    "中",
-    "\u1100",
-    "\u1100\u1161",
-    "\u1100\u1161\u11a8",
-    "a  ",
-    "a\n\u0301",
-]
+LETTERS = ["a", "e\u0301", "e\u0323\u0301", "é", "中", "a  ", "a\n\u0301"]
+LETTERS += ["\u1100", "\u1100\u1161", "\u1100\u1161\u11a8"]
 
 
 @given(st.lists(st.sampled_from(LETTERS), max_size=40).map("".join), st.integers(3, 9))
@@ -356,17 +346,8 @@ def test_a_wrong_field_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.Monke
 def test_find_files(tmp_path: Path):
     for folder in ("deep", ".ipynb_checkpoints"):
         (tmp_path / "b" / folder).mkdir(parents=True)
-    for name in (
-        "b/z.md",
-        "b/deep/y.TXT",
-        "b/deep/x.txt.xz",
-        "b/skipped.py",
-        "b/skipped.gz",
-        "a.dat",
-        "b/.c.py",
-        "b/.ipynb_checkpoints/z-checkpoint.md",
-        "b/._z.md",
-    ):
+    names = "b/z.md b/deep/y.TXT b/deep/x.txt.xz b/skipped.py b/skipped.gz a.dat b/.c.py b/._z.md"
+    for name in (*names.split(), "b/.ipynb_checkpoints/z-checkpoint.md"):
         (tmp_path / name).touch()
     paths = [tmp_path / p for p in ("b", "a.dat", "b/z.md", "b/*/*.TXT")]
     found = [p.relative_to(tmp_path).as_posix() for p in find_files(paths)]

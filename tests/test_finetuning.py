@@ -268,13 +268,9 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = planted_model()
     assert isinstance(model, BackpackLM)
     settings = CanonicalConfig(
-        out_dir=str(tmp_path),
-        methods=("backpack, senses", "backpack, LoRA"),
-        seeds=1,
-        trials=1,
-        texts=10,
-        jobs=1,
-    )
+        out_dir=str(tmp_path), methods=("backpack, senses", "backpack, LoRA"),
+        seeds=1, trials=1, texts=10, jobs=1,
+    )  # fmt: skip
     with pytest.raises(InputError, match=r"no model in .*backpack-0: `nanobackpack planted"):
         next(canonical(settings))
     (tmp_path / "backpack-0").mkdir()

@@ -20,14 +20,7 @@ PACKAGE = ROOT / "nanobackpack"
 # From the ground up: a module may import from its own floor and from those above it in this list.
 FLOORS = [
     ["errors", "program", "config", "runtime", "cli"],
-    ["safe"],
-    ["text"],
-    ["model"],
-    ["train"],
-    ["analysis"],
-    ["evaluate"],
-    ["hub"],
-    ["app"],
+    *([name] for name in ("safe", "text", "model", "train", "analysis", "evaluate", "hub", "app")),
     ["commands", "bench", "__main__"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -69,19 +62,9 @@ def test_imports_go_down_and_never_in_a_circle() -> None:
 
 # --- What needs no torch ----------------------------------------------------------------------
 
-NO_TORCH = [
-    "errors",
-    "config",
-    "cli",
-    "text.tokenizer",
-    "text.tokenizer_files",
-    "text.corpus",
-    "text.dictionaries",
-    "text.readers",
-    "text.splits",
-    "text.words",
-]
-NO_TORCH += ["program", "text.prepare", "analysis.results", "__main__"]
+NO_TORCH = ["errors", "config", "cli", "program", "__main__", "analysis.results", "text.corpus", "text.words"]
+NO_TORCH += ["text.tokenizer", "text.tokenizer_files", "text.dictionaries", "text.readers", "text.splits"]
+NO_TORCH += ["text.prepare"]
 NO_TORCH_FOLDERS = ("safe", "evaluate", "commands")
 
 

@@ -671,16 +671,8 @@ def test_textfiles(script: Script, tmp_path: Path):
     (tmp_path / "b.md").write_text("second " * 30)
     (tmp_path / "a.txt").write_text("first " * 30)
     made = tmp_path / "made"
-    args = (
-        "textfiles",
-        tmp_path / "a.txt",
-        tmp_path / "b.md",
-        "--tokenizer=char",
-        "--name=mine",
-        "--val=0.2",
-        "--out",
-        made,
-    )
+    args = ("textfiles", tmp_path / "a.txt", tmp_path / "b.md")
+    args += ("--tokenizer=char", "--name=mine", "--val=0.2", "--out", made)
     assert "of the text, 2 blocks of about 39 characters from 2 of 2 long documents" in script(*args)
     assert {"first", "second"} <= set(text_of(made)[-70:].split())  # a part of each file
     out = script(*args, "--split=tail")

@@ -189,16 +189,17 @@ with open("result.json", "w") as f:
 
 EXTRAS = ["transformers", "datasets", "wandb", "scipy", "sklearn", "tiktoken", "pytest", "hypothesis"]
 EXTRAS += ["trackio", "tensorboard", "lm_eval", "gradio", "playwright"]
-EXPORTED = "nanobackpack.hub.modeling_backpack"  # goes with exported models, and is imported by transformers
+# One goes with exported models and is imported by transformers, the other measures that library.
+OF_TRANSFORMERS = ["nanobackpack.hub.modeling_backpack", "nanobackpack.bench.library"]
 
 
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ([m for m in MODULES if not m.endswith(("__main__", EXPORTED))], EXTRAS),
-        pytest.param(["nanobackpack.hub", EXPORTED], [], marks=pytest.mark.slow),
+        ([m for m in MODULES if not m.endswith(("__main__", *OF_TRANSFORMERS))], EXTRAS),
+        pytest.param(["nanobackpack.hub", *OF_TRANSFORMERS], [], marks=pytest.mark.slow),
     ],
-    ids=["all", "exported"],
+    ids=["core", "transformers"],
 )
 def test_importing_does_nothing_else(tmp_path: Path, modules: list[str], absent: list[str]) -> None:
     """Every module, in a fresh interpreter in an empty folder; what pip installs without extras is enough for

@@ -49,14 +49,8 @@ def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return run
 
 
-SIZES = [
-    "--n_layer=2",
-    "--n_head=2",
-    "--n_embd=16",
-    "--n_sense_vector=2",
-    "--block_size=16",
-    "--batch_size=2",
-]
+SIZES = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--n_sense_vector=2"]
+SIZES += ["--block_size=16", "--batch_size=2"]
 
 
 def trained(verb: Verb, text: str, *flags: str) -> None:

@@ -575,15 +575,8 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = tokenizer_to_use("tokenizer.json", None, "data")
     assert not found.difference(BPE)
     assert tokenizer_to_use("tokenizer.json", BPE, "data") is BPE
-    wrong = [
-        ("bpe:401", few),
-        ("bpe:301", BPE),
-        ("char", BPE),
-        ("gpt2", BPE),
-        ("bpe:300", char),
-        ("tokenizer.json", char),
-    ]
-    for name, stored in wrong:
+    wrong = [("bpe:401", few), *((name, BPE) for name in ("bpe:301", "char", "gpt2"))]
+    for name, stored in [*wrong, ("bpe:300", char), ("tokenizer.json", char)]:
         with pytest.raises(InputError, match=f"tokenizer_name='{name}' is not the tokenizer of data/mine"):
             tokenizer_to_use(name, stored, "data/mine")
     with pytest.raises(InputError, match="made from a text"):

@@ -45,18 +45,10 @@ def test_a_tiny_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("".join(f"{a};{b};{i}\n" for i, (a, b) in enumerate(itertools.pairwise(words))))
     settings = WordsConfig(
-        data=(f"rg65={pairs}",),
-        models=("k16", "gpt", "small"),
-        seeds=(1, 2),
-        max_iters=4,
-        minutes=5,
-        jobs=2,
-        device="cpu",
-        data_dir=str(tmp_path),
-        out_dir=str(tmp_path / "out"),
+        data=(f"rg65={pairs}",), models=("k16", "gpt", "small"), seeds=(1, 2), max_iters=4, minutes=5, jobs=2,
+        device="cpu", data_dir=str(tmp_path), out_dir=str(tmp_path / "out"), flags=TINY,
         json=str(tmp_path / "words.json"),
-        flags=TINY,
-    )
+    )  # fmt: skip
     main(settings)
     found = json.loads((tmp_path / "words.json").read_text())
     assert found["steps"] == 4
@@ -81,16 +73,9 @@ def test_a_tiny_sweep_of_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     write_dataset(tmp_path / "text", text, tokenizer, val_fraction=0.2, source="a test")
     (tmp_path / "mine.csv").write_text("".join(f"word{i},word{i % 7},{i}\n" for i in range(12)))
     settings = KSweepConfig(
-        dataset=str(tmp_path / "text"),
-        ks=(1, 4),
-        seeds=(1,),
-        data=(f"mine={tmp_path / 'mine.csv'}",),
-        max_iters=2,
-        device="cpu",
-        out_dir=str(tmp_path / "out"),
-        json=str(tmp_path / "k.json"),
-        flags=TINY,
-    )
+        dataset=str(tmp_path / "text"), ks=(1, 4), seeds=(1,), data=(f"mine={tmp_path / 'mine.csv'}",),
+        max_iters=2, device="cpu", out_dir=str(tmp_path / "out"), flags=TINY, json=str(tmp_path / "k.json"),
+    )  # fmt: skip
     k_sweep.main(settings)
     found = json.loads((tmp_path / "k.json").read_text())
     assert {name: len(losses) for name, losses in found["losses"].items()} == {"k1": 1, "k4": 1, "gpt": 1}
