@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,9 +33,24 @@ def assert_same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: fl
 # --- linear -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def not_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products go to oneDNN, whatever processor this is."""
+    monkeypatch.setattr(kernels, "is_intel", lambda: False)
+
+
+@pytest.mark.parametrize(("vendor", "expected"), [("GenuineIntel", False), ("AuthenticAMD", True)])
+def test_intel_has_mkl(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(kernels, "is_intel", kernels.is_intel.__wrapped__)  # without its memory
+    if torch.backends.mkldnn.is_available():
+        assert kernels.on_onednn(torch.zeros(1)) == expected
+
+
 @pytest.mark.parametrize("shape", [(1, 8), (3, 5, 8), (40, 8), (2, 33, 8)])
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.usefixtures("not_intel")
 def test_linear(shape: tuple[int, ...], onednn: bool) -> None:
     for bias in ([], [draw(12, seed=2)]):
         inputs = [draw(*shape), draw(12, 8, seed=1), *bias]
@@ -60,6 +76,7 @@ def test_linear(shape: tuple[int, ...], onednn: bool) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.usefixtures("not_intel")
 def test_sense_sum(B: int, K: int, T: int, d: int, U: int, W: int) -> None:
     q, k, C = draw(B, K, T, d), draw(B, K, T, d, seed=1), draw(U, K, W, seed=2)
     index = torch.randint(U, (B, T), generator=torch.Generator().manual_seed(3))

@@ -13,8 +13,11 @@ vector, U unique token ids, N = B·T tokens, D width of the model, V vocabulary;
 
 from __future__ import annotations
 
+import functools
 import math
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +27,26 @@ from torch.nn import functional as F
 # --- Matrix products --------------------------------------------------------------------------
 
 
+@functools.cache
+def is_intel() -> bool:
+    """Whether the processor is Intel's."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        about = platform.processor()
+    return "GenuineIntel" in about
+
+
 def on_onednn(t: Tensor) -> bool:
     """Whether products of t go to oneDNN, which `torch.backends.mkldnn.flags(enabled=False)` switches off.
 
-    PyTorch sends float32 on x86 CPUs to MKL, whose AVX-512 code runs on Intel's processors only. oneDNN
-    uses AVX-512 wherever it is, and was twice as fast on AMD (docs/LOG.md).
+    PyTorch sends float32 on x86 CPUs to MKL, whose AVX-512 code runs on Intel's processors only: there a
+    training step takes 0.8 of its time with oneDNN. But oneDNN uses AVX-512 wherever it is, and its products
+    were twice as fast on AMD (docs/LOG.md).
     """
     return (
         not torch.compiler.is_compiling()
+        and not is_intel()
         and t.device.type == "cpu"
         and t.dtype == torch.float32
         and bool(torch.backends.mkldnn.enabled)
