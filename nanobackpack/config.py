@@ -49,8 +49,8 @@ class Architecture(Settings):
     sense_network: Literal["nano", "paper"] = "nano"
     """nano: nanoBackpackLM's sense network; paper: that of the Backpack paper (backpack-gpt2)."""
     context_network: Literal["gpt2", "modern"] = "gpt2"
-    """gpt2: as the originals have it; modern: rotary positions and normalised queries and keys, which learns
-    from fewer steps, and which other programs do not know."""
+    """gpt2: the originals'; modern: rotary positions, normalised queries and keys, and with Muon an embedding
+    that learns 4 times as fast, for a lower loss after as many steps."""
     dropout: float = 0.0
     """Dropout probability: 0 for pretraining, 0.1 to 0.2 on small data."""
     bias: bool = False

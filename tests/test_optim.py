@@ -170,8 +170,23 @@ def test_what_is_no_matrix_takes_the_steps_of_adamw() -> None:
     torch.testing.assert_close(adamw[name], free[name] - 0.5 * 1e-2 * before[name], rtol=0, atol=1e-7)
 
 
-def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+def test_the_embedding_of_a_modern_model_learns_four_times_as_fast() -> None:
+    model = tiny_model(context_network="modern")
+    settings: dict[str, Any] = {"context_network": "modern", "muon_lr_factor": 2.0}
+    groups = make_optimizer(model, TrainConfig(optimizer="muon", **settings)).param_groups
+    rates = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(rates) == len([*model.parameters()])
+    assert rates == {id(p): 8 if p is model.wte.weight else 2 for p in model.parameters()}
+    groups = make_optimizer(model, TrainConfig(optimizer="adamw", **settings)).param_groups
+    assert {group["lr_scale"] for group in groups} == {1}
+
+
+@pytest.mark.parametrize("network", ["gpt2", "modern"])
+def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(
+    data: Path, tmp_path: Path, network: str
+) -> None:
     settings = {"optimizer": "muon", "max_iters": 4, "eval_interval": 9, "dropout": 0.1}
+    settings |= {"context_network": network}
     train(tiny(data, tmp_path / "whole", **settings))
     train(tiny(data, tmp_path / "parts", **settings | {"max_iters": 2}))
     train(tiny(data, tmp_path / "parts", **settings, init_from="resume"))

@@ -25,11 +25,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     linear = [p for p in model.parameters() if id(p) in layers]
     rest = [p for p in model.parameters() if id(p) not in layers]
     muon = config.optimizer == "muon"
+    # With a modern context network and Muon the embedding, which is the head too, learns faster.
+    faster = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and muon and config.is_modern]
+    rest = [p for p in rest if all(p is not E for E in faster)]
     scale = config.muon_lr_factor if muon else 1.0
     groups: list[dict[str, Any]] = [
         {"params": linear, "weight_decay": config.weight_decay, "lr_scale": scale},
         {"params": rest, "weight_decay": 0.0, "lr_scale": scale},
     ]
+    if faster:
+        groups.append({"params": faster, "weight_decay": 0.0, "lr_scale": 4 * scale})
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
