@@ -58,15 +58,23 @@ if TYPE_CHECKING:
 # --- The parts of a Transformer ---------------------------------------------------------------
 
 
-def rotate(x: Tensor, start: int) -> Tensor:
-    """Rotary positions (Su et al. 2021): turn the numbers of x (..., T, d) in pairs, by angles that grow with
-    the position, from `start` on. So the product of a query and a key depends on how far apart they are."""
-    T, half = x.size(-2), x.size(-1) // 2
-    speed = 10_000 ** -(torch.arange(half, device=x.device) / half)  # (d/2), from fast to slow
-    angle = torch.arange(start, start + T, device=x.device)[:, None] * speed  # (T, d/2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)  # (..., T, d/2) each
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (..., T, d)
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021): turns the numbers of a vector in pairs, by angles that grow with its
+    position. So the product of a query and a key depends on how far apart they are."""
+
+    cos_sin: Tensor  # (2, T, d)
+
+    def __init__(self, length: int, d: int) -> None:
+        super().__init__()
+        speed = 10_000.0 ** -(torch.arange(d // 2) / (d // 2))  # (d/2), from fast to slow
+        angle = torch.arange(length)[:, None] * speed  # (T, d/2)
+        cos, sin = angle.cos().repeat(1, 2), torch.cat([-angle.sin(), angle.sin()], dim=1)  # (T, d) each
+        self.register_buffer("cos_sin", torch.stack([cos, sin]), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """Turn x (..., T, d), whose first vector is at position `start`."""
+        cos, sin = self.cos_sin[:, start : start + x.size(-2)].to(x.dtype)  # (T, d) each
+        return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)  # each number meets its partner
 
 
 class Attention(nn.Module):
@@ -83,15 +91,18 @@ class Attention(nn.Module):
         self.c_attn = Linear(D, 3 * D, config.bias, n_matrices=3)  # queries, keys and values
         self.c_proj = Linear(D, D, config.bias)
         self.drop = nn.Dropout(config.dropout)
-        self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1)) if config.is_modern else None
+        self.is_modern = config.is_modern
+        if self.is_modern:
+            self.rotary = Rotary(config.block_size, D // config.n_head)
+            self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D/H)
         q, kv = qkv[:, 0], qkv[:, 1:]
-        if self.gain is not None:
+        if self.is_modern:
             qk = F.rms_norm(qkv[:, :2], qkv.shape[-1:])  # (B, 2, H, T, D/H)
-            qk = rotate(qk, cache.length if cache else 0)
+            qk = self.rotary(qk, cache.length if cache else 0)
             q, kv = qk[:, 0] * self.gain, torch.stack([qk[:, 1], qkv[:, 2]], dim=1)
         if cache is not None:
             kv = cache.append(self.slot, kv)  # (B, 2, H, S, D/H)
@@ -239,14 +250,14 @@ class SenseWeights(nn.Module):
         self.scale = 1.0 if nano else 1.0 / math.sqrt(D // K)
         self.dropout = config.dropout if nano or config.alpha_dropout else 0.0  # on α itself, in sense_sum
         self.c_attn = Linear(D, 2 * D, config.bias and not nano, n_matrices=2)  # queries and keys
-        self.is_rotary = config.is_modern
+        self.rotary = Rotary(config.block_size, D // K) if config.is_modern else None
 
     def queries_and_keys(self, h: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """Contextual vectors (B, T, D), the first at position `start` → scaled queries and keys
         (B, K, T, D/K): α = softmax(q · k)."""
         q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)  # (B, K, T, D/K)
-        if self.is_rotary:
-            q, k = rotate(q, start), rotate(k, start)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
         return q if self.scale == 1 else q * self.scale, k
 
 
