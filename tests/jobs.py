@@ -31,6 +31,7 @@ from nanobackpack.text.prepare import write_dataset, write_tokens
 from nanobackpack.text.splits import split_tail
 from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import log as train_log
+from nanobackpack.train.checkpoint import BackgroundWriter
 from nanobackpack.train.trainer import Trainer, train
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -166,18 +167,26 @@ def tiny_files() -> None:
 
 
 def small_logs() -> None:
-    """No file can grow while its log is written: the disk is full when metrics.jsonl has 1,500 bytes."""
-    record = train_log.Log.record
+    """No file can grow while its log is written: the disk is full when metrics.jsonl has 1,500 bytes.
+
+    The limit is that of the process, so meanwhile no checkpoint may be written in the background."""
+    record, write, one_of_them = train_log.Log.record, BackgroundWriter._write, threading.Lock()
 
     def limited(self: train_log.Log, **values: Any) -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-        try:
-            record(self, **values)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with one_of_them:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+            try:
+                record(self, **values)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    def unlimited(self: BackgroundWriter, name: str, state: dict[str, Any]) -> None:
+        with one_of_them:
+            write(self, name, state)
 
     train_log.Log.record = limited  # type: ignore[method-assign]
+    BackgroundWriter._write = unlimited  # type: ignore[method-assign]
 
 
 def little_memory() -> None:
