@@ -203,6 +203,17 @@ def test_characters(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
         tokenizer("é")
 
 
+def test_rotary_positions_are_those_that_are_given(folders: dict[str, Path]) -> None:
+    """Only how far apart they are matters: later ones say the same, other distances do not."""
+    from nanobackpack.hub.modeling_backpack import BackpackForCausalLM
+
+    model = BackpackForCausalLM.from_pretrained(folders["modern"]).eval()
+    ids, places = torch.arange(12)[None] + 3, torch.arange(12)[None]
+    usual = model(ids).logits
+    assert (model(ids, position_ids=places + 5).logits - usual).abs().max() < 1e-4
+    assert (model(ids, position_ids=places * 2).logits - usual).abs().max() > 0.01
+
+
 def test_fresh_weights() -> None:
     """Those of a part whose result is added up begin smaller, as ours do."""
     from nanobackpack.hub.modeling_backpack import BackpackConfig, BackpackForCausalLM

@@ -84,14 +84,14 @@ def additive_mask(given: Tensor | None, at: Tensor, S: int, dtype: torch.dtype) 
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
-def rotate(x: Tensor, at: Tensor) -> Tensor:
-    """Rotary positions: turn the numbers of x (..., T, d) in pairs, by angles that grow with `at`, (T)."""
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Turn the numbers of x (B, H, T, d) in pairs, by angles that grow with the positions (B or 1, T)."""
     half = x.size(-1) // 2
     speed = 10_000 ** -(torch.arange(half, device=x.device) / half)  # (d/2), from fast to slow
-    angle = at[:, None] * speed  # (T, d/2)
+    angle = positions[:, None, :, None] * speed  # (B or 1, 1, T, d/2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)  # (..., T, d/2) each
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (..., T, d)
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, d/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, d)
 
 
 class BackpackMLP(nn.Module):
@@ -122,10 +122,10 @@ class BackpackAttention(nn.Module):
         modern = config.context_network == "modern"
         self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1)) if modern else None
 
-    def forward(self, x, mask, cache, at):
+    def forward(self, x, positions, mask, cache):
         q, k, v = self.c_attn(x).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D/H)
         if self.gain is not None:
-            q, k = (rotate(F.rms_norm(t, t.shape[-1:]), at) for t in (q, k))
+            q, k = (rotate(F.rms_norm(t, t.shape[-1:]), positions) for t in (q, k))
             q = q * self.gain
         if cache is not None:
             k, v = cache.update(k, v, self.index)  # (B, H, S, D/H)
@@ -142,8 +142,8 @@ class BackpackBlock(GradientCheckpointingLayer):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = BackpackMLP(config.n_embd, config.n_embd, config)
 
-    def forward(self, x, mask, at, past_key_values=None):
-        x = x + self.attn(self.ln_1(x), mask, past_key_values, at)
+    def forward(self, x, positions, mask, past_key_values=None):
+        x = x + self.attn(self.ln_1(x), positions, mask, past_key_values)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -156,11 +156,11 @@ class BackpackContext(nn.Module):
         self.h = nn.ModuleList(BackpackBlock(config, i) for i in range(config.n_block))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
-    def forward(self, x, position_ids, mask, at, cache):
+    def forward(self, x, positions, mask, cache):
         """Embeddings (B, T, D) → the input of each block and the contextual vectors, (B, T, D) each."""
-        states = [self.drop(x if self.wpe is None else x + self.wpe(position_ids))]
+        states = [self.drop(x if self.wpe is None else x + self.wpe(positions))]
         for block in self.h:
-            states.append(block(states[-1], mask, at, past_key_values=cache))
+            states.append(block(states[-1], positions, mask, past_key_values=cache))
         return *states[:-1], self.ln_f(states[-1])
 
 
@@ -217,11 +217,11 @@ class BackpackSenseWeights(nn.Module):
         self.c_attn = nn.Linear(D, 2 * D, bias=config.bias and not nano)
         self.rotary = config.context_network == "modern"
 
-    def forward(self, h, senses, mask, at, cache, need_alpha):
+    def forward(self, h, senses, positions, mask, cache, need_alpha):
         """Contextual vectors (B, T, D) and senses (B, T, K, D) → Σ α C (B, T, D), and α if it is needed."""
         q, k = self.c_attn(h).unflatten(2, (2, self.n_sense, -1)).permute(2, 0, 3, 1, 4)  # (B, K, T, D/K)
         if self.rotary:
-            q, k = rotate(q, at), rotate(k, at)
+            q, k = rotate(q, positions), rotate(k, positions)
         c = senses.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, c = cache.update(k, c, self.index)  # (B, K, S, D/K), (B, K, S, D)
@@ -319,9 +319,11 @@ class BackpackForCausalLM(PreTrainedModel, GenerationMixin):
         e = self.wte(input_ids)  # (B, T, D)
         mask = additive_mask(attention_mask, at, S or start + T, e.dtype)  # (B or 1, 1, T, S)
 
-        *states, h = self.context(e, position_ids, mask, at, past_key_values)  # (B, T, D)
+        *states, h = self.context(e, position_ids, mask, past_key_values)  # (B, T, D)
         senses = self.senses(input_ids if self.config.sense_table else e)  # (B, T, K, D)
-        o, alpha = self.alpha(h, senses, mask, at, past_key_values, bool(output_attentions))  # (B, T, D)
+        o, alpha = self.alpha(
+            h, senses, position_ids, mask, past_key_values, bool(output_attentions)
+        )  # (B, T, D)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(o[:, kept])  # (B, T, V): E · Σ α C
         loss = None

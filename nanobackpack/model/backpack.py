@@ -91,16 +91,15 @@ class Attention(nn.Module):
         self.c_attn = Linear(D, 3 * D, config.bias, n_matrices=3)  # queries, keys and values
         self.c_proj = Linear(D, D, config.bias)
         self.drop = nn.Dropout(config.dropout)
-        self.is_modern = config.is_modern
-        if self.is_modern:
-            self.rotary = Rotary(config.block_size, D // config.n_head)
-            self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1))
+        self.rotary = Rotary(config.block_size, D // config.n_head) if config.is_modern else None
+        self.gain = nn.Parameter(torch.ones(config.n_head, 1, 1)) if config.is_modern else None
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D/H)
         q, kv = qkv[:, 0], qkv[:, 1:]
-        if self.is_modern:
+        if self.rotary is not None:
+            # Of a query and a key only the direction counts, turned by the position; the gain says how much.
             qk = F.rms_norm(qkv[:, :2], qkv.shape[-1:])  # (B, 2, H, T, D/H)
             qk = self.rotary(qk, cache.length if cache else 0)
             q, kv = qk[:, 0] * self.gain, torch.stack([qk[:, 1], qkv[:, 2]], dim=1)
