@@ -118,8 +118,18 @@ def complete(kinds: type | dict[str, type], argv: Sequence[str], prog: str) -> N
     if len(argv) < 2 + (argv[0] == COMPLETION[1]) or argv[1] not in SHELLS:
         file = " and a file" if argv[0] == COMPLETION[1] else ""
         raise InputError(f"{argv[0]} needs a shell{file}: {' or '.join(SHELLS)}")
+    if isinstance(kinds, dict) and argv[1] == "bash":  # which shows no help
+        kinds = {verb: _without_help(kind) for verb, kind in kinds.items()}
     make: Callable[..., Any] = tyro.extras.subcommand_cli_from_dict if isinstance(kinds, dict) else tyro.cli
     make(kinds, args=argv, **_options(prog))
+
+
+def _without_help(config_type: type) -> type:
+    """Make a dataclass of the same flags whose help tyro need not look for, in the source of each class."""
+    hints, fields = get_type_hints(config_type), []
+    for f in dataclasses.fields(config_type):
+        fields.append((f.name, hints[f.name], dataclasses.field(default=f.default, metadata={"help": ""})))
+    return dataclasses.make_dataclass(config_type.__name__, fields, init=False, repr=False, eq=False)
 
 
 def _options(prog: str) -> dict[str, Any]:

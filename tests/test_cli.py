@@ -518,7 +518,10 @@ def test_completion_knows_verbs_and_flags(
     shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = answer(capsys, PRINTED, shell)
-    assert all(word in script for word in (*commands.VERBS, "n_sense_vector", "num_samples"))
+    kinds = [commands._settings(commands._module(verb)) for verb in commands.VERBS]
+    flags = {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind)}
+    assert all(f"'{word}'" in script for word in (*commands.VERBS, *flags, "adamw"))
+    assert ("Attention heads of each block" in script) == (shell == "zsh")  # bash shows no help
     assert "n_sense_vector" in answer(capsys, "train", PRINTED, shell)
     assert answer(capsys, WRITTEN, shell, str(tmp_path / "script")) == ""
     assert all(verb in (tmp_path / "script").read_text(encoding="utf-8") for verb in commands.VERBS)

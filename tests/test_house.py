@@ -75,20 +75,20 @@ def python(code: str) -> str:
     return done.stdout
 
 
-WITHOUT_TORCH = """
+WITHOUT = """
 import sys
-class NoTorch:
+class Without:
     def find_spec(name, *_):
-        if name == "torch":
-            raise ImportError("needs torch")
-sys.meta_path.insert(0, NoTorch)
+        if name in {names}:
+            raise ImportError(f"needs {{name}}")
+sys.meta_path.insert(0, Without)
 """
 
 
 def test_modules_that_need_no_torch() -> None:
     modules = [f"nanobackpack.{name}" for name in NO_TORCH]
     modules += [m for m in MODULES if m.split(".")[1] in NO_TORCH_FOLDERS]
-    code = f"""{WITHOUT_TORCH}
+    code = f"""{WITHOUT.format(names=["torch"])}
 import importlib
 for name in {modules}:
     try:
@@ -99,16 +99,16 @@ for name in {modules}:
     assert python(code) == ""
 
 
-def test_help_of_no_verb_needs_torch() -> None:
-    code = f"""{WITHOUT_TORCH}
+def test_help_and_completion_need_nothing_slow() -> None:
+    code = f"""{WITHOUT.format(names=["torch", "numpy", "tokenizers", "tqdm"])}
 import contextlib, io
-from nanobackpack import commands
-for verb in commands.VERBS:
+from nanobackpack import cli, commands
+for argv in [*([verb, "--help"] for verb in commands.VERBS), *([cli.COMPLETION[0], s] for s in cli.SHELLS)]:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-            commands.main([verb, "--help"])
+            commands.main(argv)
     except (ImportError, AttributeError) as error:
-        print(verb, error)
+        print(argv, error)
 """
     assert python(code) == ""
 

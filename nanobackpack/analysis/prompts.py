@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.safe.files import with_lf
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Tokenizer
 
 
 def cleaned(text: str, newlines: str = "lf", normalize: str = "none") -> str:

@@ -16,17 +16,17 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nanobackpack.config import LoadConfig, changed_settings
 from nanobackpack.errors import InputError, first_line
-from nanobackpack.text.tokenizer import Bos
 
 
 @dataclass(frozen=True, kw_only=True)
 class LmEvalConfig(LoadConfig):
     """Which model the harness tests; what else is given is for the harness."""
 
-    bos: Bos = "auto"
+    bos: bool | Literal["auto"] = "auto"
     """What stands before a text: auto: a token that begins a document, if there is one."""
     edits: str = ""
     """A file of edits (nanobackpack.control.save) that hold throughout."""

@@ -50,7 +50,6 @@ from nanobackpack.text.corpus import (
     separated,
 )
 from nanobackpack.text.dictionaries import read_dictionaries
-from nanobackpack.text.prepare import summary, write_tokens
 from nanobackpack.text.splits import Split, deal_shards, fraction, split_random, split_spread, split_tail
 
 
@@ -268,6 +267,8 @@ ONLY_FOR |= dict.fromkeys(("languages", "shards"), "common_crawl")
 
 def prepare(recipe: str, settings: PrepareConfig, data: Path) -> None:
     """Make a data set in its folder below `data`, or in --out, and print what it holds."""
+    from nanobackpack.text.prepare import summary, write_tokens
+
     # A setting of another recipe would do nothing here: say so.
     for name, other in ONLY_FOR.items():
         if recipe != other and getattr(settings, name) != getattr(PrepareConfig, name):

@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from nanobackpack.analysis import results
 from nanobackpack.config import AnalysisConfig
 from nanobackpack.errors import InputError
@@ -29,12 +27,12 @@ from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, mean_of
 from nanobackpack.evaluate.cost import Cost, CostConfig, cost, held_out
 from nanobackpack.evaluate.scoring import control_sets, encode_or_none
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import bos_ids, needs_tokenizer, token_id
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
     from nanobackpack.model.edits import EditLike
+    from nanobackpack.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +117,8 @@ def bias(model: LanguageModel, settings: BiasConfig) -> Bias:
     prompts for that, of which the Chinese ones are ours. Nouns and prompts that the tokenizer cannot spell
     are left out.
     """
+    from tqdm import tqdm
+
     try:
         from scipy.optimize import minimize
     except ImportError:
@@ -207,12 +207,12 @@ def _nouns(tokenizer: Tokenizer, chosen: dict[str, Any], begin: list[int]) -> li
     """Encode the nouns of a set and their prompts, with `begin` before each; what cannot be is left out."""
 
     def prompts(kind: str, word: str) -> list[list[int]]:
-        rows = (encode_or_none(tokenizer, prompt.format(word)) for prompt in chosen[kind])
+        rows = (encode_or_none(tokenizer.encode, prompt.format(word)) for prompt in chosen[kind])
         return [begin + row for row in rows if row]
 
     nouns = []
     for word in chosen["nouns"]:
-        ids = encode_or_none(tokenizer, word, Tokenizer.word_ids) or []
+        ids = encode_or_none(tokenizer.word_ids, word) or []
         noun = Noun(word, ids, prompts("estimation", word), prompts("prompts", word))
         short_enough = len(ids) == 1 or not chosen["one_token"]
         if ids and short_enough and noun.estimation and noun.prompts:

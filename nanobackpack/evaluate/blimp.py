@@ -21,11 +21,11 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, Figure, mean_of
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import Bos
 from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Bos
 
 Pairs = list[tuple[str, str]]
 
@@ -119,7 +119,7 @@ def blimp(model: LanguageModel, sets: dict[str, Pairs], bos: Bos = "auto", batch
 def _to_score(model: LanguageModel, sentence: str, bos: Bos) -> scoring.TextToScore | None:
     """Prepare a sentence; None if it cannot be scored: whole sentences are compared, so none is cut."""
     tokenizer = needs_tokenizer(model.tokenizer)
-    ids = scoring.encode_or_none(tokenizer, sentence)
+    ids = scoring.encode_or_none(tokenizer.encode, sentence)
     if ids is None or tokenizer.unknown_id in ids:
         return None
     ids = bos_ids(tokenizer, bos) + ids

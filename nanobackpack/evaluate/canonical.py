@@ -30,8 +30,6 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from nanobackpack.analysis import results
 from nanobackpack.config import Settings, at_least
 from nanobackpack.errors import InputError
@@ -240,6 +238,8 @@ def canonical(settings: CanonicalConfig) -> Iterator[Canonical]:
 def _done(
     work: Callable[[Job], Done], jobs: Sequence[Job], settings: CanonicalConfig
 ) -> Iterator[tuple[Job, Done]]:
+    from tqdm import tqdm
+
     done = side_by_side(work, jobs, min(settings.jobs or os.cpu_count() or 1, len(jobs)))
     yield from tqdm(done, work.__name__, len(jobs), disable=None, leave=False)
 

@@ -27,13 +27,13 @@ from nanobackpack.errors import InputError, first_few
 from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import mean_of
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Tokenizer
 
 OTHERS, DRAWS = 1000, 499  # words to tell the list from; random lists, with the list itself 500
 
@@ -125,7 +125,7 @@ def hidden_word(products: Tensor, listed: Tensor) -> Tensor:
 
 def one_token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
     """Give the ids of the words that are one token each; a note names the others."""
-    rows = {word: encode_or_none(tokenizer, word, Tokenizer.word_ids) or [] for word in words}
+    rows = {word: encode_or_none(tokenizer.word_ids, word) or [] for word in words}
     if long := [word for word, row in rows.items() if len(row) != 1]:
         warnings.warn(f"left out, since they are not one token: {first_few(long)}", stacklevel=2)
     if len(found := dict.fromkeys(row[0] for row in rows.values() if len(row) == 1)) < 4:

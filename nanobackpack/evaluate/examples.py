@@ -15,12 +15,12 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate.cost import open_windows
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines
 from nanobackpack.safe.files import display_path, parse_json
-from nanobackpack.text.tokenizer import Bos
 from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.analysis.finetuning import Example, Text
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Bos
 
 TOKENS = 8192  # of other text, at most: half to train beside, half to measure on
 
@@ -43,7 +43,7 @@ def read_examples(model: LanguageModel, path: str, bos: Bos) -> list[Example]:
         for name in ("prefix", "suffix1", "suffix2") if pair else ("prefix", "suffix"):
             if not isinstance(text := row.get(name), str) or not text:
                 raise InputError(f"{where}: no text under {name!r}")
-            own = encode_or_none(tokenizer, text)
+            own = encode_or_none(tokenizer.encode, text)
             if not own or tokenizer.unknown_id in own or (name != "prefix" and len(own) > size):
                 raise InputError(f"{where}: {text!r} is no text of 1 to {size} tokens that this model knows")
             ids.append(own)

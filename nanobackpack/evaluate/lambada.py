@@ -21,11 +21,11 @@ from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, mean_of
-from nanobackpack.text.tokenizer import Bos
 from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Bos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,8 @@ def lambada(model: LanguageModel, passages: Sequence[str], bos: Bos = False, bat
     texts = []
     for passage in passages:
         context, word = split_last(passage)
-        context_ids = scoring.encode_or_none(tokenizer, context)
-        whole = scoring.encode_or_none(tokenizer, context + word)
+        context_ids = scoring.encode_or_none(tokenizer.encode, context)
+        whole = scoring.encode_or_none(tokenizer.encode, context + word)
         if context_ids is None or whole is None:
             continue
         # The word's tokens are those that the passage has beyond its context: a space may be joined to them.

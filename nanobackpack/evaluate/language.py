@@ -149,7 +149,7 @@ _SLOTS = {
     "colour": list(COLOURS),
 }
 _PATTERNS = [  # each template with a named group for each slot
-    re.compile(re.sub(r"{(\w+)}", lambda s: f"(?P<{s[1]}>{'|'.join(_SLOTS[s[1]])})", t.replace(".", r"\.")))
+    re.sub(r"{(\w+)}", lambda s: f"(?P<{s[1]}>{'|'.join(_SLOTS[s[1]])})", t.replace(".", r"\."))
     for t in TEMPLATES
 ]
 
@@ -158,7 +158,7 @@ def parse(text: str) -> list[dict[str, str]] | None:
     """Find the words in the slots of each sentence; None if one is of no template."""
     found = []
     for sentence in re.split(r"(?<=\.) ", text):
-        matches = [match for pattern in _PATTERNS if (match := pattern.fullmatch(sentence))]
+        matches = [match for pattern in _PATTERNS if (match := re.fullmatch(pattern, sentence))]
         if not matches:
             return None
         found.append(matches[0].groupdict())

@@ -34,13 +34,13 @@ from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import Figure, rank_correlation
 from nanobackpack.evaluate.scoring import encode_or_none, numbered_lines, read_columns
 from nanobackpack.safe.files import display_path
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Tokenizer
 
 # How each test set is written: what separates columns (None: any white space), the column of the score, where
 # the words are columns 0 and 1, and whether the first line is a header.
@@ -158,7 +158,7 @@ def lexical_similarity(
 
     # Pairs with characters that the tokenizer does not know are left out.
     def known(pair: WordPair) -> bool:
-        return all(encode_or_none(tokenizer, word, Tokenizer.word_ids) for word in (pair.first, pair.second))
+        return all(encode_or_none(tokenizer.word_ids, word) for word in (pair.first, pair.second))
 
     kept = {name: [pair for pair in pairs if known(pair)] for name, pairs in sets.items()}
     for name, pairs in kept.items():

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from nanobackpack.analysis.prompts import warn_of_names
 from nanobackpack.analysis.results import width
 from nanobackpack.config import LoadConfig, changed_settings
@@ -211,6 +209,7 @@ def window_losses(
     """Give the losses in nats of the tokens of each window, (T) of each, or only of the first windows;
     name and size, in tokens, are for the bar."""
     from torch.nn import functional as F
+    from tqdm import tqdm
 
     from nanobackpack.runtime import eval_mode
 

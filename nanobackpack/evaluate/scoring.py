@@ -17,19 +17,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
 from nanobackpack.analysis.results import check_finite
 from nanobackpack.config import ReadConfig
 from nanobackpack.errors import InputError, escape_controls, first_few
 from nanobackpack.evaluate.controls import ControlsConfig
 from nanobackpack.safe.files import display_path, parse_json, read_text
-from nanobackpack.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
-
-Encoder = Callable[[Tokenizer, str], list[int]]
 
 # --- Scores ---------------------------------------------------------------------------------------
 
@@ -55,6 +50,8 @@ def score_texts(
 
     Padded ids take part in the softmax (as in training) but are never the likeliest.
     """
+    from tqdm import tqdm
+
     from nanobackpack.analysis.prompts import cut_to_context
     from nanobackpack.runtime import eval_mode
 
@@ -107,10 +104,10 @@ def _score_batch(model: LanguageModel, inputs: list[list[int]], targets: list[li
     ]
 
 
-def encode_or_none(tokenizer: Tokenizer, text: str, encode: Encoder = Tokenizer.encode) -> list[int] | None:
-    """Encode a text, or with `word_ids` a word; None if the tokenizer does not know its characters."""
+def encode_or_none(encode: Callable[[str], list[int]], text: str) -> list[int] | None:
+    """Encode a text with `tokenizer.encode`, a word with `word_ids`; None if it does not know a character."""
     try:
-        return encode(tokenizer, text)
+        return encode(text)
     except InputError:
         return None
 

@@ -31,8 +31,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import tqdm
-
 from nanobackpack.analysis import results
 from nanobackpack.config import AnalysisConfig, at_least
 from nanobackpack.errors import InputError, first_line
@@ -178,6 +176,7 @@ def topic(
     Each text has a seed of its own, so that `batch_size`, the texts drawn at a time, changes none.
     """
     import torch
+    from tqdm import tqdm
 
     from nanobackpack.analysis import control
     from nanobackpack.analysis.prompts import usual_start

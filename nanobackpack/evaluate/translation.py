@@ -30,9 +30,8 @@ from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls
 from nanobackpack.evaluate.controls import mean_of
 from nanobackpack.evaluate.lexical_similarity import word_vectors
-from nanobackpack.evaluate.scoring import Encoder, encode_or_none, read_columns
+from nanobackpack.evaluate.scoring import encode_or_none, read_columns
 from nanobackpack.safe.files import read_text
-from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.text.words import needs_tokenizer
 
 if TYPE_CHECKING:
@@ -94,8 +93,8 @@ def translation(model: LanguageModel, pairs: Pairs, lines: bool = False) -> Tran
     from torch.nn.functional import normalize
 
     tokenizer = needs_tokenizer(model.tokenizer)
-    encode: Encoder = Tokenizer.encode if lines else Tokenizer.word_ids
-    kept = [pair for pair in pairs if all(encode_or_none(tokenizer, text, encode) for text in pair)]
+    encode = tokenizer.encode if lines else tokenizer.word_ids
+    kept = [pair for pair in pairs if all(encode_or_none(encode, text) for text in pair)]
     sources, targets = (list(dict.fromkeys(side)) for side in zip(*kept, strict=True)) if kept else ([], [])
     if len(targets) < 2:
         raise InputError(f"this tokenizer can spell {len(targets)} of the targets, and 2 are needed")
@@ -110,7 +109,7 @@ def translation(model: LanguageModel, pairs: Pairs, lines: bool = False) -> Tran
     K = len(cosines) - 1
     names = ["E", *(f"sense {k}" for k in range(K))]
     hits = {name: hit(cosine, right) for name, cosine in zip(names, cosines, strict=True)}
-    tokens = ([encode(tokenizer, text) for text in side] for side in both)
+    tokens = ([encode(text) for text in side] for side in both)
     hits["shared tokens"] = hit(shared(*tokens), right)
     figures = {"E": mean_of(hits["E"]), "shared tokens": mean_of(hits["shared tokens"])}
     if K:

@@ -21,17 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from nanobackpack.analysis import results
 from nanobackpack.errors import InputError
 from nanobackpack.evaluate import controls, scoring
 from nanobackpack.evaluate.controls import Evaluation, mean_of
-from nanobackpack.text.tokenizer import Bos, Tokenizer
 from nanobackpack.text.words import bos_ids, needs_tokenizer
 
 if TYPE_CHECKING:
     from nanobackpack.model.backpack import LanguageModel
+    from nanobackpack.text.tokenizer import Bos, Tokenizer
 
 MASK = "<mask>"
 PUNCTUATION = [*',，。！!；;?？"”“、：:「」【】`…', "……"]  # never guessed
@@ -92,6 +90,8 @@ def wcpc(
 ) -> Wcpc:
     """Predict the word of each item. Of a text longer than block_size the end is read, and with v2 at most
     half of block_size after the masks."""
+    from tqdm import tqdm
+
     guesses, words = [], []
     for item in tqdm(items, desc="items", unit="item", disable=None, leave=False):
         found = _guess(model, item, protocol, bos)
@@ -120,7 +120,7 @@ def _guess(model: LanguageModel, item: MaskedText, protocol: str, bos: Bos) -> l
     from nanobackpack.model.generate import beam_search
 
     tokenizer, half = needs_tokenizer(model.tokenizer), model.config.block_size // 2
-    before, after = (scoring.encode_or_none(tokenizer, text) for text in (item.before, item.after))
+    before, after = (scoring.encode_or_none(tokenizer.encode, text) for text in (item.before, item.after))
     if before is None or after is None:
         return None
     before, after = bos_ids(tokenizer, bos) + before, after[:half]

@@ -8,9 +8,7 @@ What comes is untrusted: whoever reads it uses safe/untrusted.py.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import re
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +68,9 @@ def fetch_model(name: str) -> Path:
 
 def download(url: str, path: Path, expected_sha256: str, size: int) -> None:
     """Fetch a small file of `size` bytes, unless `path` is that file already."""
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
     if path.exists():
         if path.is_file() and sha256(path) == expected_sha256:
             return
@@ -79,7 +80,7 @@ def download(url: str, path: Path, expected_sha256: str, size: int) -> None:
         )
     for tries_left in (1, 0):
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            with urlopen(url, timeout=_TIMEOUT_S) as response:
                 content = response.read(size + 1)  # one byte more tells a longer file
             if len(content) != size:
                 raise ValueError(f"it has {'more' if len(content) > size else 'fewer'} than {size:,} bytes")
@@ -89,7 +90,7 @@ def download(url: str, path: Path, expected_sha256: str, size: int) -> None:
             with replacing(path) as file:
                 file.write(content)
             return
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             if not tries_left:
                 raise InputError(
                     f"cannot download {url} ({first_line(error)}): give a local copy with `--input FILE`"

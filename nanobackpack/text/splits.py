@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from nanobackpack.errors import InputError
 from nanobackpack.text.corpus import Piece
 
@@ -93,6 +91,8 @@ def _draw(lengths: Sequence[int], val: float) -> tuple[set[int], dict[int, list[
 
     Tell also how many are long.
     """
+    import numpy as np
+
     n, random = np.asarray(lengths, np.int64), np.random.default_rng(SEED)  # (documents,)
     # What is shorter than a block stays whole, unless it is more than all that is to be held out.
     is_long = n > np.clip(_BLOCK_CHARS, n.sum() * val / 4, n.sum() * val)
@@ -164,6 +164,8 @@ def split_random(**held_out: Callable[[int], int]) -> Split:
     """
 
     def assign(pieces: Iterable[Piece], counts: Counts) -> Iterator[tuple[str, Piece]]:
+        import numpy as np
+
         n, random = counts.documents, np.random.default_rng(SEED)
         # Draw the numbers of the documents of each split held out, then go through all documents.
         owner: dict[int, str] = {}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from nanobackpack.errors import InputError, WrongType
-from nanobackpack.text.tokenizer import Bos, TextOrIds, Tokenizer
+
+if TYPE_CHECKING:
+    from nanobackpack.text.tokenizer import Bos, TextOrIds, Tokenizer
 
 
 def needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
