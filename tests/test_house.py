@@ -113,6 +113,17 @@ for argv in [*([verb, "--help"] for verb in commands.VERBS), *([cli.COMPLETION[0
     assert python(code) == ""
 
 
+def test_the_hub_is_imported_where_it_is_used() -> None:
+    """It imports transformers if that is installed, for more than two seconds."""
+    at_start = [
+        module
+        for module, path in MODULES.items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanobackpack.hub")
+    ]
+    assert {module.split(".")[1] for module in at_start} <= {"hub", "bench"}
+
+
 # --- What is published ------------------------------------------------------------------------
 
 

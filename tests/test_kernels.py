@@ -85,6 +85,21 @@ def test_sense_sum(B: int, K: int, T: int, d: int, U: int, W: int) -> None:
             assert_same(sense_sum(q, k, C, index), sense_sum_plain(q, k, C, index), [q, k, C])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_without_gradients_the_sum_needs_no_operator(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since torch imports its compiler to call one; the numbers are the same."""
+    inputs = [draw(2, 3, 130, 4), draw(2, 3, 130, 4, seed=1), draw(20, 3, 6, seed=2)]
+    inputs.append(torch.arange(260).view(2, -1) % 20)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            torch.manual_seed(5)
+            by_operator = sense_sum(*inputs, dropout)
+            torch.manual_seed(5)
+            with torch.no_grad(), monkeypatch.context() as patch:
+                patch.setattr(kernels, "_sense_sum", None)
+                assert torch.equal(sense_sum(*inputs, dropout), by_operator)
+
+
 @pytest.mark.parametrize("T", [6, 270])
 def test_sense_sum_with_dropout(T: int) -> None:
     """The α that dropout leaves are read off with senses that are unit vectors, one for each (j, l)."""

@@ -32,8 +32,6 @@ from nanobackpack.app.view import View, command_of, python_of
 from nanobackpack.config import AnalysisConfig, SampleConfig
 from nanobackpack.errors import InputError, short_repr
 from nanobackpack.evaluate.cost import Cost, CostConfig, cost, held_out
-from nanobackpack.hub.card import card
-from nanobackpack.hub.export import export
 from nanobackpack.model.edits import Edit
 from nanobackpack.model.texts import Row, grow
 from nanobackpack.runtime import seed_of
@@ -251,6 +249,9 @@ def edit_file(senses: Senses, wishes: Wishes) -> bytes:
 
 def baked(senses: Senses, path: str, wishes: Wishes, beside: Path) -> Path:
     """Export a model with the edits baked in, as a zip of the folder that `nanobackpack export` writes."""
+    from nanobackpack.hub.card import card  # slow to import, where transformers is installed
+    from nanobackpack.hub.export import export
+
     model = control.bake(senses.model, wishes.edits(senses))
     folder = beside / f"{Path(path).name}-edited"
     export(model, folder, card=card(model, Path(path), folder.name, "transformers", FILE))

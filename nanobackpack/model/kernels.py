@@ -179,7 +179,9 @@ def sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float = 0
         return sense_sum_plain(q, k, C.float(), where, dropout).to(q.dtype)
     # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
-    return _sense_sum(q, k, C.to(q.dtype), where, dropout, seed)
+    # Only gradients and the compiler need an operator, and to call one torch imports the compiler: a second.
+    need_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return (_sense_sum if need_operator else _tiled_sum)(q, k, C.to(q.dtype), where, dropout, seed)
 
 
 class _Tile(NamedTuple):
@@ -231,8 +233,7 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("nanobackpack::sense_sum", mutates_args=())
-def _sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def _tiled_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor) -> Tensor:
     (B, K, T, _), (U, _, W) = q.shape, C.shape
     table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a tile's senses are rows of it
     o = q.new_empty(B, T, W)
@@ -245,6 +246,9 @@ def _sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, s
         weights = alpha.to(q.dtype).transpose(1, 2).flatten(2)  # (b, n, K·S)
         o[tile.b, tile.queries] = _bmm(weights, senses)  # (b, n, W)
     return o
+
+
+_sense_sum = torch.library.custom_op("nanobackpack::sense_sum", _tiled_sum, mutates_args=())
 
 
 @torch.library.custom_op("nanobackpack::sense_sum_backward", mutates_args=())
