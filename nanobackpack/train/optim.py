@@ -140,15 +140,20 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def step_due(config: TrainConfig, time_used: float) -> int:
+    """Return where a run should be when that share of its time is over. The first tenth does not count, so
+    that one which started slowly, but has the time for all of its steps, is not late."""
+    return int(config.max_iters * (time_used - 0.1) / 0.9)
+
+
 def learning_rate(step: int, config: TrainConfig, time_used: float = 0.0) -> float:
     """Return the rate of a step, numbered from 0: a linear warm-up, then a decay to min_lr.
 
-    A run that is short of time takes the rate of the step where it should be by now. Its first tenth does not
-    count, so that a run which started slowly, but has the time for all of its steps, takes the usual rates.
+    A run that is short of time takes the rate of the step where it should be by now.
     """
     if not config.decay_lr:
         return config.learning_rate
-    step = max(step, int(config.max_iters * (time_used - 0.1) / 0.9))
+    step = max(step, step_due(config, time_used))
     # The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
