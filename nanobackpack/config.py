@@ -230,11 +230,6 @@ class TrainConfig(Architecture):
                 f"warmup_iters={self.warmup_iters} is above lr_decay_iters={self.lr_decay_iters}: "
                 "the decay would end before the warm-up; lower --warmup_iters"
             )
-        if self.distributed == "fsdp" and self.optimizer == "muon":
-            raise InputError(
-                "optimizer='muon' needs whole matrices, and distributed='fsdp' cuts them into slices: "
-                "take --optimizer=adamw or --distributed=ddp"
-            )
         if self.distributed == "fsdp" and self.dtype == "float16":
             raise InputError(
                 "dtype='float16' scales its gradients, which distributed='fsdp' does not support here: "

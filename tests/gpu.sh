@@ -28,7 +28,7 @@ part bench 190 python3 bench.py --device=cuda --json="$out/bench.json"
 if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then  # two processes, both ways; and their losses side by side
   for how in ddp fsdp; do
     part $how 100 torchrun --standalone --nproc_per_node=2 train.py config/train_shakespeare_char.py \
-      --distributed=$how --optimizer=adamw --max_iters=100 --eval_interval=50 --out_dir="$out/$how"
+      --distributed=$how --max_iters=100 --eval_interval=50 --out_dir="$out/$how"
   done
 fi
 exit $failed

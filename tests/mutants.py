@@ -79,19 +79,31 @@ MUTANTS = [
            "test_kernels.py::test_linear_cross_entropy"),
     # --- Generation ---
     # each new token at position 0
-    Mutant(BACKPACK, "start = 0 if cache is None else cache.length", "start = 0",
+    Mutant(GENERATE, "self.positions = slice(start, end)", "self.positions = slice(end - start)",
            "test_generate.py::test_cached_equals_uncached"),
     # the cached table of few tokens in the wrong order
     Mutant(BACKPACK, "linear(C, E).transpose(0, 1).flatten(0, 1)", "linear(C, E).flatten(0, 1)",
            "test_generate.py::test_cached_logits_equal_the_plain_formula"),
     # the sliding window one short
-    Mutant(GENERATE, "restart else window[:, -size:]", "restart else window[:, 1 - size :]",
+    Mutant(GENERATE, "window = window[:, 1:]", "window = window[:, 2:]",
            "test_generate.py::test_cached_equals_uncached"),
     # a restart keeps one token too many
-    Mutant(GENERATE, "-max(1, size // 2) :]", "-max(1, size // 2 + 1) :]",
+    Mutant(GENERATE, "size - max(1, size // 2)", "size - max(1, size // 2 + 1)",
            "test_generate.py::test_restart_equals_plain_restart"),
+    # a restart cuts rows that do not fill the context yet
+    Mutant(GENERATE, "fills = window[:, :1] >= 0", "fills = window[:, 1:2] >= 0",
+           "test_generate.py::test_prompts_of_any_lengths_grow_as_alone"),
+    # what fills up shorter prompts is seen; their positions begin with it
+    Mutant(GENERATE, "(at >= begin) | (row < begin)", "(at >= 0) | (row < begin)",
+           "test_generate.py::test_prompts_of_any_lengths_grow_as_alone"),
+    Mutant(GENERATE, "(at[start:] - self.begin[:, None])", "(at[start:] - 0 * self.begin[:, None])",
+           "test_generate.py::test_prompts_of_any_lengths_grow_as_alone"),
+    # topic control counts it in: as text that supports senses, and in how far a token stands from the start
+    Mutant(EDITS, ".masked_fill(new_ids < 0, 0)", "", "test_control.py::test_rows_and_samples_do_not_mix"),
+    Mutant(EDITS, "(text.ids >= 0).cumsum", "(text.ids >= -1).cumsum",
+           "test_control.py::test_rows_and_samples_do_not_mix"),
     # padded ids can be sampled
-    Mutant(GENERATE, "choose(with_text(model, logits)[part], ", "choose(logits[part], ",
+    Mutant(GENERATE, "choose(with_text(model, logits), ", "choose(logits, ",
            "test_generate.py::test_padded_ids_are_never_sampled"),
     # top_p leaves out the token that reaches it; top_k the last one
     Mutant(GENERATE, "p.cumsum(dim=1) - p >= top_p", "p.cumsum(dim=1) >= top_p",

@@ -298,7 +298,6 @@ BAD = {
     "--n_sense_vector=5": "n_sense_vector=5 does not divide n_embd=768: take a divisor such as 1, 2, 3, 4",
     "--learning_rate=1e-5": "min_lr=6e-05 is above learning_rate=1e-05: lower --min_lr, or keep the rate",
     "--lr_decay_iters=100": "warmup_iters=2000 is above lr_decay_iters=100",
-    "--distributed=fsdp --optimizer=muon": "cuts them into slices: take --optimizer=adamw",
     "--distributed=fsdp --dtype=float16": "distributed='fsdp' does not support",
     "--n_layers=3": "unknown setting --n_layers: did you mean n_layer?",
     "--learning-rat 1": "unknown setting --learning_rat: did you mean learning_rate?",

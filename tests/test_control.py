@@ -37,6 +37,7 @@ from nanobackpack.analysis.control import (
 from nanobackpack.commands import sample
 from nanobackpack.model.edits import Edit, TextSoFar
 from nanobackpack.model.layouts import NANO, export_state
+from nanobackpack.model.texts import Row, grow
 from nanobackpack.runtime import seed_of
 from nanobackpack.text.tokenizer import Tokenizer, make_tokenizer
 from nanobackpack.train.checkpoint import save_model
@@ -253,6 +254,15 @@ def test_rows_and_samples_do_not_mix(edits: Callable[..., tuple[Edit, ...]]):
     together = model.generate(TEXT[:, :5], 15, temperature=0, edits=some)
     for row, prompt in zip(together, TEXT[:, :5], strict=True):
         assert torch.equal(model.generate(prompt[None], 15, temperature=0, edits=some)[0], row)
+    # And prompts of different lengths, some of which come to fill the window of 12.
+    rows = [Row(TEXT[1, :3].tolist()), Row(TEXT[0, :8].tolist()), Row([1]), Row(TEXT[0].tolist())]
+    copies = [Row(row.prompt) for row in rows]
+    for group in (rows, *([row] for row in copies)):
+        for _ in grow(model, group, 15, temperature=0, edits=some, log_p=True):
+            pass
+    for row, alone in zip(rows, copies, strict=True):
+        assert row.new == alone.new
+        assert row.log_p == pytest.approx(alone.log_p, abs=1e-5)
     one = TEXT[:1, :5]
     expanded = model.generate(one.expand(4, -1), 15, 2.0, generator=draws(3), edits=some)
     assert torch.equal(expanded, model.generate(one.repeat(4, 1), 15, 2.0, generator=draws(3), edits=some))

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from nanobackpack.config import SampleConfig, TrainConfig
 from nanobackpack.errors import InputError
 from nanobackpack.model.generate import choose
 from nanobackpack.runtime import pick_device
-from nanobackpack.train import checkpoint, resume
+from nanobackpack.train import checkpoint, optim, resume
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.trainer import Trainer, train
 
@@ -85,12 +86,31 @@ def torchrun(*command: str, n: int = 2, **env: str) -> tuple[int, str, str]:
     return result(launch(["--standalone", f"--nproc_per_node={n}"], list(command), **env))
 
 
-def train_on(config: TrainConfig, n: int = 2) -> str:
+def train_on(config: TrainConfig, n: int = 2, before: Callable[[], None] | None = None) -> str:
     """Train on n processes; returns what they print."""
-    status, printed = Job(config, n=n).result()
+    status, printed = Job(config, n=n, before=before).result()
     assert status == 0, printed
     assert "error" not in printed
     return printed
+
+
+def check_muon() -> None:
+    """Each process shall make some of the matrices orthogonal, whole; in float32 whatever the processor."""
+    optim._fast_dtype = in_float32
+    orthogonalize = optim.orthogonalize
+
+    def some(matrices: Any) -> Any:
+        own = matrices.to_local().shape
+        assert own[0] < matrices.shape[0]
+        assert own[1:] == matrices.shape[1:]
+        return orthogonalize(matrices)
+
+    optim.orthogonalize = some
+
+
+def in_float32(device: torch.device) -> torch.dtype:
+    """How Muon computes where runs are compared: bfloat16 magnifies what another order of sums makes."""
+    return torch.float32
 
 
 def assert_equal_losses(a: Path, b: Path) -> None:
@@ -137,6 +157,19 @@ def test_every_model(data: Path, tmp_path: Path, distributed: str, changes: dict
     shared = SHORT | changes | {"distributed": distributed, "gradient_accumulation_steps": 2}
     train_on(tiny(data, tmp_path / "two", **shared))
     assert_equal_losses(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_muon_on_uneven_slices(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes have 6, 6 and 4 rows of a matrix of 16."""
+    monkeypatch.setattr(optim, "_fast_dtype", in_float32)
+    muon = SHORT | {"optimizer": "muon", "context_network": "modern"}
+    train(tiny(data, tmp_path / "one", **muon, gradient_accumulation_steps=6))
+    shared = muon | {"distributed": "fsdp", "gradient_accumulation_steps": 2}
+    train_on(tiny(data, tmp_path / "three", **shared), n=3, before=check_muon)
+    assert_equal_losses(tmp_path / "one", tmp_path / "three")
+    ours, one = saved(tmp_path / "three")["model"], saved(tmp_path / "one")["model"]
+    assert max(float((ours[k] - one[k]).abs().max()) for k in one) < 1e-5
 
 
 @pytest.mark.slow
@@ -259,17 +292,23 @@ def test_sampling_prints_the_same(
 
 
 @pytest.mark.slow
-def test_fsdp_to_one_process_and_back(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fsdp_to_one_process_and_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
     """On two sharded processes, then alone, then sharded again: as if alone all the way."""
-    alone, shared = (STEPS | {"gradient_accumulation_steps": n} for n in (6, 3))
+    monkeypatch.setattr(optim, "_fast_dtype", in_float32)
+    before = check_muon if optimizer == "muon" else None
+    steps = STEPS | {"optimizer": optimizer}
+    alone, shared = (steps | {"gradient_accumulation_steps": n} for n in (6, 3))
     out = tmp_path / "out"
-    train_on(tiny(data, out, **shared | {"max_iters": 3}, distributed="fsdp"))
+    train_on(tiny(data, out, **shared | {"max_iters": 3}, distributed="fsdp"), before=before)
     model = nb.load_model(out)
     assert model.tokenizer is not None
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
     assert saved(out)["world_size"] == 2
     train(tiny(data, out, **alone | {"max_iters": 6}, init_from="resume"))
-    said = train_on(tiny(data, out, **shared, init_from="resume", distributed="fsdp"))
+    said = train_on(tiny(data, out, **shared, init_from="resume", distributed="fsdp"), before=before)
     assert "processes: 2 now, 1 before: sums are in another order" in said
     train(tiny(data, tmp_path / "alone", **alone))
     last, whole = (without_timings(records(folder))[-12:] for folder in (out, tmp_path / "alone"))

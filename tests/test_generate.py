@@ -87,7 +87,7 @@ def draws_of(seeds: Iterable[int]) -> list[torch.Generator]:
     [
         ("nano", {"temperature": 0}),
         ("paper-bias-inverse", {"temperature": 9.0, "stop": [3, 4, 5]}),
-        ("nano-bias-few", {"temperature": 9.0, "restart": True, "stop": [3]}),
+        ("nano", {"temperature": 3.0, "restart": True, "stop": [3]}),
         ("paper-k1-modern", {"temperature": 3.0, "repetition_penalty": 1.3, "min_p": 0.05}),
         ("gpt-bias", {"temperature": 9.0, "stop": [3]}),
     ],

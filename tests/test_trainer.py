@@ -35,6 +35,7 @@ from nanobackpack.text.tokenizer import Tokenizer
 from nanobackpack.train import checkpoint
 from nanobackpack.train.log import plot_losses, read_metrics
 from nanobackpack.train.optim import learning_rate
+from nanobackpack.train.pace import best_threads
 from nanobackpack.train.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -497,14 +498,17 @@ def test_going_on_says_what_the_learning_rate_will_be(
 
 
 class Clock:
-    """A clock that goes on by a second for each training step, and stands still otherwise."""
+    """A clock that goes on by a second for each training step, and stands still otherwise; and the numbers of
+    threads that the steps ran on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        self.threads: set[int] = set()
         step = Trainer.train_step
 
         def train_step(trainer: Trainer, lr: float) -> Tensor:
             self.now += 1
+            self.threads.add(torch.get_num_threads())
             return step(trainer, lr)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -514,7 +518,8 @@ class Clock:
 def test_a_run_ends_whole_when_its_time_is_up(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = Clock(monkeypatch)
+    clock, before = Clock(monkeypatch), torch.get_num_threads()
+    torch.set_num_threads(4)
     timed: dict[str, Any] = {"max_iters": 300, "lr_decay_iters": 300, "max_minutes": 0.2, "eval_interval": 9}
     # Ctrl-C after seven seconds; a day later the run goes on with those that are left.
     config = tiny(data, tmp_path, **timed)
@@ -534,6 +539,10 @@ def test_a_run_ends_whole_when_its_time_is_up(
     assert max(rates) > 9.5e-3
     assert last_step["lr"] < 1.7e-3
     assert rates[2:] == sorted(rates[2:], reverse=True)
+    # Short of time, it tried other numbers of threads; they are what they were again.
+    assert clock.threads == {1, 2, 4}
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(before)
     # Again the same: no time is left.
     assert train(tiny(data, tmp_path, **timed, init_from="resume")) == 0
     assert "no time is left" in capsys.readouterr().out
@@ -547,6 +556,25 @@ def test_a_run_with_time_enough_learns_as_without_limit(
         config = tiny(data, tmp_path / out, lr_decay_iters=5, eval_interval=9, max_minutes=limit)
         assert train(config) == 0
     assert identical(learned(tmp_path / "free"), learned(tmp_path / "timed"))
+
+
+def test_the_fastest_number_of_threads_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are tried in turns; the best stays until its time is over; then all are tried again."""
+    now = [0.0]
+    monkeypatch.setattr("nanobackpack.train.pace.time", mock.Mock(monotonic=lambda: now[0]))
+    for times, best in (({1: 3.0, 2: 2.0, 5: 4.0}, 2), ({1: 3.0, 2: 5.0, 5: 4.0}, 1)):
+        numbers = best_threads(5)
+        tried = [next(numbers)]
+        for i in range(23):
+            tried.append(numbers.send(times[tried[-1]] * (9 if i == 2 else 1)))  # one step was slow by chance
+        assert tried == [n for n in (1, 2, 5, 1, 2, 5) for _ in range(4)]
+        kept = [numbers.send(times[tried[-1]])]
+        for _ in range(10):
+            now[0] += 1
+            kept.append(numbers.send(1.0))
+        assert set(kept) == {best}
+        now[0] += 10
+        assert [numbers.send(1.0) for _ in range(5)] == [1, 1, 1, 1, 2]
 
 
 def test_a_run_in_a_thread_needs_no_signals(data: Path, tmp_path: Path) -> None:

@@ -108,8 +108,9 @@ class Attention(nn.Module):
         k, v = kv.unbind(1)  # (B, H, S, D/H)
         dropout = self.dropout if self.training else 0.0
         # A single query sees every cached key; several start from an empty cache and need the causal mask.
-        causal = k.size(2) == T
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=self.scale)
+        mask = cache.mask if cache else None
+        causal = mask is None and k.size(2) == T
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
         return self.drop(y) if self.training else y  # a call for each block and token: worth sparing
 
@@ -165,9 +166,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) token embeddings → (B, T, D); with a cache, x continues what the cache holds."""
-        start = 0 if cache is None else cache.length
         if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + x.size(1)]
+            x = x + self.wpe.weight[cache.positions if cache else slice(x.size(1))]
         x = self.drop(x)
         for block in self.h:
             if self.recompute and torch.is_grad_enabled():
@@ -397,7 +397,8 @@ class GPT(LanguageModel):
 
     @any_length()
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        e = cache.edits.edit_inputs(input_ids, self.wte(input_ids))  # (B, T, D)
+        ids = cache.enter(input_ids)
+        e = cache.edits.edit_inputs(ids, self.wte(ids))  # (B, T, D)
         h = self.context(e, cache)[:, -1]  # (B, D)
         cache.length += input_ids.size(1)
         return linear(h, self.wte.weight).float()  # (B, V)
@@ -481,22 +482,27 @@ class BackpackLM(LanguageModel):
 
     @any_length()
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        h = self.context(self.wte(input_ids), cache)  # (B, T, D)
+        ids = cache.enter(input_ids)
+        h = self.context(self.wte(ids), cache)  # (B, T, D)
         q, k = self.alpha.queries_and_keys(h, cache.length)  # (B, K, T, D/K)
         k = cache.append("alpha", k)  # (B, K, S, D/K)
-        ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
-        # Only the last position predicts, and it sees all S: no mask.
-        alpha = (q[:, :, -1:] @ k.mT).float().softmax(dim=3)  # (B, K, 1, S)
+        # Only the last position predicts, and it sees all S, or all of its row.
+        alpha = (q[:, :, -1:] @ k.mT).float()  # (B, K, 1, S)
+        if cache.mask is not None:
+            alpha = alpha.masked_fill(~cache.mask[:, :, -1:], -math.inf)
+        alpha = alpha.softmax(dim=3)
         if cache.table is not None:
             # Positions of the same token share its senses: add up their weights, then one product does.
+            ids = cache.append("ids", ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
             weight = alpha.new_zeros(*alpha.shape[:2], self.config.vocab_size)  # (B, K, V)
             weight.scatter_add_(2, ids[:, None].expand_as(alpha[:, :, 0]), alpha[:, :, 0])
             logits = weight.flatten(1).to(h.dtype) @ cache.table  # (B, V)
         else:
             assert cache.sense_memory is not None
-            new = cache.sense_memory(input_ids).transpose(1, 2)  # (B, K, T, D)
+            new = cache.sense_memory(ids).transpose(1, 2)  # (B, K, T, D)
             senses = cache.append("token senses", new)  # (B, K, S, D)
             if cache.edits.on_alpha:
+                ids = cache.append("ids", input_ids[:, None, :, None])[:, 0, :, 0]  # (B, S)
                 alpha = cache.edits.edit_alpha(alpha, TextSoFar(ids, senses, self.wte.weight, cache))
             o = (alpha.to(senses.dtype) @ senses).sum(dim=1)[:, 0]  # (B, D)
             logits = linear(o, self.wte.weight)  # (B, V)

@@ -177,7 +177,7 @@ class Edits:
 class TextSoFar:
     """What an edit of α may know of a text, up to the last of its S positions."""
 
-    ids: Tensor  # (B, S)
+    ids: Tensor  # (B, S); -1 where a row of a batch has not begun, whose α is 0
     senses: Tensor  # (B, K, S, D)
     embedding: Tensor  # E (V, D)
     cache: Any = None  # generate.KVCache: then only the last row is wanted, of a prompt, then token by token
@@ -196,7 +196,9 @@ class TextSoFar:
             return _positive_scores(e[:, None], c).cumsum(dim=2)  # (B, K, N = S, S)
 
         # With a cache it keeps the embeddings and the support of the last row, one number per sense.
-        e = cache.append("embeddings", self.embedding[self.ids[:, cache.length :]])  # (B, S, D)
+        new_ids = self.ids[:, cache.length :, None]  # (B, T, 1)
+        e = self.embedding[new_ids[..., 0]].masked_fill(new_ids < 0, 0)  # (B, T, D)
+        e = cache.append("embeddings", e)  # (B, S, D)
         if cache.length == 0:
             # The prompt: sum over all its tokens, one sense at a time, as only the sums are needed.
             sums = [_positive_scores(e, sense).sum(dim=1) for sense in c.unbind(1)]  # K of (B, S)
@@ -350,7 +352,7 @@ class TopicControl(AlphaEdit):
 
     def factors(self, text: TextSoFar) -> Tensor:
         """What the weights are multiplied by, (B, K, N, S)."""
-        j = torch.arange(text.ids.size(1), device=text.ids.device)  # (S)
+        j = (text.ids >= 0).cumsum(dim=1)[:, None, None] - 1  # (B, 1, 1, S)
         annealing = (6 - self.f * text.support).sigmoid() * (1 + j / 100)  # (B, K, N, S)
         delta = self.delta[text.ids].transpose(1, 2)[:, :, None]  # (B, K, 1, S)
         return 1 + annealing * (delta - 1)

@@ -38,14 +38,36 @@ class KVCache:
     α's keys and the positions' senses. `length` is the number of positions filled; the model advances it
     once per forward pass. What a Backpack knows of its tokens (`table`, `sense_memory`) does not depend on
     positions and survives `clear`. All of it holds under the `edits` that the cache was made for.
+
+    Rows may begin apart: shorter ones are filled up on the left, with -1 in place of ids. Then `mask` says
+    what each new position sees, and `positions` which positions of their own texts the new ones are.
     """
 
     table: Tensor | None = None  # (K·V, V): the logits of all senses, where V is small
     sense_memory: SenseMemory | None = None
+    begin: Tensor | None = None  # (B) where each row begins; None: all at once
+    mask: Tensor | None = None  # (B, 1, T, S) for this pass; None: each position sees all up to itself
+    positions: slice | Tensor  # of this pass: (B, T)
 
     def __init__(self, capacity: int, edits: Edits) -> None:
         self.slots: dict[str, Tensor] = {}
         self.capacity, self.length, self.edits = capacity, 0, edits
+
+    def enter(self, ids: Tensor) -> Tensor:
+        """Begin a pass over ids (B, T): find out what is seen, and return ids that can be looked up."""
+        start, end = self.length, self.length + ids.size(1)
+        if start == 0:
+            missing = (ids < 0).sum(dim=1)  # (B)
+            self.begin, self.mask = (missing if missing.any() else None), None
+        if self.begin is None:
+            self.positions = slice(start, end)
+            return ids
+        at = torch.arange(end, device=ids.device)  # (S)
+        self.positions = (at[start:] - self.begin[:, None]).clamp(min=0)  # (B, T)
+        row, begin = at[start:, None], self.begin[:, None, None, None]  # (T, 1), (B, 1, 1, 1)
+        # What fills up a row may see itself: nobody looks at it, but a softmax over nothing is no number.
+        self.mask = (at <= row) & ((at >= begin) | (row < begin))  # (B, 1, T, S)
+        return ids.clamp(min=0)
 
     def append(self, slot: str, new: Tensor) -> Tensor:
         """Store new (B, ..., T, *) after what the slot has; return all of it, (B, ..., length + T, *)."""
@@ -68,6 +90,7 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Go on from these sequences (N), each once or more often."""
         self.slots = {slot: t[rows] for slot, t in self.slots.items()}
+        self.begin = None if self.begin is None else self.begin[rows]
 
 
 class SenseMemory:
@@ -142,9 +165,8 @@ def stream(
 
     `settings`: restart; what `choose` takes, temperature, top_k, top_p, min_p, repetition_penalty, generator;
     and for rows that begin or end apart (texts.py): `lengths` (B) of the prompts, which are filled up on the
-    right, `ended`, a set to which rows that shall end are added while this goes on, and `log_p`, a list that
-    gets the log-probabilities of the ids of each step. The id of a row that still reads its prompt, or has
-    ended, is -1, and has none.
+    left, `ended`, a set to which rows that shall end are added while this goes on, and `log_p`, a list that
+    gets the log-probabilities of the ids of each step. The id of a row that has ended is -1, and has none.
 
     `edits`, and those in force when this is called, hold for this generation; what they read of the text is
     the window. There is no dropout, whatever the mode of the model.
@@ -171,48 +193,46 @@ def _stream(
     check_ids(ids, model.config.vocab_size)  # of any length: one too long is cut
     size = model.config.block_size
     ids = ids[:, -size:]  # (B, T)
-    B, T = ids.shape
+    (B, T), device = ids.shape, ids.device
     if isinstance(generator, list) and len(generator) != B:
         raise ValueError(f"generator has {len(generator)} generators, but there are {B} rows: give one a row")
-    lengths = lengths or [T] * B
+    if lengths and min(lengths) < T:
+        missing = T - torch.tensor(lengths, device=device)[:, None]  # (B, 1)
+        ids = ids.masked_fill(torch.arange(T, device=device) < missing, -1)
     rows = list(range(B))  # those that still grow: N of B
     cache = model.new_cache(edits, T + max_new_tokens)
-    window = ids[:, : min(lengths)]  # (N, T): the text that the model may see
+    window = ids  # (N, T): the text that the model may see, -1 where a row has not begun
     new = window  # what of it is not in the cache yet: at first all
     seen = None  # (N, V) which ids each text has, where they are to be penalised
     if choice.get("repetition_penalty", 1) != 1:
-        seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=ids.device)
-        seen.scatter_(1, ids, True)
-    for position in range(window.size(1), T + max_new_tokens):
-        if cache.length == size:  # the context is full: the window slides, or restarts
+        seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
+        seen.scatter_(1, ids.where(ids >= 0, ids[:, -1:]), True)
+    for _ in range(max_new_tokens):
+        if cache.length == size:  # the context is full: the window slides, or restarts where a row fills it
             cache.clear()
-            new = window = window[:, -max(1, size // 2) :] if restart else window[:, -size:]
+            fills = window[:, :1] >= 0  # (N, 1)
+            window = window[:, 1:]  # (N, size)
+            if restart:
+                early = torch.arange(size, device=device) < size - max(1, size // 2)
+                window = window.masked_fill(fills & early, -1)
+            new = window = window[:, int((window < 0).all(dim=0).sum()) :]  # without what no row has
         if cache.length == 0 and len(new) > 1 and new.stride(0) == 0:
             # Many samples of one prompt: read it once, then let each row go its own way.
             logits = model.next_logits(new[:1], cache).expand(len(new), -1)  # (N, V)
             cache.expand(len(new))
         else:
             logits = model.next_logits(new, cache)  # (N, V)
-        # Those whose prompt is over choose a token: F of the N rows, most often all.
-        free = [i for i, row in enumerate(rows) if lengths[row] <= position]
-        part = slice(None) if len(free) == len(rows) else free
-        if seen is not None:
-            choice["seen"] = seen[part]
-        own = [generator[rows[i]] for i in free] if isinstance(generator, list) else generator
-        chosen = choose(with_text(model, logits)[part], generator=own, **choice)  # (F)
+        own = [generator[row] for row in rows] if isinstance(generator, list) else generator
+        chosen = choose(with_text(model, logits), generator=own, seen=seen, **choice)  # (N)
         if log_p is not None:
-            log_p.append(logits.log_softmax(dim=1)[part].gather(1, chosen[:, None])[:, 0])  # (F)
+            log_p.append(logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0])  # (N)
         found = chosen
-        if len(free) < B:
+        if len(rows) < B:
             found = ids.new_full((B,), -1)
-            found[[rows[i] for i in free]] = chosen
+            found[rows] = chosen
         yield found  # (B)
-        # The others go on with their prompts.
         new = chosen[:, None]  # (N, 1)
-        if len(free) < len(rows):
-            new = ids[rows, position : position + 1]  # (N, 1)
-            new[free] = chosen[:, None]
-        window = torch.cat([window, new], dim=1)[:, -size:]  # (N, T)
+        window = torch.cat([window, new], dim=1)  # (N, T)
         if seen is not None:
             seen.scatter_(1, new, True)
         # Rows that have ended drop out.
@@ -222,7 +242,7 @@ def _stream(
         if len(keep) < len(rows):
             rows, new, window = [rows[i] for i in keep], new[keep], window[keep]
             seen = None if seen is None else seen[keep]
-            cache.select(torch.tensor(keep, device=ids.device))
+            cache.select(torch.tensor(keep, device=device))
 
 
 def with_text(model: Decodable, logits: Tensor) -> Tensor:
@@ -280,9 +300,19 @@ def choose(
         logits = logits.masked_fill(logits < math.log(min_p), -torch.inf)  # that of the likeliest is 0
     p = logits.softmax(dim=1)
     if isinstance(generator, list):
-        draws = [torch.multinomial(row, 1, generator=own) for row, own in zip(p, generator, strict=True)]
-        return torch.cat([p.new_empty(0, dtype=torch.int64), *draws])  # of no rows, too
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+        return torch.cat([draw(row[None], own) for row, own in zip(p, generator, strict=True)])
+    return draw(p, generator)
+
+
+def draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one id (B) from each row of probabilities p (B, V)."""
+    if p.device.type != "cpu":
+        return torch.multinomial(p, 1, generator=generator)[:, 0]
+    # Add the probabilities up until the sum passes a random number. torch.multinomial draws a number for each
+    # id instead: with a large vocabulary a CPU takes longer for that than for a tenth of the model.
+    sums = p.double().cumsum(dim=1)  # (B, V)
+    passed = torch.rand(len(p), 1, dtype=torch.float64, generator=generator) * sums[:, -1:]  # (B, 1)
+    return torch.searchsorted(sums, passed, right=True)[:, 0]
 
 
 @torch.inference_mode()

@@ -4,8 +4,8 @@
     rows = [Row(tokenizer.prompt_ids(text)) for text in texts]
     for _ in grow(model, rows, 100, stop=[tokenizer.eos_id]): ...        # look at rows[0].text(tokenizer)
 
-A row becomes what it would become alone, token for token. Prompts are not padded on the left, since positions
-are learned: all begin at the first one, and a longer prompt goes on with its own tokens while others grow.
+A row becomes what it would become alone, token for token: what fills up shorter prompts is not seen, and
+positions count from where each row begins.
 Letters: B rows, T positions.
 """
 
@@ -116,7 +116,7 @@ def grow(
     if prompts.count(prompts[0]) == len(prompts):
         ids = torch.tensor(prompts[:1], device=device).expand(len(rows), -1)  # (B, T): read only once
     else:
-        ids = torch.tensor([p + p[-1:] * (T - len(p)) for p in prompts], device=device)  # (B, T)
+        ids = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=device)  # (B, T)
     texts = [text for text in stop if isinstance(text, str)]
     ended: set[int] = set()
     scores: list[Tensor] | None = [] if log_p else None

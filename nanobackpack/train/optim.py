@@ -74,7 +74,11 @@ class Muon(torch.optim.AdamW):
         return super().step(closure)  # AdamW's step, of the parameters that still have a gradient
 
     def _orthogonal_steps(self, group: dict[str, Any]) -> None:
-        """Step all weights of a group."""
+        """Step all weights of a group.
+
+        With FSDP a process has some rows of each weight. They are exchanged for columns, so that the rows can
+        be cut into matrices, and these for some of the matrices, whole. Their steps go back the same way.
+        """
         # First bring the momentum of each weight up to date and cut it into its matrices. They are turned so
         # that rows ≤ columns, which is cheapest, and collected by shape, to be computed in one batch.
         same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # (weight, its matrices)
@@ -87,19 +91,29 @@ class Muon(torch.optim.AdamW):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
             ahead = p.grad.lerp_(state["momentum"], self.momentum)  # Nesterov: look one step ahead
-            matrices = ahead.view(n_matrices, -1, p.size(1))  # (n_matrices, rows, columns)
+            matrices = _spread(ahead, 1).view(n_matrices, -1, p.size(1))  # (n_matrices, rows, columns)
             if matrices.size(1) > matrices.size(2):
                 matrices = matrices.mT  # (n_matrices, columns, rows)
             same_shape.setdefault(matrices.shape[1:], []).append((p, matrices))
             p.grad = None  # AdamW skips parameters without a gradient
         # Then make the matrices of each shape orthogonal, and step their weights.
         for shape, members in same_shape.items():
-            steps = orthogonalize(torch.cat([m for _, m in members]))  # (all matrices, short, long)
+            steps = orthogonalize(_spread(torch.cat([m for _, m in members]), 0))
+            steps = _spread(steps, 2)  # (all matrices, short, long)
             for (p, m), step in zip(members, steps.split([len(m) for _, m in members]), strict=True):
                 if p.size(0) // len(m) > p.size(1):
                     step = step.mT  # turned back
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(step.reshape(p.shape), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
+                p.sub_(_spread(step.reshape(p.shape), 0), alpha=group["lr"] * 0.2 * math.sqrt(shape[1]))
+
+
+def _spread(t: Tensor, dim: int) -> Tensor:
+    """Cut what FSDP spreads over the processes along another dimension; return other tensors as they are."""
+    if type(t) is Tensor:
+        return t
+    from torch.distributed.tensor import Shard
+
+    return t.redistribute(placements=[Shard(dim)])  # type: ignore[attr-defined]
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -126,15 +140,20 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def step_due(config: TrainConfig, time_used: float) -> int:
+    """Return where a run should be when that share of its time is over. The first tenth does not count, so
+    that one which started slowly, but has the time for all of its steps, is not late."""
+    return int(config.max_iters * (time_used - 0.1) / 0.9)
+
+
 def learning_rate(step: int, config: TrainConfig, time_used: float = 0.0) -> float:
     """Return the rate of a step, numbered from 0: a linear warm-up, then a decay to min_lr.
 
-    A run that is short of time takes the rate of the step where it should be by now. Its first tenth does not
-    count, so that a run which started slowly, but has the time for all of its steps, takes the usual rates.
+    A run that is short of time takes the rate of the step where it should be by now.
     """
     if not config.decay_lr:
         return config.learning_rate
-    step = max(step, int(config.max_iters * (time_used - 0.1) / 0.9))
+    step = max(step, step_due(config, time_used))
     # The first step already moves (nanoBackpackLM's has rate 0), and the peak comes at warmup_iters.
     if step < config.warmup_iters:
         return config.learning_rate * (step + 1) / (config.warmup_iters + 1)

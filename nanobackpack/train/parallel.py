@@ -18,6 +18,7 @@ docs/scaling.md says how to start them and what each costs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -128,6 +129,8 @@ class Processes:
 
         # It warns of in-place operations on what the sense network returns: there are none.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+        # And that gloo gathers slices where Muon exchanges them: only NCCL saves memory there.
+        logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         # Weights go to the device block by block, so that the whole never lies on it. What is gathered at
         # once is also what is compiled at once.

@@ -44,7 +44,8 @@ from nanobackpack.text.data import open_data
 from nanobackpack.text.meta import SPLITS
 from nanobackpack.train.checkpoint import BEST, GO_ON, LAST, BackgroundWriter, tokenizer_entries
 from nanobackpack.train.log import Log, describe_settings, duration
-from nanobackpack.train.optim import describe_schedule, learning_rate, make_optimizer
+from nanobackpack.train.optim import describe_schedule, learning_rate, make_optimizer, step_due
+from nanobackpack.train.pace import Pace
 from nanobackpack.train.parallel import Processes, joined
 from nanobackpack.train.resume import (
     check_agreement,
@@ -135,7 +136,7 @@ class Trainer:
         self.introduce()
         start_s = time.perf_counter()
         self.start_timing()
-        with self.stop, contextlib.closing(log), self.writer:
+        with self.stop, contextlib.closing(log), self.writer, contextlib.closing(Pace()) as pace:
             try:
                 while (
                     not config.eval_only and self.step < config.max_iters and (used := self.time_used()) < 1
@@ -145,8 +146,10 @@ class Trainer:
                         self.save_and_evaluate()
                         self.start_timing()
 
-                    # One step: forward, backward, update.
-                    loss = self.train_step(learning_rate(self.step, config, used))
+                    # One step: forward, backward, update. A run that is late tries how many threads are best.
+                    late = self.device.type == "cpu" and step_due(config, used) > self.step
+                    with pace.step() if late else contextlib.nullcontext():
+                        loss = self.train_step(learning_rate(self.step, config, used))
                     self.step += 1
                     log.advance()
 
