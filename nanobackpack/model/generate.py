@@ -67,7 +67,7 @@ class KVCache:
         row, begin = at[start:, None], self.begin[:, None, None, None]  # (T, 1), (B, 1, 1, 1)
         # What fills up a row may see itself: nobody looks at it, but a softmax over nothing is no number.
         self.mask = (at <= row) & ((at >= begin) | (row < begin))  # (B, 1, T, S)
-        return ids.clamp(min=0)
+        return ids.where(ids >= 0, ids[:, -1:])  # (B, T): some token that the row has anyway
 
     def append(self, slot: str, new: Tensor) -> Tensor:
         """Store new (B, ..., T, *) after what the slot has; return all of it, (B, ..., length + T, *)."""
