@@ -165,8 +165,6 @@ def plain_generate(
             if top_k is not None:
                 least = logits.sort(dim=1, descending=True).values[:, :top_k][:, -1:]  # (B, 1)
                 logits = logits.masked_fill(logits < least, float("-inf"))
-            p = logits.softmax(dim=1).double()  # (B, V)
-            drawn = torch.rand(len(p), 1, dtype=torch.float64, generator=generator)  # (B, 1)
-            new = (p.cumsum(dim=1) <= drawn * p.sum(dim=1, keepdim=True)).sum(dim=1, keepdim=True)  # (B, 1)
+            new = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)  # (B, 1)
         ids = torch.cat([ids, new], dim=1)
     return ids

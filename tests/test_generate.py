@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nanobackpack.errors import InputError
 from nanobackpack.model.backpack import BackpackLM
+from nanobackpack.model.edits import ScaleSense
 from nanobackpack.model.generate import choose, stream
 from nanobackpack.text.tokenizer import Tokenizer
 
@@ -108,6 +109,14 @@ def test_prompts_of_any_lengths_grow_as_alone(kind: str, choice: dict[str, Any])
     assert "stop" not in choice or len(set(map(len, new))) > 2
     rows = model.generate([torch.tensor(p) for p in prompts], 20, **choice, generator=draws_of(range(7)))
     assert [row.tolist() for row in rows] == together
+
+
+def test_what_fills_up_a_row_is_none_of_its_tokens():
+    """A token that is in no prompt may have senses without end."""
+    model = tiny_model()
+    prompts, choice = [[1, 2, 3], [4, 5, 6, 7, 8]], {"temperature": 0, "edits": ScaleSense((0,), 3e38)}
+    together = model.generate(prompts, 5, **choice)
+    assert together == [model.generate([prompt], 5, **choice)[0] for prompt in prompts]
 
 
 def test_a_batch_that_stops_keeps_its_shape():

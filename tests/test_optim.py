@@ -106,7 +106,7 @@ def plain_orthogonalize(matrix: Tensor) -> Tensor:
     return U @ S.diag() @ Vh
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 40), (2, 40, 5), (4, 1, 7)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 40), (2, 40, 5), (4, 1, 7), (2, 64, 200)])
 def test_orthogonalize_is_the_polynomial_of_the_singular_values(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

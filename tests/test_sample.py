@@ -230,7 +230,7 @@ def test_several_prompts_are_sampled_as_alone(verb: Verb, monkeypatch: pytest.Mo
     flags = ["--num_samples=3", "--repetition_penalty=1.2", "--min_p=0.001", "--temperature=3"]
     together = sampled(verb, "--prompts=a.txt", *flags)
     assert [sample["prompt"] for sample in together] == [p for p in prompts for _ in range(3)]
-    assert len({len(sample["ids"]) for sample in together}) > 2
+    assert len({len(sample["ids"]) for sample in together}) > 3
     alone = [s for prompt in prompts for s in sampled(verb, f"--start={prompt}", "--special=plain", *flags)]
     for one, other in zip(together, alone, strict=True):
         assert one.pop("logprobs") == pytest.approx(other.pop("logprobs"), abs=1e-4)

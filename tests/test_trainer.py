@@ -518,8 +518,7 @@ class Clock:
 def test_a_run_ends_whole_when_its_time_is_up(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock, before = Clock(monkeypatch), torch.get_num_threads()
-    torch.set_num_threads(4)
+    clock = Clock(monkeypatch)
     timed: dict[str, Any] = {"max_iters": 300, "lr_decay_iters": 300, "max_minutes": 0.2, "eval_interval": 9}
     # Ctrl-C after seven seconds; a day later the run goes on with those that are left.
     config = tiny(data, tmp_path, **timed)
@@ -539,10 +538,6 @@ def test_a_run_ends_whole_when_its_time_is_up(
     assert max(rates) > 9.5e-3
     assert last_step["lr"] < 1.7e-3
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    # Short of time, it tried other numbers of threads; they are what they were again.
-    assert clock.threads == {1, 2, 4}
-    assert torch.get_num_threads() == 4
-    torch.set_num_threads(before)
     # Again the same: no time is left.
     assert train(tiny(data, tmp_path, **timed, init_from="resume")) == 0
     assert "no time is left" in capsys.readouterr().out
@@ -558,23 +553,49 @@ def test_a_run_with_time_enough_learns_as_without_limit(
     assert identical(learned(tmp_path / "free"), learned(tmp_path / "timed"))
 
 
-def test_the_fastest_number_of_threads_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are tried in turns; the best stays until its time is over; then all are tried again."""
-    now = [0.0]
-    monkeypatch.setattr("nanobackpack.train.pace.time", mock.Mock(monotonic=lambda: now[0]))
-    for times, best in (({1: 3.0, 2: 2.0, 5: 4.0}, 2), ({1: 3.0, 2: 5.0, 5: 4.0}, 1)):
-        numbers = best_threads(5)
-        tried = [next(numbers)]
-        for i in range(23):
-            tried.append(numbers.send(times[tried[-1]] * (9 if i == 2 else 1)))  # one step was slow by chance
-        assert tried == [n for n in (1, 2, 5, 1, 2, 5) for _ in range(4)]
-        kept = [numbers.send(times[tried[-1]])]
-        for _ in range(10):
-            now[0] += 1
-            kept.append(numbers.send(1.0))
-        assert set(kept) == {best}
-        now[0] += 10
-        assert [numbers.send(1.0) for _ in range(5)] == [1, 1, 1, 1, 2]
+@pytest.mark.parametrize(("compiled", "tried"), [(False, {2, 4}), (True, {4})])
+def test_a_late_run_tries_how_many_threads_are_best(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, tried: set[int]
+) -> None:
+    """And then has as many as before. Code that is compiled would have to be compiled for each number."""
+    clock, before = Clock(monkeypatch), torch.get_num_threads()
+    trainer = Trainer(tiny(data, tmp_path, max_iters=300, lr_decay_iters=300, max_minutes=0.2))
+    trainer.is_compiled = compiled
+    try:
+        torch.set_num_threads(4)
+        assert trainer.run() == 0
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert clock.threads == tried
+
+
+def paced(seconds: dict[int, float], n: int) -> list[int]:
+    """On how many threads n steps run that take so many seconds on each number of them."""
+    numbers = best_threads(max(seconds))
+    tried = [next(numbers)]
+    while len(tried) < n:
+        slow = 9 if len(tried) == 3 else 1  # one step was slow by chance
+        tried.append(numbers.send(seconds[tried[-1]] * slow))
+    return tried
+
+
+def test_the_fastest_number_of_threads_is_kept_for_a_while() -> None:
+    """Half as many are tried in turns; the best stays for a while; then all is tried again."""
+    for seconds, trials, best in (
+        ({5: 4.0, 2: 2.0, 1: 3.0}, (5, 2, 5, 2, 2, 1, 2, 1), 2),
+        ({5: 4.0, 2: 5.0, 1: 3.0}, (5, 2, 5, 2), 5),
+        ({5: 4.0, 2: 3.0, 1: 2.0}, (5, 2, 5, 2, 2, 1, 2, 1), 1),
+        ({1: 1.0}, (), 1),
+    ):
+        first = [n for n in trials for _ in range(4)]
+        assert paced(seconds, len(first) + 205) == first + [best] * 200 + (first or [best] * 5)[:5]
+
+
+def test_trying_threads_costs_little() -> None:
+    """However slow the steps are, and however much slower with fewer threads."""
+    seconds = {n: 6400.0 / n for n in (64, 32, 1)}
+    assert sum(seconds[n] for n in paced(seconds, 216)) < 1.05 * 216 * seconds[64]
 
 
 def test_a_run_in_a_thread_needs_no_signals(data: Path, tmp_path: Path) -> None:

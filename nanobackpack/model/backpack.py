@@ -108,6 +108,7 @@ class Attention(nn.Module):
         k, v = kv.unbind(1)  # (B, H, S, D/H)
         dropout = self.dropout if self.training else 0.0
         # A single query sees every cached key; several start from an empty cache and need the causal mask.
+        # Where rows begin apart, the cache has a mask for both.
         mask = cache.mask if cache else None
         causal = mask is None and k.size(2) == T
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)

@@ -179,9 +179,11 @@ def sense_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float = 0
         return sense_sum_plain(q, k, C.float(), where, dropout).to(q.dtype)
     # The seed of dropout is drawn here, from torch's generator, so that backward can draw the same masks.
     seed = torch.randint(1 << 62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    # In one piece each, as every tile reads them again; they come as parts of one tensor.
+    q, k, C = q.contiguous(), k.contiguous(), C.to(q.dtype)
     # Only gradients and the compiler need an operator, and to call one torch imports the compiler: a second.
     need_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return (_sense_sum if need_operator else _tiled_sum)(q, k, C.to(q.dtype), where, dropout, seed)
+    return (_sense_sum if need_operator else _tiled_sum)(q, k, C, where, dropout, seed)
 
 
 class _Tile(NamedTuple):
@@ -238,7 +240,7 @@ def _tiled_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, s
     table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a tile's senses are rows of it
     o = q.new_empty(B, T, W)
     for tile in _tiles(q):
-        senses = table[tile.sense_rows(where, K, U)].flatten(1, 2)  # (b, K·S, W)
+        senses = F.embedding(tile.sense_rows(where, K, U), table).flatten(1, 2)  # (b, K·S, W)
         alpha = tile.alpha(q, k)  # (b, K, n, S)
         if dropout:
             alpha *= tile.dropout_mask(alpha, dropout, seed)
@@ -258,12 +260,13 @@ def _sense_sum_backward(
     """Gradients of q, k and C from that of o, (B, T, W)."""
     K, (U, _, W) = q.size(1), C.shape
     table = C.transpose(0, 1).reshape(K * U, W)
-    dq, dk = q.new_empty(q.shape), torch.zeros(k.shape, device=k.device)
+    # (B, K, D/K, T) each: products of D/K rows are faster than of D/K columns.
+    dq, dk = q.new_empty(q.mT.shape), torch.zeros(k.mT.shape, device=k.device)
     dtable = torch.zeros(K * U, W, device=q.device)
     for tile in _tiles(q):
         # What the forward pass had of this tile, computed again.
         rows = tile.sense_rows(where, K, U)  # (b, K, S)
-        senses = table[rows].flatten(1, 2)  # (b, K·S, W)
+        senses = F.embedding(rows, table).flatten(1, 2)  # (b, K·S, W)
         alpha = tile.alpha(q, k)  # (b, K, n, S)
         g = grad[tile.b, tile.queries]  # (b, n, W)
         # o = weights · senses, so dweights = g · sensesᵀ and dsenses = weightsᵀ · g.
@@ -277,10 +280,10 @@ def _sense_sum_backward(
         dtable.index_add_(0, rows.flatten(), _bmm(weights.mT, g).flatten(0, 1).float())
         # Through the softmax, ds_j = α_j (dα_j - Σ_j' α_j' dα_j'), to the scores q · k.
         ds = torch.ops.aten._softmax_backward_data(dalpha, alpha, 3, alpha.dtype).to(q.dtype)
-        dq[tile.b, :, tile.queries] = ds @ k[tile.b, :, tile.keys]
-        dk[tile.b, :, tile.keys] += ds.mT @ q[tile.b, :, tile.queries]
+        dq[tile.b, ..., tile.queries] = k[tile.b, :, tile.keys].mT @ ds.mT
+        dk[tile.b, ..., tile.keys] += q[tile.b, :, tile.queries].mT @ ds
     dC = dtable.view(K, U, W).transpose(0, 1).to(C.dtype).contiguous()  # (U, K, W)
-    return dq, dk.to(k.dtype), dC
+    return dq.mT, dk.mT.to(k.dtype), dC
 
 
 @_sense_sum.register_fake
@@ -292,7 +295,7 @@ def _(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tens
 def _(
     grad: Tensor, q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), C.new_empty(C.shape)
+    return q.new_empty(q.mT.shape).mT, k.new_empty(k.mT.shape).mT, C.new_empty(C.shape)
 
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -375,6 +378,7 @@ def _(h: Tensor, embedding: Tensor, targets: Tensor, need_grad: bool) -> tuple[T
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)  # else backward fills zeros of the size of E
 
 
 def _loss_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:

@@ -131,7 +131,7 @@ def grow(
             row.log_p += own[:1]
             own = own[1:]
             row.end = token if token in stop else _text_end(model, row, texts)
-            if row.end is not None or len(row.new) == max_new_tokens:
+            if row.end is not None:
                 ended.add(i)
         yield
 

@@ -18,22 +18,24 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-TURN, TRUST_S = 4, 15.0  # steps with one number of threads before the next, and how long the best one is kept
+TURN, TRUST = 4, 200  # steps with one number of threads before the next, and how many keep the best one
 
 
 def best_threads(most: int) -> Generator[int, float, None]:
     """Yield the number of threads for each step, from 1 to `most`; it is sent the seconds the step took."""
-    some = sorted({1, max(1, most // 2), most})
     while True:
-        # Try each number twice, in turns, since the other programs come and go.
-        seconds: dict[int, list[float]] = {n: [] for n in some}
-        for n in some * 2:
-            for _ in range(TURN):
-                seconds[n].append((yield n))
-        best = min(some, key=lambda n: statistics.median(seconds[n]))
-        # Trust the result for a while.
-        end = time.monotonic() + TRUST_S
-        while time.monotonic() < end:
+        # Are half as many faster? Take each twice, in turns, since the other programs come and go.
+        best, half = most, most // 2
+        while half:
+            seconds: dict[int, list[float]] = {best: [], half: []}
+            for n in (best, half) * 2:
+                for _ in range(TURN):
+                    seconds[n].append((yield n))
+            if statistics.median(seconds[half]) > statistics.median(seconds[best]):
+                break
+            best, half = half, half // 2
+        # Trust the result for a while: far longer than it took, even if half as many are half as fast.
+        for _ in range(TRUST):
             yield best
 
 

@@ -146,9 +146,11 @@ class Trainer:
                         self.save_and_evaluate()
                         self.start_timing()
 
-                    # One step: forward, backward, update. A run that is late tries how many threads are best.
-                    late = self.device.type == "cpu" and step_due(config, used) > self.step
-                    with pace.step() if late else contextlib.nullcontext():
+                    # One step: forward, backward, update. A run that is late tries how many threads are best;
+                    # code that is compiled would have to be compiled for each number.
+                    late = step_due(config, used) > self.step
+                    tries = late and self.device.type == "cpu" and not self.is_compiled
+                    with pace.step() if tries else contextlib.nullcontext():
                         loss = self.train_step(learning_rate(self.step, config, used))
                     self.step += 1
                     log.advance()
