@@ -119,37 +119,19 @@ def _spread(t: Tensor, dim: int) -> Tensor:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Bring all singular values of matrices (N, rows, columns) near 1: U S Vᵀ becomes about U Vᵀ.
 
-    Five Newton-Schulz steps X ← QX, Q = aI + bA + cA², A = XXᵀ, do it without a decomposition. Each applies
+    Five Newton-Schulz steps X ← aX + (bA + cA²)X, A = XXᵀ, do it without a decomposition. Each applies
     s ← as + bs³ + cs⁵ to the singular values; these coefficients bring them within 0.7 and 1.2 fast.
     """
-    if type(matrices) is not Tensor:  # FSDP's: this process has some of the matrices, whole
+    if hasattr(matrices, "to_local"):  # FSDP's: this process has some of the matrices, whole
         m: Any = matrices
-        own = _newton_schulz(m.to_local())
+        own = orthogonalize(m.to_local())
         return type(m).from_local(own, m.device_mesh, m.placements, shape=m.shape, stride=m.stride())
-    return _newton_schulz(matrices)
-
-
-def _newton_schulz(matrices: Tensor) -> Tensor:
-    """`orthogonalize`, of matrices that are all here."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(_fast_dtype(matrices.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
-    if x.size(1) < 64 or x.size(2) <= 2 * x.size(1):
-        for _ in range(5):
-            A = x @ x.mT  # (N, rows, rows): cheapest with rows ≤ columns
-            x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)  # (N, rows, columns)
-        return x.to(matrices.dtype)
-    # With many columns the products with X are dear. So take 3 steps and then 2 on A alone, which a step
-    # turns into QAQ. All 5 at once would be too rough in bfloat16.
-    I = torch.eye(x.size(1), dtype=x.dtype, device=x.device)  # noqa: E741
-    for n_steps in (3, 2):
-        A = x @ x.mT  # (N, rows, rows)
-        product = Q = torch.baddbmm(a * I + b * A, A, A, alpha=c)
-        for _ in range(n_steps - 1):
-            A = Q @ A @ Q
-            Q = torch.baddbmm(a * I + b * A, A, A, alpha=c)
-            product = Q @ product
-        x = product @ x  # (N, rows, columns)
+    for _ in range(5):
+        A = x @ x.mT  # (N, rows, rows): cheapest with rows ≤ columns
+        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)  # (N, rows, columns)
     return x.to(matrices.dtype)
 
 
