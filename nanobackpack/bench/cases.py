@@ -338,6 +338,8 @@ def profile(bench: Bench, file: Path) -> None:
 
 def plot(bench: Bench, file: Path) -> None:
     """Draw the time of a step over each of four sizes, the others unchanged."""
+    from matplotlib.ticker import LogLocator
+
     sizes = {"T": (16, 64, 256), "K": (1, 4, 16, 64), "V": (65, 512, 4096, 50304), "B": (1, 4, 16, 64)}
     bench.quick = True  # a point of a curve need not be as exact as a row
     with picture(writing(file), (9, 7)) as figure:
@@ -348,6 +350,9 @@ def plot(bench: Bench, file: Path) -> None:
             axes.set(xscale="log", yscale="log", xlabel=name, ylabel="step (ms)")
             axes.set_xticks(values, [str(value) for value in values])
             axes.set_xticks([], minor=True)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
             axes.grid(alpha=0.3)
             axes.legend()
         figure.suptitle(f"training step on {bench.device}; where not varied, {CHARS}")
