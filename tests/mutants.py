@@ -100,7 +100,7 @@ MUTANTS = [
            "test_generate.py::test_prompts_of_any_lengths_grow_as_alone"),
     # and it is a token that they may not have
     Mutant(GENERATE, "return ids.where(ids >= 0, ids[:, -1:])", "return ids.clamp(min=0)",
-           "test_generate.py::test_what_fills_up_a_row_is_none_of_its_tokens"),
+           "test_generate.py::test_what_fills_up_a_row_brings_in_no_other_token"),
     # topic control counts it in: as text that supports senses, and in how far a token stands from the start
     Mutant(EDITS, ".masked_fill(new_ids < 0, 0)", "", "test_control.py::test_rows_and_samples_do_not_mix"),
     Mutant(EDITS, "(text.ids >= 0).cumsum", "(text.ids >= -1).cumsum",

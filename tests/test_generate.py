@@ -111,7 +111,7 @@ def test_prompts_of_any_lengths_grow_as_alone(kind: str, choice: dict[str, Any])
     assert [row.tolist() for row in rows] == together
 
 
-def test_what_fills_up_a_row_is_none_of_its_tokens():
+def test_what_fills_up_a_row_brings_in_no_other_token():
     """A token that is in no prompt may have senses without end."""
     model = tiny_model()
     prompts, choice = [[1, 2, 3], [4, 5, 6, 7, 8]], {"temperature": 0, "edits": ScaleSense((0,), 3e38)}

@@ -69,6 +69,8 @@ def test_cached_equals_uncached(name: str) -> None:
     model = tiny_model(**BACKPACKS[name]).to(DEVICE)
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]], device=DEVICE)
     assert torch.equal(model.generate(prompt, 20, temperature=0), plain_generate(model, prompt, 20, 0))
+    with pytest.raises(ValueError, match="token id -1 is outside"):  # it would count as no token at all
+        model.generate(torch.tensor([[-1, 2]], device=prompt.device), 2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

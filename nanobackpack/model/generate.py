@@ -191,6 +191,7 @@ def _stream(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} must be >= 0")
     check_ids(ids, model.config.vocab_size)  # of any length: one too long is cut
+    check_range(ids.cpu(), 0, model.config.vocab_size)  # on a GPU too, once: -1 has a meaning below
     size = model.config.block_size
     ids = ids[:, -size:]  # (B, T)
     (B, T), device = ids.shape, ids.device

@@ -236,6 +236,7 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _tiled_sum(q: Tensor, k: Tensor, C: Tensor, where: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """The weighted sum (B, T, W), tile by tile."""
     (B, K, T, _), (U, _, W) = q.shape, C.shape
     table = C.transpose(0, 1).reshape(K * U, W)  # sense after sense, so that a tile's senses are rows of it
     o = q.new_empty(B, T, W)
